@@ -1,0 +1,38 @@
+# Every target sets itself up: a virtual environment in .venv, the package in editable mode, then the work.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+
+.PHONY: help install demo test check format test-lowest benchmarks clean
+help:            ## show this list
+	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+install: $(VENV)/.installed ## create .venv and install everything
+
+demo: $(VENV)/.installed ## evaluate and whiten a small model in a miniature world, offline
+	$(BIN)/st-plugins demo
+
+test: $(VENV)/.installed ## run the tests (offline, without the slow, gpu and network ones)
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed ## format, lint, types, docstrings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet st_plugins evaluation
+
+format: $(VENV)/.installed ## rewrite files in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-lowest: ## run the tests with the lowest dependency versions that pyproject.toml allows
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+clean: ## remove environments and caches
+	rm -rf .venv .venv-lowest build *.egg-info .mypy_cache .ruff_cache .pytest_cache

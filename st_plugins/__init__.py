@@ -1,0 +1,35 @@
+"""Published sentence-embedding methods as ordinary sentence-transformers parts, and an honest evaluation of them.
+
+The names below are imported on first use, so that ``import st_plugins`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from st_plugins.adapt import first_last_avg, whiten
+    from st_plugins.folding import fold
+    from st_plugins.io import load
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "first_last_avg": "st_plugins.adapt",
+    "fold": "st_plugins.folding",
+    "load": "st_plugins.io",
+    "whiten": "st_plugins.adapt",
+}
+
+__all__ = ["__version__", "first_last_avg", "fold", "load", "whiten"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'st_plugins' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,79 @@
+"""The one form in which scored sentence pairs travel through the package."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Pairs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Sentence pairs with a gold score and the sub-dataset each belongs to.
+
+    Args:
+        name: Short name, used in metric keys (``sts12``).
+        sentences1: First texts, N of them.
+        sentences2: Second texts, N of them.
+        scores: Gold scores, float64 of shape (N,), on the task's own scale.
+        subsets: Sub-dataset of each pair, N of them; empty means one subset named like the task.
+        title: Name as printed (``STS12``); defaults to ``name``.
+        source: Where the pairs came from: a file, a hub id with revision, or ``"own pairs"``.
+        warnings: Sentences for the report, such as a row count that differs from the published one.
+
+    Raises:
+        ValueError: The four columns differ in length, there is no pair, or a score is not finite.
+
+    Example:
+        >>> pairs = Pairs("toy", ["a dog", "a cat"], ["the dog", "a piano"], [4.5, 0.2])
+        >>> len(pairs), pairs.scores.dtype, pairs.subsets
+        (2, dtype('float64'), ['toy', 'toy'])
+    """
+
+    name: str
+    sentences1: list[str]
+    sentences2: list[str]
+    scores: NDArray[np.float64]
+    subsets: list[str] = field(default_factory=list)
+    title: str = ""
+    source: str = "own pairs"
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sentences1", list(self.sentences1))
+        object.__setattr__(self, "sentences2", list(self.sentences2))
+        object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64))
+        object.__setattr__(self, "title", self.title or self.name)
+        object.__setattr__(self, "subsets", list(self.subsets) or [self.name] * len(self.sentences1))
+        lengths = {
+            "sentences1": len(self.sentences1),
+            "sentences2": len(self.sentences2),
+            "scores": self.scores.size,
+            "subsets": len(self.subsets),
+        }
+        if len(set(lengths.values())) != 1 or self.scores.ndim != 1:
+            raise ValueError(f"pairs {self.name!r}: columns must have one length, got {lengths}")
+        if not self.sentences1:
+            raise ValueError(f"pairs {self.name!r}: there is no pair to score; give at least one")
+        bad = np.flatnonzero(~np.isfinite(self.scores))
+        if bad.size:
+            raise ValueError(f"pairs {self.name!r}: score of pair {bad[0]} is {self.scores[bad[0]]}; remove that row")
+        for column in ("sentences1", "sentences2"):
+            for row, text in enumerate(getattr(self, column)):
+                if not isinstance(text, str):
+                    raise TypeError(f"pairs {self.name!r}: {column}[{row}] is {text!r}; every text must be a str")
+
+    def __len__(self) -> int:
+        return len(self.sentences1)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over texts, scores and subsets, so that two results can prove they saw the same pairs."""
+        digest = hashlib.sha256()
+        for row in zip(self.subsets, map(repr, self.scores.tolist()), self.sentences1, self.sentences2, strict=True):
+            digest.update("\t".join(row).encode() + b"\n")
+        return digest.hexdigest()

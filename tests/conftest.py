@@ -1,0 +1,162 @@
+"""Tiny encoders built offline from a written vocabulary; every test gets its own copy."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    LlamaConfig,
+    LlamaModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+
+WORDS = (
+    "a the man woman boy girl dog cat child is are not was playing eating reading running sleeping guitar piano "
+    "apple book ball bread park house street in on at with and or red blue big small happy sad fast slow two three "
+    "un ##s ##ing ##ed . , ! ? \" '"
+).split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ENCODERS = ("bert", "roberta", "distilbert", "modernbert", "mpnet", "llama")
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _encoder(kind: str, vocabulary_size: int) -> torch.nn.Module:
+    shape = {
+        "vocab_size": vocabulary_size,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+    }
+    if kind == "bert":
+        return BertModel(BertConfig(**shape))
+    if kind == "roberta":
+        return RobertaModel(RobertaConfig(**shape))
+    if kind == "distilbert":
+        return DistilBertModel(
+            DistilBertConfig(
+                vocab_size=vocabulary_size, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40
+            )
+        )
+    if kind == "modernbert":
+        return ModernBertModel(
+            ModernBertConfig(
+                **shape, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, local_attention=8
+            )
+        )
+    if kind == "mpnet":
+        return MPNetModel(MPNetConfig(**shape))
+    return LlamaModel(LlamaConfig(**shape, num_key_value_heads=1, bos_token_id=2, eos_token_id=3))
+
+
+@pytest.fixture(scope="session")
+def _saved_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for kind in ENCODERS:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(kind)
+        tokenizer = _tokenizer()
+        _encoder(kind, len(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[kind] = folder
+    return folders
+
+
+@pytest.fixture(scope="session")
+def _built_models(_saved_encoders: dict[str, Path]) -> dict[str, SentenceTransformer]:
+    return {}
+
+
+@pytest.fixture
+def make_model(
+    _saved_encoders: dict[str, Path], _built_models: dict[str, SentenceTransformer]
+) -> Callable[..., SentenceTransformer]:
+    """Return a factory: ``make_model("bert", pooling_mode="mean")`` gives a fresh tiny SentenceTransformer."""
+
+    def build(kind: str = "bert", pooling_mode: str = "mean") -> SentenceTransformer:
+        key = f"{kind}/{pooling_mode}"
+        if key not in _built_models:
+            transformer = Transformer(str(_saved_encoders[kind]))
+            pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
+            _built_models[key] = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+        return copy.deepcopy(_built_models[key]).eval()
+
+    return build
+
+
+@pytest.fixture
+def model(make_model: Callable[..., SentenceTransformer]) -> SentenceTransformer:
+    """A tiny BERT with mean pooling: 16 dimensions, 2 layers, CPU."""
+    return make_model("bert")
+
+
+@pytest.fixture
+def encoder_folder(_saved_encoders: dict[str, Path]) -> Path:
+    """Folder of the tiny BERT as a plain transformers checkpoint."""
+    return _saved_encoders["bert"]
+
+
+@pytest.fixture
+def sentences() -> list[str]:
+    """Sixty different sentences over the tiny vocabulary."""
+    return [
+        f"{article} {subject} is {verb} {place} ."
+        for article in ("a", "the")
+        for subject in ("man", "woman", "big dog", "small cat", "happy child")
+        for verb in ("playing guitar", "eating bread", "reading")
+        for place in ("in the park", "at the house")
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> Iterator[None]:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - third-party code may draw from the global state
+    torch.manual_seed(0)
+    yield
