@@ -1,0 +1,433 @@
+"""``st-plugins``: argument parsing only; each command calls public functions of the package."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="st-plugins",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Tell the truth about a sentence-embedding model, and improve it.",
+)
+_state = {"debug": False}
+
+
+class Dtype(str, Enum):
+    """Precision of the model's weights."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+ModelArgument = Annotated[str, typer.Argument(help="A model folder or a Hugging Face model id.")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Folder with the STS data.", envvar="ST_PLUGINS_DATA", show_default=False)
+]
+TasksOption = Annotated[str, typer.Option(help="'en', 'zh', or names such as 'sts12,stsb'.")]
+PairsOption = Annotated[
+    Path | None, typer.Option(help="Your own scored pairs (TSV, CSV or JSONL) instead of tasks.", show_default=False)
+]
+Text1Option = Annotated[str, typer.Option(help="Column of the first text in --pairs.")]
+Text2Option = Annotated[str, typer.Option(help="Column of the second text in --pairs.")]
+ScoreOption = Annotated[str, typer.Option(help="Column of the gold score in --pairs.")]
+SplitOption = Annotated[str, typer.Option(help="Split of the tasks.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the weights.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (default: the best there is).")]
+BatchOption = Annotated[int, typer.Option(help="Sentences per batch.", min=1)]
+LengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many tokens.", min=3)]
+SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0)]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: DataOption = None,
+    tasks: TasksOption = "en",
+    pairs: PairsOption = None,
+    text1: Text1Option = "sentence1",
+    text2: Text2Option = "sentence2",
+    score: ScoreOption = "score",
+    split: SplitOption = "test",
+    output: Annotated[Path | None, typer.Option(help="Folder for result.json, .csv, .md and report.html.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Unlabelled texts to whiten the floor on.")] = None,
+    floor: Annotated[bool, typer.Option("--floor/--no-floor", help="Score random token vectors too.")] = True,
+    similarity: Annotated[str, typer.Option(help="cosine, dot, euclidean or manhattan.")] = "cosine",
+    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    bootstrap_samples: Annotated[int, typer.Option(help="Resamples behind each interval.", min=0)] = 1000,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_length: LengthOption = None,
+) -> None:
+    """Score a model on the STS tasks, or on your own pairs, with intervals and the floor.
+
+    [bold]Examples[/bold]
+
+      st-plugins evaluate ./my-model --data ./data --output results/my-model
+
+      st-plugins evaluate ./my-model --tasks zh --data ./data
+
+      st-plugins evaluate ./my-model --pairs pairs.csv --text1 question --text2 answer --score rating
+    """
+    evaluator = _evaluator(
+        data=data,
+        tasks=tasks,
+        pairs=pairs,
+        columns=(text1, text2, score),
+        split=split,
+        texts=texts,
+        floor=floor,
+        similarity=similarity,
+        confidence=confidence,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    loaded = _load(model, dtype, device, max_length)
+    result = evaluator.evaluate(loaded, model_name=model)
+    _show(result)
+    if output is not None:
+        from st_plugins.evaluators import write_reports
+
+        _say("wrote " + ", ".join(str(path) for path in write_reports(result, output)))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A model, or a result folder of 'evaluate'.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    data: DataOption = None,
+    tasks: TasksOption = "en",
+    pairs: PairsOption = None,
+    text1: Text1Option = "sentence1",
+    text2: Text2Option = "sentence2",
+    score: ScoreOption = "score",
+    split: SplitOption = "test",
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the comparison to.")] = None,
+    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    bootstrap_samples: Annotated[int, typer.Option(help="Resamples.", min=1)] = 1000,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_length: LengthOption = None,
+) -> None:
+    """Say whether A is better than B, worse, or not separable, by paired bootstrap on the same pairs.
+
+    [bold]Examples[/bold]
+
+      st-plugins compare results/before results/after
+
+      st-plugins compare ./model-a ./model-b --tasks stsb,sickr --data ./data
+    """
+    from st_plugins.atomic import write_text
+    from st_plugins.console import comparison_table
+    from st_plugins.evaluators import SuiteResult
+    from st_plugins.evaluators import compare as compare_results
+
+    results: list[SuiteResult] = []
+    evaluator = None
+    for name in (a, b):
+        if Path(name).suffix == ".json" or (Path(name) / "result.json").is_file():
+            results.append(SuiteResult.read(name))
+            continue
+        evaluator = evaluator or _evaluator(
+            data=data,
+            tasks=tasks,
+            pairs=pairs,
+            columns=(text1, text2, score),
+            split=split,
+            floor=False,
+            bootstrap_samples=0,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        results.append(evaluator.evaluate(_load(name, dtype, device, max_length), model_name=name))
+    comparison = compare_results(
+        results[0], results[1], confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+    _console().print(comparison_table(comparison, {task.name: task.title for task in results[0].tasks}))
+    for name, distances in comparison.fit_distances.items():
+        listed = ", ".join(f"{key.removeprefix('fit_').replace('_', ' ')} {v:.3g}" for key, v in distances.items())
+        _say(f"{name}: the whitening's fit texts lie this far from the evaluated texts: {listed}")
+    if output is not None:
+        write_text(output, comparison.to_json())
+        _say(f"wrote {output}")
+
+
+@app.command()
+def whiten(
+    model: ModelArgument,
+    texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
+    output: Annotated[Path, typer.Option(help="Folder for the new model.")],
+    dim: Annotated[int | None, typer.Option(help="Dimensions to keep (default: 256, at most the model's).")] = None,
+    keep_plugin: Annotated[
+        bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
+    ] = False,
+    shrinkage: Annotated[str, typer.Option(help="0 to 1, or 'ledoit-wolf'.")] = "0",
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale the whitened vectors to length 1.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
+    data: DataOption = None,
+    tasks: TasksOption = "stsb",
+    pairs: PairsOption = None,
+    text1: Text1Option = "sentence1",
+    text2: Text2Option = "sentence2",
+    score: ScoreOption = "score",
+    split: SplitOption = "dev",
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_length: LengthOption = None,
+) -> None:
+    """Whiten a model on unlabelled texts and write a plain sentence-transformers model, smaller and more isotropic.
+
+    With scored pairs at hand (--pairs, or --data for STS-B dev) it also measures before and after, and says so when
+    whitening hurts, as it can when the model was already trained with cosine on the same kind of text.
+
+    [bold]Examples[/bold]
+
+      st-plugins whiten ./my-model --texts corpus.txt --dim 256 --output ./my-model-256
+
+      st-plugins whiten ./my-model --texts corpus.txt --output ./white --pairs heldout.tsv
+    """
+    from st_plugins import adapt, folding
+    from st_plugins.atomic import atomic_folder
+    from st_plugins.data.readers import read_texts
+
+    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"--output {str(output)!r} exists and is not empty; choose another folder or --overwrite"
+        )
+    loaded = _load(model, dtype, device, max_length)
+    sentences = read_texts(texts)
+    evaluator = None
+    if pairs is not None or data is not None:
+        evaluator = _evaluator(
+            data=data,
+            tasks=tasks,
+            pairs=pairs,
+            columns=(text1, text2, score),
+            split=split,
+            texts=texts,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    kept = min(256, loaded.get_embedding_dimension() or 256) if dim is None else dim
+    whitened = adapt.whiten(
+        loaded,
+        sentences,
+        kept,
+        shrinkage=_shrinkage(shrinkage),
+        normalize=normalize,
+        batch_size=batch_size,
+        source=texts.name,
+    )
+    if evaluator is not None:
+        _before_after(evaluator, loaded, whitened)
+    elif evaluator is None:
+        _say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
+    result = whitened if keep_plugin else folding.fold(whitened)
+    with atomic_folder(output, overwrite=overwrite) as folder:
+        result.save(str(folder))
+    how = "load it with st_plugins.load" if keep_plugin else "plain SentenceTransformer loads it"
+    _say(f"wrote {output}: {kept} dimensions, whitened on {len(sentences):,} texts; {how}")
+
+
+@app.command()
+def geometry(
+    model: ModelArgument,
+    texts: Annotated[Path, typer.Option(help="Texts: one a line, or a folder of such files.")],
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_length: LengthOption = None,
+) -> None:
+    """Describe the space a model embeds your texts in: isotropy, uniformity, dimensions in use.
+
+    [bold]Example[/bold]
+
+      st-plugins geometry ./my-model --texts corpus.txt
+    """
+    import json
+
+    from st_plugins.atomic import write_text
+    from st_plugins.console import geometry_table
+    from st_plugins.data.readers import read_texts
+    from st_plugins.evaluators.encoding import distinct, encode_longest_first
+    from st_plugins.geometry import geometry as describe
+
+    loaded = _load(model, dtype, device, max_length)
+    sentences, _ = distinct([read_texts(texts)])
+    embeddings = encode_longest_first(
+        loaded, sentences, [len(text) for text in sentences], batch_size=batch_size, show_progress_bar=True
+    )
+    numbers = describe(embeddings, seed=seed)
+    _console().print(geometry_table(f"{model} on {len(sentences):,} distinct texts", numbers))
+    if output is not None:
+        write_text(output, json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+        _say(f"wrote {output}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("st-plugins-demo"),
+    seed: SeedOption = 0,
+) -> None:
+    """Evaluate and whiten a small encoder in a miniature world; needs no network and about two minutes."""
+    from st_plugins.console import pipelines_table
+    from st_plugins.demo import BANNER, run_demo
+
+    results = run_demo(output, seed=seed)
+    console = _console()
+    console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
+    console.print(f"[yellow]{BANNER}[/yellow]")
+    _say(f"reports: {output}/*/report.html")
+
+
+def _evaluator(
+    *,
+    data: Path | None,
+    tasks: str,
+    pairs: Path | None,
+    columns: tuple[str, str, str],
+    split: str,
+    texts: Path | None = None,
+    **settings: Any,
+) -> STSSuiteEvaluator:
+    """Build the evaluator from the options that several commands share."""
+    from st_plugins.data.readers import read_pairs, read_texts
+    from st_plugins.evaluators import STSSuiteEvaluator
+
+    return STSSuiteEvaluator(
+        tasks=tasks if pairs is None else [read_pairs(pairs, *columns)],
+        data=data,
+        split=split,
+        floor_texts=None if texts is None else read_texts(texts),
+        **settings,
+    )
+
+
+def _load(name: str, dtype: Dtype, device: str | None, max_length: int | None) -> SentenceTransformer:
+    import torch
+
+    from st_plugins.io import load
+
+    model = load(name, device=device)
+    if dtype is not Dtype.float32:
+        model = model.to(getattr(torch, dtype.value))
+    if max_length is not None:
+        model.max_seq_length = max_length
+    return model
+
+
+def _before_after(evaluator: STSSuiteEvaluator, before: SentenceTransformer, after: SentenceTransformer) -> None:
+    from st_plugins.console import comparison_table, pipelines_table
+    from st_plugins.evaluators import compare as compare_results
+
+    results = {
+        "after whitening": evaluator.evaluate(after, "after whitening"),
+        "before": evaluator.evaluate(before, "before"),
+    }
+    comparison = compare_results(results["after whitening"], results["before"], seed=evaluator.seed)
+    console = _console()
+    console.print(pipelines_table("Held-out pairs: Spearman x 100, convention 'all'", results))
+    console.print(comparison_table(comparison, {pairs.name: pairs.title for pairs in evaluator.pairs}))
+    words = {
+        "better": "[green]whitening helps on these pairs[/green]",
+        "worse": "[red]whitening HURTS on these pairs: keep the original model, or whiten on other texts. Models "
+        "already trained with cosine on this kind of text usually lose[/red]",
+        "not separable": "[yellow]on these pairs whitening makes no difference that can be told apart[/yellow]",
+    }
+    console.print(words[comparison.average.verdict])
+
+
+def _show(result: SuiteResult) -> None:
+    from st_plugins.console import geometry_table, score_table
+
+    console = _console()
+    console.print(score_table(result))
+    console.print(geometry_table("Geometry of the embeddings", result.geometry))
+    for warning in result.warnings:
+        _say(f"[yellow]warning:[/yellow] {warning}")
+
+
+def _shrinkage(text: str) -> float | str:
+    if text == "ledoit-wolf":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--shrinkage {text!r} is neither a number from 0 to 1 nor 'ledoit-wolf'") from None
+
+
+def _console() -> Console:
+    # Piped output has no width of its own; tables should not be squeezed into 80 columns then.
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def _say(text: str) -> None:
+    _console().print(text, soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Run the command line: one clear line and a non-zero exit code on failure."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.simplefilter("ignore", ResourceWarning)
+    error = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        error.print("interrupted; nothing was left half-written")
+        code = 130
+    except click.ClickException as problem:
+        problem.show()
+        code = problem.exit_code
+    except Exception as problem:
+        if _state["debug"]:
+            raise
+        error.print(f"[red]error:[/red] {_one_line(problem)}")
+        code = 1
+    sys.exit(code)
+
+
+def _one_line(problem: Exception) -> str:
+    from rich.markup import escape
+
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    known = isinstance(problem, ValueError | TypeError | OSError)
+    return escape(text if known else f"{type(problem).__name__}: {text} (--debug shows where)")

@@ -1,0 +1,48 @@
+"""Read a task from the Hugging Face hub through ``datasets``, which is imported only here and only when needed."""
+
+from __future__ import annotations
+
+from st_plugins.data.files import to_score
+from st_plugins.data.tasks import Task
+
+__all__ = ["read_hub"]
+
+
+def read_hub(task: Task, split: str) -> tuple[list[str], list[str], list[float]]:
+    """Download (or take from the cache) one split of a task.
+
+    Args:
+        task: The task.
+        split: Our name of the split.
+
+    Returns:
+        First texts, second texts and scores.
+
+    Raises:
+        ImportError: ``datasets`` is not installed.
+        ConnectionError: The hub did not give the dataset, for whatever reason.
+        ValueError: The dataset has other columns than expected, a score that is no number, or no such split.
+    """
+    hub = task.hub
+    if split not in hub.splits:
+        raise ValueError(f"split={split!r}: hub dataset {hub.dataset!r} has the splits {', '.join(hub.splits)}")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(f"the package 'datasets' cannot be imported ({error})") from error
+    try:
+        rows = load_dataset(hub.dataset, hub.config, split=hub.splits[split], revision=hub.revision)
+    except Exception as error:  # what the client raises when offline depends on its release
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConnectionError(f"the hub did not give {hub.dataset!r} ({reason})") from error
+    columns = hub.columns
+    for name in (columns.text1, columns.text2, columns.score):
+        if name not in rows.column_names:
+            raise ValueError(f"hub dataset {hub.dataset!r}: no column {name!r}; there are {list(rows.column_names)}")
+    scores = []
+    for number, value in enumerate(rows[columns.score]):
+        try:
+            scores.append(to_score(value))
+        except ValueError as error:
+            raise ValueError(f"hub dataset {hub.dataset!r}, row {number}: {error}") from None
+    return list(rows[columns.text1]), list(rows[columns.text2]), scores

@@ -1,0 +1,123 @@
+"""Read the STS tasks: from a local folder, or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from st_plugins.data.files import read_table
+from st_plugins.data.hub import read_hub
+from st_plugins.data.own import read_pairs, read_texts
+from st_plugins.data.pairs import Pairs
+from st_plugins.data.tasks import Split, Task, resolve_tasks
+
+__all__ = ["DATA_VARIABLE", "load_task", "load_tasks", "read_pairs", "read_texts"]
+
+DATA_VARIABLE = "ST_PLUGINS_DATA"
+"""Environment variable that names the data folder."""
+
+
+def load_task(task: str | Task, data: str | Path | None = None, split: str = "test") -> Pairs:
+    """Read one task.
+
+    Without a data folder (argument or environment variable ``ST_PLUGINS_DATA``) the task comes from the Hugging Face
+    hub through ``datasets``. Counts that differ from the published ones, and scores outside the scale, become
+    sentences in ``warnings``.
+
+    Args:
+        task: The task or its name.
+        data: Folder with ``sts/sts12_test.tsv.gz`` and so on: UTF-8, one header row, fields split on tabs, no
+            quoting, gzip or plain.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: The task or split is unknown, or the file is broken; the message names file and line.
+        FileNotFoundError: The folder or file is missing, or there is no folder and the hub cannot be used.
+    """
+    found = resolve_tasks(task)
+    if len(found) != 1:
+        raise ValueError(f"task={task!r} names {len(found)} tasks; use load_tasks for several")
+    wanted = found[0].split(split)
+    folder = data or os.environ.get(DATA_VARIABLE)
+    return _read_local(found[0], wanted, Path(folder).expanduser()) if folder else _read_from_hub(found[0], split)
+
+
+def load_tasks(
+    tasks: str | Task | Iterable[str | Task], data: str | Path | None = None, split: str = "test"
+) -> list[Pairs]:
+    """Read several tasks.
+
+    Args:
+        tasks: What :func:`st_plugins.data.resolve_tasks` takes: ``"en"``, ``"zh"``, ``"sts12,stsb"``, a list.
+        data: See :func:`load_task`.
+        split: See :func:`load_task`.
+
+    Returns:
+        One entry a task.
+    """
+    return [load_task(task, data, split) for task in resolve_tasks(tasks)]
+
+
+def _read_local(task: Task, split: Split, folder: Path) -> Pairs:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"data folder {str(folder)!r} does not exist; correct --data (data=) or the variable {DATA_VARIABLE}"
+        )
+    path = folder / split.file
+    path = path if path.is_file() else path.with_suffix("")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder / split.file} (or the same without .gz) does not exist; put the {task.title} pairs there, "
+            f"or name another folder with --data (data=) or the variable {DATA_VARIABLE}"
+        )
+    table = read_table(path)
+    names = task.columns
+    texts1, texts2 = table.texts(names.text1), table.texts(names.text2)
+    subsets = table.texts(names.subset) if names.subset else []
+    scores = table.scores(names.score)
+    for row, fields in enumerate(table.rows):
+        if "" in fields:
+            raise table.error(row, f"{table.columns[fields.index('')]} is empty; no field may be")
+    warnings = _check(task, split, scores, Counter(subsets))
+    return Pairs(task.name, texts1, texts2, np.asarray(scores), subsets, task.title, str(path), warnings)
+
+
+def _read_from_hub(task: Task, split_name: str) -> Pairs:
+    try:
+        texts1, texts2, scores = read_hub(task, split_name)
+    except (ConnectionError, ImportError) as error:
+        raise FileNotFoundError(
+            f"no data for {task.title}: {error}; name a local folder with --data (data=) or the variable "
+            f"{DATA_VARIABLE}, or go online with the extra 'train' installed (pip install 'st-plugins[train]')"
+        ) from error
+    warnings = _check(task, task.split(split_name), scores, Counter())
+    if task.hub.note:
+        warnings = (*warnings, f"{task.title}: {task.hub.note}")
+    if task.columns.subset:
+        what = "the hub copy does not name sub-datasets, so 'mean' and 'wmean' equal 'all'"
+        warnings = (*warnings, f"{task.title}: {what}")
+    source = f"{task.hub.dataset}@{task.hub.revision or 'main'}"
+    return Pairs(task.name, texts1, texts2, np.asarray(scores), [], task.title, source, warnings)
+
+
+def _check(task: Task, split: Split, scores: list[float], subsets: Counter[str]) -> tuple[str, ...]:
+    """Return what differs from the published data, one sentence each."""
+    warnings = []
+    if len(scores) != split.rows:
+        warnings.append(f"{task.title}: {len(scores):,} pairs, but the published number is {split.rows:,}")
+    if subsets and subsets != Counter(split.subsets):
+        names = dict.fromkeys([*split.subsets, *subsets])
+        parts = [f"{name} {subsets[name]:,} (published: {split.subsets.get(name, 0):,})" for name in names]
+        warnings.append(f"{task.title}: the sub-datasets differ from the published ones: {', '.join(parts)}")
+    low, high = task.scale
+    outside = sum(not low <= score <= high for score in scores)
+    if outside:
+        warnings.append(f"{task.title}: {outside:,} scores lie outside the scale {low:g} to {high:g}")
+    return tuple(warnings)

@@ -1,0 +1,125 @@
+"""Compare two evaluations honestly: paired bootstrap on the same pairs and the same resamples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from st_plugins.evaluators.result import Difference, SuiteResult, TaskResult
+from st_plugins.evaluators.statistics import bootstrap, difference, holm, resample_counts, spearman
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass
+class Comparison:
+    """What :func:`compare` found; every difference is first minus second, in Spearman ("all").
+
+    Args:
+        first: Name of the first model.
+        second: Name of the second model.
+        tasks: Per task name, p-values corrected over the tasks (Holm).
+        average: Difference of the averages.
+        scores: Per task name and ``"avg"``: the two scores.
+        fit_distances: Per model that holds a whitening: how far its fit texts lie from the evaluated texts.
+    """
+
+    first: str
+    second: str
+    tasks: dict[str, Difference]
+    average: Difference
+    scores: dict[str, tuple[float, float]]
+    fit_distances: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the comparison as JSON text; undefined numbers become ``null``."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            if isinstance(value, tuple):
+                return [plain(item) for item in value]
+            return None if isinstance(value, float) and not np.isfinite(value) else value
+
+        return json.dumps(plain(asdict(self)), indent=1, sort_keys=True) + "\n"
+
+
+def compare(
+    a: SuiteResult, b: SuiteResult, *, confidence: float = 0.95, bootstrap_samples: int = 1000, seed: int = 0
+) -> Comparison:
+    """Compare two results by paired bootstrap.
+
+    Both models are scored on the same resamples of the same pairs, so what they have in common (hard pairs, noisy gold
+    scores) cancels, and differences far smaller than either interval can be told apart. The p-values of the tasks are
+    corrected for their number by Holm's rule.
+
+    Args:
+        a: First result, with similarities kept.
+        b: Second result, of the same tasks and pairs.
+        confidence: Coverage of the intervals; ``1 - confidence`` is the level of the test.
+        bootstrap_samples: Number of resamples.
+        seed: Seed of the resamples.
+
+    Returns:
+        Differences (first minus second) with interval, p-value and *better*, *worse* or *not separable*.
+
+    Raises:
+        ValueError: The results have different tasks or pairs, or were stored without similarities.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.evaluators import STSSuiteEvaluator
+        >>> evaluator = STSSuiteEvaluator.from_pairs(["a dog", "a cat", "a man"], ["dogs", "a boat", "men"], [4, 1, 3])
+        >>> result = evaluator.evaluate(untrained_encoder())
+        >>> compare(result, result).average.verdict
+        'not separable'
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
+    if bootstrap_samples < 1:
+        raise ValueError(f"bootstrap_samples={bootstrap_samples} must be at least 1")
+    names = [task.name for task in a.tasks]
+    if names != [task.name for task in b.tasks]:
+        raise ValueError(f"the results have different tasks: {names} and {[task.name for task in b.tasks]}")
+    values, samples = {}, {}
+    for first, second in zip(a.tasks, b.tasks, strict=True):
+        gold, systems = _paired(first, second)
+        values[first.name] = np.array([spearman(gold, system) for system in systems])
+        counts = resample_counts(len(gold), bootstrap_samples, first.name, seed)
+        samples[first.name] = bootstrap(gold, systems, counts)[0]
+    raw = {
+        name: difference(float(value[0] - value[1]), samples[name][0] - samples[name][1], confidence)
+        for name, value in values.items()
+    }
+    mean = np.mean(list(values.values()), axis=0)
+    mean_samples = np.mean(list(samples.values()), axis=0)
+    scores = {name: (float(value[0]), float(value[1])) for name, value in values.items()}
+    return Comparison(
+        first=str(a.model["name"]),
+        second=str(b.model["name"]),
+        tasks=holm(raw, confidence),
+        average=difference(float(mean[0] - mean[1]), mean_samples[0] - mean_samples[1], confidence),
+        scores=scores | {"avg": (float(mean[0]), float(mean[1]))},
+        fit_distances=_fit_distances(a) | _fit_distances(b),
+    )
+
+
+def _paired(first: TaskResult, second: TaskResult) -> tuple[np.ndarray, np.ndarray]:
+    if first.checksum != second.checksum:
+        raise ValueError(
+            f"task {first.name!r}: the two results were made on different pairs ({first.source}: {first.pairs} pairs, "
+            f"{second.source}: {second.pairs} pairs); evaluate both models on the same data"
+        )
+    if first.gold is None or first.similarities is None or second.similarities is None:
+        raise ValueError(
+            f"task {first.name!r}: a result was stored without similarities; evaluate with keep_similarities=True"
+        )
+    return np.array(first.gold), np.array([first.similarities, second.similarities])
+
+
+def _fit_distances(result: SuiteResult) -> dict[str, dict[str, float]]:
+    found = {key: value for key, value in result.geometry.items() if key.startswith("fit_")}
+    return {str(result.model["name"]): found} if found else {}

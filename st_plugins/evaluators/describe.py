@@ -1,0 +1,75 @@
+"""What a result must say about the model and the machine to be repeatable."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
+
+import st_plugins
+
+__all__ = ["describe_model", "library_versions"]
+
+_PACKAGES = ("sentence-transformers", "torch", "transformers", "numpy", "scipy", "scikit-learn")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of this package, its dependencies, Python, and the kind of machine.
+
+    Returns:
+        Plain strings by name.
+    """
+    versions = {"st-plugins": st_plugins.__version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _PACKAGES}
+    versions["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    versions["torch_threads"] = str(torch.get_num_threads())
+    return versions
+
+
+def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[str, Any]:
+    """Return what the model is made of, as plain JSON values.
+
+    Args:
+        model: The model.
+        name: Name or path to show; by default the one the model card knows.
+
+    Returns:
+        ``name``, ``modules`` (class and configuration), ``pooling``, ``dimension``, ``dtype``, ``device``,
+        ``max_seq_length``, ``similarity_fn_name``, ``prompts``, ``default_prompt_name`` and ``parameters``.
+    """
+    modules = []
+    pooling = None
+    for module in model:
+        config = module.get_config_dict() if isinstance(module, Module) else {}
+        mode = config.get("pooling_mode")
+        pooling = mode if mode is not None else pooling
+        modules.append({"type": f"{type(module).__module__}.{type(module).__name__}", "config": _plain(config)})
+    first = next(iter(model.parameters()), torch.empty(0))
+    return {
+        "name": name or model.model_card_data.model_name or model.model_card_data.base_model or "SentenceTransformer",
+        "modules": modules,
+        "pooling": _plain(pooling),
+        "dimension": model.get_embedding_dimension(),
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "max_seq_length": _plain(model.max_seq_length),
+        "similarity_fn_name": model.similarity_fn_name,
+        "prompts": dict(model.prompts or {}),
+        "default_prompt_name": model.default_prompt_name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value)

@@ -1,0 +1,198 @@
+"""From embeddings and pairs to scores: similarities, the three aggregation conventions, their bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_plugins.data.pairs import Pairs
+from st_plugins.evaluators.result import Score, TaskResult
+from st_plugins.evaluators.statistics import bootstrap, correlation, interval, resample_counts, spearman
+
+__all__ = ["CONVENTIONS", "SIMILARITIES", "TaskScores", "average", "pair_similarities", "score_task"]
+
+Array = NDArray[np.float64]
+
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+CONVENTIONS = ("all", "mean", "wmean")
+_BLOCK_ROWS = 4096
+
+
+def pair_similarities(
+    embeddings: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp], similarity: str = "cosine"
+) -> Array:
+    """Return the similarity of each pair of rows, in float64, without copying the whole matrix.
+
+    Distances are negated, so that larger always means more similar. The cosine of a zero vector with anything is 0,
+    as in the host.
+
+    Args:
+        embeddings: Vectors, shape (M, d).
+        first: Row of each pair's first text, shape (N,).
+        second: Row of each pair's second text, shape (N,).
+        similarity: One of ``"cosine"``, ``"dot"``, ``"euclidean"``, ``"manhattan"``.
+
+    Returns:
+        Similarities, shape (N,).
+
+    Raises:
+        ValueError: ``similarity`` is unknown.
+
+    Example:
+        >>> vectors = np.array([[1.0, 0.0], [1.0, 1.0]], dtype=np.float32)
+        >>> pair_similarities(vectors, np.array([0]), np.array([1])).round(4).tolist()
+        [0.7071]
+    """
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
+    result = np.empty(len(first))
+    for start in range(0, len(first), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        a = embeddings[first[rows]].astype(np.float64)
+        b = embeddings[second[rows]].astype(np.float64)
+        if similarity == "euclidean":
+            result[rows] = -np.linalg.norm(a - b, axis=1)
+        elif similarity == "manhattan":
+            result[rows] = -np.abs(a - b).sum(axis=1)
+        else:
+            dot = np.einsum("nd,nd->n", a, b)
+            if similarity == "cosine":
+                norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+                dot = np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+            result[rows] = dot
+    return result
+
+
+@dataclass
+class TaskScores:
+    """Scores of S systems on one task: the values, and their distribution over the resamples.
+
+    Args:
+        spearman: Per convention: values of shape (S,).
+        pearson: The same with Pearson's r.
+        spearman_samples: Per convention: shape (S, B).
+        pearson_samples: The same with Pearson's r.
+        subsets: Per sub-dataset and system: ``{"pairs", "spearman", "pearson"}`` of the first system.
+    """
+
+    spearman: dict[str, Array]
+    pearson: dict[str, Array]
+    spearman_samples: dict[str, Array]
+    pearson_samples: dict[str, Array]
+    subsets: dict[str, dict[str, float]]
+
+
+def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: int) -> TaskScores:
+    """Score the similarities of several systems on one task, all on the same resamples.
+
+    The conventions: ``"all"`` is one correlation over the concatenated sub-datasets (SBERT, SimCSE, ConSERT),
+    ``"mean"`` the mean over sub-datasets, ``"wmean"`` their mean weighted by size (BERT-flow, BERT-whitening).
+
+    Args:
+        pairs: The task.
+        systems: Similarities, shape (S, N).
+        bootstrap_samples: Number of resamples B; 0 for none.
+        seed: Seed of the resamples.
+
+    Returns:
+        Values and distributions per convention.
+    """
+    gold = pairs.scores
+    counts = resample_counts(len(gold), bootstrap_samples, pairs.name, seed)
+    values_rho = {"all": np.array([spearman(gold, system) for system in systems])}
+    values_r = {"all": np.array([correlation(gold, system) for system in systems])}
+    rho, r = bootstrap(gold, systems, counts)
+    samples_rho, samples_r = {"all": rho}, {"all": r}
+
+    names = list(dict.fromkeys(pairs.subsets))
+    subsets: dict[str, dict[str, float]] = {}
+    if len(names) == 1:
+        subsets[names[0]] = _subset(len(gold), values_rho["all"], values_r["all"])
+        for kind in ("mean", "wmean"):
+            values_rho[kind], values_r[kind] = values_rho["all"], values_r["all"]
+            samples_rho[kind], samples_r[kind] = rho, r
+        return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets)
+
+    labels = np.array(pairs.subsets)
+    sizes, parts = [], []
+    for name in names:
+        rows = np.flatnonzero(labels == name)
+        part_gold, part = gold[rows], systems[:, rows]
+        value_rho = np.array([spearman(part_gold, system) for system in part])
+        value_r = np.array([correlation(part_gold, system) for system in part])
+        part_rho, part_r = bootstrap(part_gold, part, np.ascontiguousarray(counts[:, rows]))
+        subsets[name] = _subset(len(rows), value_rho, value_r)
+        sizes.append(len(rows))
+        parts.append((value_rho, value_r, part_rho, part_r))
+    weights = {"mean": np.full(len(sizes), 1 / len(sizes)), "wmean": np.array(sizes) / len(gold)}
+    for kind, weight in weights.items():
+        columns = [np.tensordot(weight, np.stack(column), axes=1) for column in zip(*parts, strict=True)]
+        values_rho[kind], values_r[kind], samples_rho[kind], samples_r[kind] = columns
+    return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets)
+
+
+def _subset(pairs: int, rho: Array, r: Array) -> dict[str, float]:
+    return {"pairs": pairs, "spearman": float(rho[0]), "pearson": float(r[0])}
+
+
+def task_result(
+    pairs: Pairs, scores: TaskScores, similarities: Array, *, confidence: float, keep_similarities: bool
+) -> TaskResult:
+    """Put the first system's scores of one task into its result, with warnings for what is undefined.
+
+    Args:
+        pairs: The task.
+        scores: What :func:`score_task` returned.
+        similarities: The first system's similarities, shape (N,).
+        confidence: Coverage of the intervals.
+        keep_similarities: Whether gold scores and similarities are stored.
+
+    Returns:
+        The task's result.
+    """
+    warnings = list(pairs.warnings)
+    undefined = [name for name, subset in scores.subsets.items() if np.isnan(subset["spearman"])]
+    if undefined:
+        warnings.append(
+            f"{pairs.title}: the correlation is undefined (NaN) for {', '.join(undefined)}: "
+            "fewer than two pairs, or all gold scores or all similarities are equal"
+        )
+    return TaskResult(
+        name=pairs.name,
+        title=pairs.title,
+        pairs=len(pairs),
+        spearman=_first(scores.spearman, scores.spearman_samples, confidence),
+        pearson=_first(scores.pearson, scores.pearson_samples, confidence),
+        subsets=scores.subsets,
+        checksum=pairs.checksum,
+        source=pairs.source,
+        warnings=warnings,
+        gold=pairs.scores.tolist() if keep_similarities else None,
+        similarities=similarities.tolist() if keep_similarities else None,
+    )
+
+
+def _first(values: dict[str, Array], samples: dict[str, Array], confidence: float) -> dict[str, Score]:
+    return {kind: interval(float(values[kind][0]), samples[kind][0], confidence) for kind in CONVENTIONS}
+
+
+def average(scores: Sequence[TaskScores], confidence: float) -> dict[str, Score]:
+    """Return the mean over tasks with its interval; the tasks are resampled independently of each other.
+
+    Args:
+        scores: One entry a task.
+        confidence: Coverage of the intervals.
+
+    Returns:
+        Keys ``spearman_all``, ``spearman_mean``, ``spearman_wmean`` and the same with ``pearson``.
+    """
+    result = {}
+    for kind in CONVENTIONS:
+        for metric in ("spearman", "pearson"):
+            values = np.array([getattr(score, metric)[kind][0] for score in scores])
+            samples = np.stack([getattr(score, f"{metric}_samples")[kind][0] for score in scores])
+            result[f"{metric}_{kind}"] = interval(float(values.mean()), samples.mean(axis=0), confidence)
+    return result
