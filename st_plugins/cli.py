@@ -51,6 +51,7 @@ PairsOption = Annotated[
 Text1Option = Annotated[str, typer.Option(help="Column of the first text in --pairs.")]
 Text2Option = Annotated[str, typer.Option(help="Column of the second text in --pairs.")]
 ScoreOption = Annotated[str, typer.Option(help="Column of the gold score in --pairs.")]
+ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
 SplitOption = Annotated[str, typer.Option(help="Split of the tasks.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the weights.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (default: the best there is).")]
@@ -75,9 +76,11 @@ def evaluate(
     text1: Text1Option = "sentence1",
     text2: Text2Option = "sentence2",
     score: ScoreOption = "score",
-    split: SplitOption = "test",
+    split: ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
+SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="Folder for result.json, .csv, .md and report.html.")] = None,
     texts: Annotated[Path | None, typer.Option(help="Unlabelled texts to whiten the floor on.")] = None,
+    column: ColumnOption = None,
     floor: Annotated[bool, typer.Option("--floor/--no-floor", help="Score random token vectors too.")] = True,
     similarity: Annotated[str, typer.Option(help="cosine, dot, euclidean or manhattan.")] = "cosine",
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
@@ -105,6 +108,7 @@ def evaluate(
         columns=(text1, text2, score),
         split=split,
         texts=texts,
+        column=column,
         floor=floor,
         similarity=similarity,
         confidence=confidence,
@@ -131,7 +135,8 @@ def compare(
     text1: Text1Option = "sentence1",
     text2: Text2Option = "sentence2",
     score: ScoreOption = "score",
-    split: SplitOption = "test",
+    split: ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
+SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="JSON file to write the comparison to.")] = None,
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     bootstrap_samples: Annotated[int, typer.Option(help="Resamples.", min=1)] = 1000,
@@ -189,6 +194,7 @@ def whiten(
     model: ModelArgument,
     texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
+    column: ColumnOption = None,
     dim: Annotated[int | None, typer.Option(help="Dimensions to keep (default: 256, at most the model's).")] = None,
     keep_plugin: Annotated[
         bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
@@ -202,7 +208,8 @@ def whiten(
     text1: Text1Option = "sentence1",
     text2: Text2Option = "sentence2",
     score: ScoreOption = "score",
-    split: SplitOption = "dev",
+    split: ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
+SplitOption = "dev",
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
@@ -222,14 +229,14 @@ def whiten(
     """
     from st_plugins import adapt, folding
     from st_plugins.atomic import atomic_folder
-    from st_plugins.data.readers import read_texts
+    from st_plugins.data.own import read_texts
 
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(
             f"--output {str(output)!r} exists and is not empty; choose another folder or --overwrite"
         )
     loaded = _load(model, dtype, device, max_length)
-    sentences = read_texts(texts)
+    sentences = read_texts(texts, column)
     evaluator = None
     if pairs is not None or data is not None:
         evaluator = _evaluator(
@@ -239,6 +246,7 @@ def whiten(
             columns=(text1, text2, score),
             split=split,
             texts=texts,
+            column=column,
             seed=seed,
             batch_size=batch_size,
         )
@@ -267,6 +275,7 @@ def whiten(
 def geometry(
     model: ModelArgument,
     texts: Annotated[Path, typer.Option(help="Texts: one a line, or a folder of such files.")],
+    column: ColumnOption = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
@@ -284,12 +293,12 @@ def geometry(
 
     from st_plugins.atomic import write_text
     from st_plugins.console import geometry_table
-    from st_plugins.data.readers import read_texts
+    from st_plugins.data.own import read_texts
     from st_plugins.evaluators.encoding import distinct, encode_longest_first
     from st_plugins.geometry import geometry as describe
 
     loaded = _load(model, dtype, device, max_length)
-    sentences, _ = distinct([read_texts(texts)])
+    sentences, _ = distinct([read_texts(texts, column)])
     embeddings = encode_longest_first(
         loaded, sentences, [len(text) for text in sentences], batch_size=batch_size, show_progress_bar=True
     )
@@ -324,17 +333,18 @@ def _evaluator(
     columns: tuple[str, str, str],
     split: str,
     texts: Path | None = None,
+    column: str | None = None,
     **settings: Any,
 ) -> STSSuiteEvaluator:
     """Build the evaluator from the options that several commands share."""
-    from st_plugins.data.readers import read_pairs, read_texts
+    from st_plugins.data.own import read_pairs, read_texts
     from st_plugins.evaluators import STSSuiteEvaluator
 
     return STSSuiteEvaluator(
         tasks=tasks if pairs is None else [read_pairs(pairs, *columns)],
         data=data,
         split=split,
-        floor_texts=None if texts is None else read_texts(texts),
+        floor_texts=None if texts is None else read_texts(texts, column),
         **settings,
     )
 

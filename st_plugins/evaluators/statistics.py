@@ -115,10 +115,10 @@ class _Ranker:
         """Return ranks (B, N) of the resampled values; entries of pairs with count 0 carry no weight later."""
         ordered = counts.take(self.order, axis=1)
         weight = np.add.reduceat(ordered, self.starts, axis=1) if self.tied else ordered
-        rank = np.cumsum(weight, axis=1)
+        rank: Array = np.cumsum(weight, axis=1)
         rank -= 0.5 * weight
         rank += 0.5
-        return np.asarray(rank.take(self.group, axis=1))
+        return np.take(rank, self.group, axis=1)
 
 
 def _moments(values: Array, counts: Array, total: Array) -> tuple[Array, Array]:

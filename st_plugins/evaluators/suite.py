@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ class STSSuiteEvaluator(BaseEvaluator):
         floor: Whether to score the floor too.
         floor_texts: Unlabelled texts on which the floor is whitened: give those the model was whitened or adapted on.
             Default: the evaluated texts themselves, the floor's best case.
+        target_whitening: Whiten each task's embeddings (and its floor) to this many dimensions on that task's own
+            texts, both sides, duplicates kept: the transductive "target" setting of BERT-whitening. None for not.
+        target_texts: More texts to fit the target whitening on, by task name (published: train and dev of STS-B and
+            SICK-R).
         geometry: Whether to describe the geometry of the embeddings.
         keep_similarities: Whether the result keeps gold score and similarity of each pair
             (:func:`~st_plugins.evaluators.compare` needs them).
@@ -98,6 +102,8 @@ class STSSuiteEvaluator(BaseEvaluator):
         split: str = "test",
         floor: bool = True,
         floor_texts: Sequence[str] | None = None,
+        target_whitening: int | None = None,
+        target_texts: Mapping[str, Sequence[str]] | None = None,
         geometry: bool = True,
         keep_similarities: bool = True,
         show_progress_bar: bool | None = None,
@@ -123,13 +129,18 @@ class STSSuiteEvaluator(BaseEvaluator):
         self.split = split
         self.floor = floor
         self.floor_texts = floor_texts
+        self.target_whitening = target_whitening
         self.geometry = geometry
         self.keep_similarities = keep_similarities
         self.show_progress_bar = show_progress_bar
         self.primary_metric = f"avg_spearman_{similarity}"
-        columns = [column for pairs in self.pairs for column in (pairs.sentences1, pairs.sentences2)]
+        more = target_texts or {}
+        unknown = sorted(set(more) - {pairs.name for pairs in self.pairs})
+        if unknown:
+            raise ValueError(f"target_texts names the task {unknown[0]!r}, which is not evaluated")
+        columns = [c for pairs in self.pairs for c in (pairs.sentences1, pairs.sentences2, more.get(pairs.name, []))]
         self.sentences, indices = distinct(columns)
-        self._rows = list(zip(indices[::2], indices[1::2], strict=True))
+        self._rows = list(zip(indices[::3], indices[1::3], indices[2::3], strict=True))
         self.last_result: SuiteResult | None = None
 
     @classmethod
@@ -207,11 +218,8 @@ class STSSuiteEvaluator(BaseEvaluator):
             raw, whitened, fitted = self._floor(model, tokens, embeddings.shape[1])
             systems += [raw, whitened]
         scores, results = [], []
-        for pairs, (first, second) in zip(self.pairs, self._rows, strict=True):
-            kinds = [self.similarity, "cosine", "cosine"][: len(systems)]
-            similarities = np.stack(
-                [pair_similarities(system, first, second, kind) for system, kind in zip(systems, kinds, strict=True)]
-            )
+        for pairs, rows in zip(self.pairs, self._rows, strict=True):
+            similarities = self._similarities(systems, rows)
             task = score_task(pairs, similarities, bootstrap_samples=self.bootstrap_samples, seed=self.seed)
             scores.append(task)
             results.append(
@@ -233,6 +241,7 @@ class STSSuiteEvaluator(BaseEvaluator):
                 "seed": self.seed,
                 "batch_size": self.batch_size,
                 "split": self.split,
+                "target_whitening": self.target_whitening,
                 "sentences": len(self.sentences),
             },
             tasks=results,
@@ -313,10 +322,31 @@ class STSSuiteEvaluator(BaseEvaluator):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
         """Return the floor's embeddings, raw and whitened, and what the whitening was fitted on."""
         raw = bag_of_random_vectors(tokens, dimension, self.seed)
+        if self.target_whitening is not None:
+            return raw, raw, "each task's own texts"
         if self.floor_texts is None:
             return raw, whiten_bag(raw, raw), f"the {len(raw):,} evaluated sentences"
         fit = bag_of_random_vectors(token_ids(model, self.floor_texts), dimension, self.seed)
         return raw, whiten_bag(raw, fit), f"{len(fit):,} unlabelled texts"
+
+    def _similarities(self, systems: list[NDArray[np.float32]], rows: tuple[NDArray[np.intp], ...]) -> Array:
+        """Return the similarities (S, N) of one task under every system."""
+        first, second, _ = rows
+        kinds = [self.similarity, "cosine", "cosine"]
+        whitened = [False, False, False]
+        if self.target_whitening is not None:
+            whitened = [True, False, True]
+        result = np.empty((len(systems), len(first)))
+        for index, system in enumerate(systems):
+            vectors, a, b = system, first, second
+            if whitened[index]:
+                dimension = self.target_whitening if index == 0 else None
+                fitted = Whitening(system.shape[1], dimension).fit(system[np.concatenate(rows)])
+                texts = np.concatenate([first, second])
+                vectors = np.asarray(fitted.transform(system[texts]), dtype=np.float32)
+                a, b = np.arange(len(first)), np.arange(len(first), len(texts))
+            result[index] = pair_similarities(vectors, a, b, kinds[index])
+        return result
 
     def _geometry(self, embeddings: NDArray[np.float32]) -> dict[str, Any]:
         from st_plugins.geometry import alignment, geometry
@@ -326,7 +356,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         nonzero = np.any(embeddings != 0, axis=1)
         numbers = dict(geometry(embeddings[nonzero], seed=self.seed))
         first, second = [], []
-        for pairs, (a, b) in zip(self.pairs, self._rows, strict=True):
+        for pairs, (a, b, _) in zip(self.pairs, self._rows, strict=True):
             # Alignment wants positive pairs: gold in the top fifth of the scores that occur.
             low, high = pairs.scores.min(), pairs.scores.max()
             positive = (pairs.scores >= low + 0.8 * (high - low)) & nonzero[a] & nonzero[b]

@@ -29,7 +29,7 @@ ANGLE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """A normal distribution. (The distances below refuse a covariance with a negative eigenvalue.)
+    """A normal distribution; the distances below refuse a covariance with a negative eigenvalue.
 
     Args:
         mean: Vector of length d.
@@ -203,8 +203,8 @@ def _relative_to(p: Gaussian, q: Gaussian) -> tuple[NDArray[np.float64], NDArray
         return None  # parallel supports
     if rank == 0:  # two points, and the same one
         return np.ones(0), np.ones(0)
-    sine = np.linalg.norm(vectors_p - vectors_q @ (vectors_q.T @ vectors_p), 2)  # of the largest angle between ranges
-    if sine > ANGLE_TOLERANCE:
+    # The squares add up to those of the sines of the angles between the two ranges.
+    if np.linalg.norm(vectors_p - vectors_q @ (vectors_q.T @ vectors_p)) > ANGLE_TOLERANCE:
         return None
     whitener = vectors_q / np.sqrt(values_q)
     variances, rotation = np.linalg.eigh(whitener.T @ p.covariance @ whitener)

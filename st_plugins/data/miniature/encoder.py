@@ -195,7 +195,7 @@ def _quiet() -> Iterator[None]:
 
 def _random_bert(dimension: int, layers: int, seed: int) -> BertModel:
     with _seeded(seed):
-        return BertModel(
+        bert = BertModel(
             BertConfig(
                 vocab_size=len(_words()),
                 hidden_size=dimension,
@@ -205,14 +205,20 @@ def _random_bert(dimension: int, layers: int, seed: int) -> BertModel:
                 max_position_embeddings=_MAX_LENGTH,
                 pad_token_id=0,
             )
-        ).eval()
+        )
+    bert.eval()
+    return bert
 
 
 def _words() -> list[str]:
     """List the pieces: special ones, whole words, and characters that begin or continue any other word."""
     characters = string.ascii_lowercase + string.digits
     whole = dict.fromkeys([*vocabulary(), *sentiment_vocabulary(), *characters, *string.punctuation])
-    return [*_SPECIAL, *whole, *(f"##{piece}" for piece in ("s", "ed", "ing", "ly", "er", *characters.replace("s", "")))]
+    return [
+        *_SPECIAL,
+        *whole,
+        *(f"##{piece}" for piece in ("s", "ed", "ing", "ly", "er", *characters.replace("s", ""))),
+    ]
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from st_plugins.data.miniature import lexicon
+from st_plugins.data.miniature import inflection, lexicon
 from st_plugins.data.miniature.meaning import MANY, Meaning, Phrase
 
 __all__ = ["pick", "realise", "stream", "vocabulary"]
@@ -29,7 +29,9 @@ _CODAS = {
     "news": ("sources said", "reports say", "it was announced"),
     "forums": ("thanks for any help", "if i am right", "as far as i know"),
 }
-_FUNCTION_WORDS = "a an the some is are was were being will be going to does do did not never it true that who by there"
+_FUNCTION_WORDS = (
+    "a an the some is are was were being will be going to does do did not never it true that who by there"
+)
 _DENIALS = ("it is not true that", "it is false that")
 
 
@@ -79,8 +81,8 @@ def realise(meaning: Meaning, task: str, rng: random.Random) -> str:
     if meaning.place is not None:
         place = _place(meaning.place, rng)
         clause = f"{place} , {clause}" if rng.random() < 0.25 else f"{clause} {place}"
-    frame = pick(rng, _FRAMES[task]) if rng.random() < 0.25 else ""
-    coda = f", {pick(rng, _CODAS[task])}" if not frame and rng.random() < 0.15 else ""
+    frame = pick(rng, _FRAMES[task]) if rng.random() < 0.12 else ""
+    coda = f", {pick(rng, _CODAS[task])}" if not frame and rng.random() < 0.08 else ""
     text = " ".join(part for part in (frame, denial, clause, coda) if part)
     text = text.replace(" ,", ",").replace(" :", ":")
     return text[0].upper() + text[1:] + ("?" if frame.startswith("does") else ".")
@@ -99,9 +101,15 @@ def vocabulary() -> list[str]:
     for table in (lexicon.PLACES, lexicon.ATTRIBUTES, lexicon.MANNERS):
         words += table.expressions()
     for noun in (*lexicon.NOUNS.members, *lexicon.NOUNS.expressions()):
-        words += [noun] if noun in lexicon.MASS else [noun, lexicon.plural(noun)]
+        words += [noun] if noun in lexicon.MASS else [noun, inflection.plural(noun)]
     for verb in lexicon.VERBS.expressions():
-        words += [verb, lexicon.third_person(verb), lexicon.past(verb), lexicon.participle(verb), lexicon.gerund(verb)]
+        words += [
+            verb,
+            inflection.third_person(verb),
+            inflection.past(verb),
+            inflection.participle(verb),
+            inflection.gerund(verb),
+        ]
     return list(dict.fromkeys(word.lower() for word in words if word.isalpha()))
 
 
@@ -110,14 +118,14 @@ def _clause(meaning: Meaning, negated: bool, rng: random.Random) -> str:
     verb = pick(rng, lexicon.VERBS.words[meaning.action])
     agent = _phrase(meaning.agent, rng)
     manner = pick(rng, lexicon.MANNERS.words[meaning.manner]) if meaning.manner else ""
-    filler = pick(rng, _FILLERS) if rng.random() < 0.2 else ""
+    filler = pick(rng, _FILLERS) if rng.random() < 0.12 else ""
     if meaning.object is None:
         return _join(agent, _active(verb, meaning, negated, filler, rng), manner)
     target = _phrase(meaning.object, rng)
     if rng.random() < 0.25:
         return _join(target, _passive(verb, meaning, negated, filler, rng), "by", agent, manner)
     predicate = _active(verb, meaning, negated, filler, rng)
-    if not negated and rng.random() < 0.08:
+    if not negated and rng.random() < 0.05:
         was = "was" if meaning.tense == "past" else "is"
         return _join("it", was, agent, "who", predicate, target, manner)
     if manner.endswith("ly") and rng.random() < 0.3:
@@ -134,22 +142,22 @@ def _active(verb: str, meaning: Meaning, negated: bool, adverb: str, rng: random
             return _join("are" if many else "is", no, "going to", adverb, verb)
         return _join("will", no, adverb, verb)
     if rng.random() < 0.5:
-        return _join(_be(meaning.tense, many), no, adverb, lexicon.gerund(verb))
+        return _join(_be(meaning.tense, many), no, adverb, inflection.gerund(verb))
     if negated and not never:
         auxiliary = "did" if meaning.tense == "past" else "do" if many else "does"
         return _join(auxiliary, "not", adverb, verb)
     if meaning.tense == "past":
-        return _join(no, adverb, lexicon.past(verb))
-    return _join(no, adverb, verb if many else lexicon.third_person(verb))
+        return _join(no, adverb, inflection.past(verb))
+    return _join(no, adverb, verb if many else inflection.third_person(verb))
 
 
 def _passive(verb: str, meaning: Meaning, negated: bool, adverb: str, rng: random.Random) -> str:
     many = meaning.object is not None and meaning.object.number > 1
     no = "" if not negated else "never" if rng.random() < 0.3 else "not"
     if meaning.tense == "future":
-        return _join("will", no, "be", adverb, lexicon.participle(verb))
+        return _join("will", no, "be", adverb, inflection.participle(verb))
     being = "being" if rng.random() < 0.4 else ""
-    return _join(_be(meaning.tense, many), no, adverb, being, lexicon.participle(verb))
+    return _join(_be(meaning.tense, many), no, adverb, being, inflection.participle(verb))
 
 
 def _be(tense: str, many: bool) -> str:
@@ -162,7 +170,7 @@ def _phrase(phrase: Phrase, rng: random.Random) -> str:
     noun = pick(rng, lexicon.NOUNS.words[phrase.head])
     attribute = pick(rng, lexicon.ATTRIBUTES.words[phrase.attribute]) if phrase.attribute else ""
     if phrase.number > 1:
-        return _join(pick(rng, _NUMBERS[phrase.number]), attribute, lexicon.plural(noun))
+        return _join(pick(rng, _NUMBERS[phrase.number]), attribute, inflection.plural(noun))
     if noun in lexicon.MASS:
         return _join(pick(rng, ("the", "some")), attribute, noun)
     article = pick(rng, ("the", "a"))

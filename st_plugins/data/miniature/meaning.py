@@ -126,7 +126,7 @@ def nli_label(premise: Meaning, hypothesis: Meaning) -> str:
 
     Saying less entails: dropping place, manner or an attribute, or naming the kind instead of the thing, keeps a
     statement true. Denial turns the direction round: who denies the general denies the special. Both sentences are
-    taken to be about one event, as in SNLI and MultiNLI, so opposite actions, opposite attributes and different numbers
+    taken to be about one event, as in SNLI and MultiNLI, so opposite actions or attributes and different numbers
     contradict.
 
     Args:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
+from transformers import BertModel
 
 __all__ = ["MaskedLanguageScores", "mask_pieces", "pretrain"]
 
@@ -76,7 +77,7 @@ def mask_pieces(
 
 
 def pretrain(
-    model: nn.Module,
+    model: BertModel,
     sentences: Sequence[Sequence[int]],
     *,
     special_ids: Sequence[int],
@@ -93,7 +94,7 @@ def pretrain(
     The last twentieth of the sentences is not trained on and gives the scores.
 
     Args:
-        model: A transformers encoder, changed in place.
+        model: The encoder, changed in place.
         sentences: Piece ids of each sentence, special pieces included; id 0 is the padding.
         special_ids: Ids never to be masked, the smallest of the vocabulary.
         mask_id: Id of the mask piece.
@@ -108,7 +109,7 @@ def pretrain(
         The scores on the sentences left out.
     """
     generator = torch.Generator().manual_seed(seed)
-    embeddings = model.get_input_embeddings()
+    embeddings = model.embeddings.word_embeddings
     head = _Head(embeddings)
     size, first_word = embeddings.num_embeddings, max(special_ids) + 1
     cut = max(1, len(sentences) - max(1, len(sentences) // 20))
@@ -144,7 +145,9 @@ def pretrain(
             bar.update()
     with torch.no_grad():
         guesses = [guess(batch) for batch in _batches(sentences[cut:], batch_pieces)]
-    result = _scores(torch.cat([g for g, _ in guesses]), torch.cat([t for _, t in guesses]), sentences[:cut], first_word)
+    result = _scores(
+        torch.cat([g for g, _ in guesses]), torch.cat([t for _, t in guesses]), sentences[:cut], first_word
+    )
     logger.info("Masked-language pretraining, %d steps: %s", steps, result)
     return result
 

@@ -9,16 +9,16 @@ inference pairs use only the others. No seed can therefore make training and tes
 
 from __future__ import annotations
 
-import functools
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 
-from st_plugins.data.miniature import lexicon
+import numpy as np
+
+from st_plugins.data.miniature.events import draw_event, edit_event
 from st_plugins.data.miniature.grammar import pick, realise, stream
-from st_plugins.data.miniature.lexicon import ANTONYMS, ATTRIBUTES, ATTRIBUTES_OF, MANNERS, NOUNS, PLACES, TOPICS, VERBS
-from st_plugins.data.miniature.meaning import MANY, Meaning, Phrase, gold_score, nli_label
+from st_plugins.data.miniature.lexicon import TOPICS
+from st_plugins.data.miniature.meaning import gold_score, nli_label
 from st_plugins.data.pairs import Pairs
 
 __all__ = ["NLI_LABELS", "corpus", "held_out", "nli_pairs", "sts_pairs", "sts_tasks"]
@@ -63,7 +63,7 @@ def corpus(size: int = 20000, seed: int = 0) -> list[str]:
     sentences: dict[str, None] = {}
     while len(sentences) < size:
         topic = topics[int(rng.random() * len(topics))]
-        text = realise(_meaning(topic, rng), TOPICS[topic].task, rng)
+        text = realise(draw_event(topic, rng), TOPICS[topic].task, rng)
         if not held_out(text):
             sentences[text] = None
     return list(sentences)
@@ -102,8 +102,16 @@ def sts_pairs(
     for index, topic in enumerate(topics):
         quota = size * (index + 1) // len(topics) - size * index // len(topics)
         rows += _graded_rows(topic, quota, stream(seed, "sts", name, topic))
-    first, second, scores, subsets = (list(column) for column in zip(*rows, strict=True))
-    return Pairs(name, first, second, scores, subsets, title=name.capitalize(), source="miniature world")
+    first, second, scores, subsets = zip(*rows, strict=True)
+    return Pairs(
+        name,
+        list(first),
+        list(second),
+        np.array(scores),
+        list(subsets),
+        title=name.capitalize(),
+        source="miniature world",
+    )
 
 
 def sts_tasks(seed: int = 0, size: int = 600) -> list[Pairs]:
@@ -149,9 +157,9 @@ def nli_pairs(size: int = 3000, seed: int = 0) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     while len(rows) < size:
         topic = topics[int(rng.random() * len(topics))]
-        premise = _meaning(topic, rng)
+        premise = draw_event(topic, rng)
         wanted = NLI_LABELS[len(rows) % len(NLI_LABELS)]
-        hypothesis = _edited(premise, topic, rng)
+        hypothesis = edit_event(premise, topic, rng)
         if nli_label(premise, hypothesis) != wanted:
             continue
         texts = [realise(meaning, TOPICS[topic].task, rng) for meaning in (premise, hypothesis)]
@@ -167,12 +175,12 @@ def _graded_rows(topic: str, quota: int, rng: random.Random) -> list[tuple[str, 
     rows: list[tuple[str, str, float, str]] = []
     seen: set[tuple[str, str]] = set()
     while len(rows) < quota:
-        first = _meaning(topic, rng)
+        first = draw_event(topic, rng)
         second = first
         for _ in range(int(rng.random() * 8)):
-            second = _edited(second, topic, rng)
+            second = edit_event(second, topic, rng)
         if rng.random() < 0.1:
-            second = _meaning(pick(rng, tuple(TOPICS)), rng)
+            second = draw_event(pick(rng, tuple(TOPICS)), rng)
         score = gold_score(first, second)
         level = min(int(score * _BINS / 5), _BINS - 1)
         if not room[level]:
@@ -184,123 +192,6 @@ def _graded_rows(topic: str, quota: int, rng: random.Random) -> list[tuple[str, 
         room[level] -= 1
         rows.append((*texts, score, topic))
     return rows
-
-
-def _meaning(topic: str, rng: random.Random) -> Meaning:
-    """Draw an event of a topic; agents have favourite actions, and actions favourite objects, places and manners."""
-    rules = TOPICS[topic]
-    agent = _phrase(rules.agents, rng)
-    action = pick(rng, _favourites(agent.head, tuple(rules.actions)))
-    kinds = rules.actions[action]
-    places = _favourites(action, _members(PLACES, rules.places))
-    manners = _favourites(action, _members(MANNERS, tuple(MANNERS.members)))
-    return Meaning(
-        agent=agent,
-        action=action,
-        object=_phrase(kinds, rng, action) if kinds else None,
-        place=pick(rng, places) if rng.random() < 0.5 else None,
-        manner=pick(rng, manners) if rng.random() < 0.2 else None,
-        tense=pick(rng, rules.tenses),
-        negated=rng.random() < 0.12,
-    )
-
-
-@functools.cache
-def _favourites(concept: str, options: tuple[str, ...]) -> tuple[str, ...]:
-    """Order options by how much a concept likes them.
-
-    Synonyms share a concept's likings and its siblings do not, so that words are known by the company they keep.
-    """
-    return tuple(sorted(options, key=lambda option: zlib.crc32(f"{concept} {option}".encode())))
-
-
-def _phrase(kinds: tuple[str, ...], rng: random.Random, action: str = "") -> Phrase:
-    kind = pick(rng, kinds)
-    head = kind if rng.random() < 0.08 else pick(rng, _favourites(action, NOUNS.members[kind]))
-    number = 1 if head in lexicon.MASS or rng.random() < 0.65 else pick(rng, (2, MANY, 3))
-    return Phrase(head, number, _attribute(head, rng) if rng.random() < 0.35 else None)
-
-
-def _attribute(head: str, rng: random.Random) -> str | None:
-    kind = NOUNS.kinds[head]
-    if kind not in ATTRIBUTES_OF:
-        return None
-    return pick(rng, _favourites(head, _members(ATTRIBUTES, ATTRIBUTES_OF[kind])))
-
-
-def _edited(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    """Change one thing about an event."""
-    edits = (_edit_agent, _edit_object, _edit_action, _edit_place, _edit_manner, _edit_clause)
-    return edits[int(rng.random() * len(edits))](meaning, topic, rng)
-
-
-def _edit_agent(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    return replace(meaning, agent=_edited_phrase(meaning.agent, TOPICS[topic].agents, rng))
-
-
-def _edit_object(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    kinds = TOPICS[topic].actions[meaning.action]
-    if meaning.object is None:
-        return meaning
-    if NOUNS.kinds[meaning.agent.head] in kinds and NOUNS.kinds[meaning.object.head] in TOPICS[topic].agents:
-        if rng.random() < 0.5:
-            return replace(meaning, agent=meaning.object, object=meaning.agent)
-    return replace(meaning, object=_edited_phrase(meaning.object, kinds, rng))
-
-
-def _edit_action(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    actions = TOPICS[topic].actions
-    action = pick(rng, tuple(actions))
-    draw = rng.random()
-    if draw < 0.35:
-        action = ANTONYMS.get(meaning.action, action)
-    elif draw < 0.7:
-        action = pick(rng, VERBS.members[VERBS.kinds[meaning.action]])
-    if action not in actions:
-        return meaning
-    kinds = actions[action]
-    if not kinds:
-        return replace(meaning, action=action, object=None)
-    if meaning.object is None or NOUNS.kinds[meaning.object.head] not in kinds:
-        return replace(meaning, action=action, object=_phrase(kinds, rng))
-    return replace(meaning, action=action)
-
-
-def _edit_place(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    if meaning.place is not None and rng.random() < 0.4:
-        return replace(meaning, place=None)
-    return replace(meaning, place=pick(rng, _members(PLACES, TOPICS[topic].places)))
-
-
-def _edit_manner(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    if meaning.manner is None:
-        return replace(meaning, manner=pick(rng, _members(MANNERS, tuple(MANNERS.members))))
-    return replace(meaning, manner=ANTONYMS.get(meaning.manner) if rng.random() < 0.5 else None)
-
-
-def _edit_clause(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    if rng.random() < 0.6:
-        return replace(meaning, negated=not meaning.negated)
-    return replace(meaning, tense=pick(rng, TOPICS[topic].tenses))
-
-
-def _edited_phrase(phrase: Phrase, kinds: tuple[str, ...], rng: random.Random) -> Phrase:
-    """Another number, another attribute, the kind instead of the thing, a sibling, or something else altogether."""
-    kind = NOUNS.kinds[phrase.head]
-    draw = rng.random()
-    if draw < 0.2:
-        return replace(phrase, number=1 if phrase.head in lexicon.MASS else pick(rng, (1, 2, MANY, 3)))
-    if draw < 0.4:
-        opposite = ANTONYMS.get(phrase.attribute) if phrase.attribute and rng.random() < 0.4 else None
-        return replace(phrase, attribute=opposite or (None if phrase.attribute else _attribute(phrase.head, rng)))
-    if draw < 0.85:
-        head = kind if draw < 0.55 else pick(rng, NOUNS.members[kind])
-        return replace(phrase, head=head, number=1 if head in lexicon.MASS else phrase.number)
-    return _phrase(kinds, rng)
-
-
-def _members(table: lexicon.Concepts, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(concept for kind in kinds for concept in table.members[kind])
 
 
 def _check_size(size: int) -> None:

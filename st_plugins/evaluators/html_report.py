@@ -1,0 +1,152 @@
+"""The report as one self-contained HTML page: no scripts, no network, readable on paper, phone and dark screens."""
+
+from __future__ import annotations
+
+from html import escape
+
+from st_plugins.evaluators.figures import Picture, pictures
+from st_plugins.evaluators.result import SuiteResult
+from st_plugins.evaluators.tables import Cell, Table, header, how_to_read, summary, tables
+
+__all__ = ["html"]
+
+# The policy makes the browser itself refuse anything that is not in the page.
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+"""
+
+_STYLE = """
+:root { --ink: #1d232c; --soft: #5b6572; --line: #dde2e8; --page: #f6f7f9; --card: #fff; --head: #f0f3f6;
+  --good: #1a7f45; --bad: #b3362b; --banner: #fff3d1; --edge: #d9a521; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa5b3; --line: #343c48; --page: #14181e;
+  --card: #1c222a; --head: #252c36; --good: #5cc98a; --bad: #f08a7f; --banner: #3a3117; --edge: #b58a20; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.25rem;
+  margin-top: 1rem; }
+p { margin: .4rem 0; max-width: 80ch; }
+.summary { font-size: 1.1rem; }
+.note, figcaption, dl { color: var(--soft); font-size: .9rem; }
+.banner { background: var(--banner); border-left: 5px solid var(--edge); padding: .7rem 1rem; font-weight: 600;
+  max-width: none; margin: 0 0 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
+.numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
+thead th { background: var(--head); white-space: nowrap; }
+tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); min-width: 6.5rem; max-width: 13rem;
+  overflow-wrap: anywhere; }
+.text td { min-width: 5.5rem; overflow-wrap: anywhere; }
+small { display: block; color: var(--soft); font-weight: normal; }
+td small.better { color: var(--good); font-weight: 600; }
+td small.worse { color: var(--bad); font-weight: 600; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .6rem 0 0; }
+dd { margin: 0; overflow-wrap: anywhere; }
+summary { cursor: pointer; }
+summary h2 { display: inline; }
+details[open] summary { margin-bottom: .5rem; }
+.overview, .scatter { display: grid; gap: 1rem 1.5rem; align-items: start; }
+.overview { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+.overview figure:first-child { grid-row: span 2; }
+.scatter { grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); }
+figure { margin: 0; }
+figure img { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
+@media (max-width: 600px) { section { padding: .8rem; } tbody th { max-width: 7.5rem; }
+  dl { grid-template-columns: 1fr; } dt { font-weight: 600; } }
+@media print { body { background: none; } section { break-inside: avoid; } }
+"""
+
+
+def html(result: SuiteResult) -> str:
+    """Return the whole page.
+
+    Args:
+        result: The evaluation.
+
+    Returns:
+        HTML text, the same for the same result; without figures when matplotlib is not installed.
+    """
+    lines = header(result)
+    title = f"STS evaluation: {lines['Model']}"
+    found = tables(result)
+    main, others = found[0], found[1:]
+    body = [f"<h1>{escape(title)}</h1>"]
+    if result.settings.get("banner"):
+        body.insert(0, f'<p class="banner" role="note">{escape(str(result.settings["banner"]))}</p>')
+    body.append(f'<p class="summary">{escape(summary(result))}</p>')
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(line)}</dd>" for name, line in lines.items())
+    body.append(f"<dl>{facts}</dl>")
+    if result.warnings:
+        items = "".join(f"<li>{escape(warning)}</li>" for warning in result.warnings)
+        body.append(_section("Warnings", f"<ul>{items}</ul>"))
+    body.append(_table(main))
+    body.append(_figures(pictures(result)))
+    body.append(_section("How to read this", "".join(f"<p>{escape(text)}</p>" for text in how_to_read(result))))
+    body += [_table(table) for table in others]
+    head = f"{_HEAD}<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+    return head + "<body><main>\n" + "\n".join(body) + "\n</main></body>\n</html>\n"
+
+
+def _section(title: str, content: str, folded: bool = False) -> str:
+    heading = f"<h2>{escape(title)}</h2>"
+    if folded:
+        return f"<section><details><summary>{heading}</summary>{content}</details></section>"
+    return f"<section>{heading}{content}</section>"
+
+
+def _table(table: Table) -> str:
+    columns = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    rows = "\n".join(
+        f'<tr><th scope="row">{_cell(row[0])}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in table.rows
+    )
+    kind = "numbers" if all(isinstance(cell, tuple) for cell in table.rows[0][1:]) else "text"
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    # A region that scrolls must be reachable by keyboard.
+    content = (
+        f'{note}<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}">'
+        f'<table class="{kind}"><thead><tr>{columns}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+    )
+    return _section(table.title, content, table.folded)
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    small = "".join(
+        f'<small class="{part}">{part}</small>' if part in ("better", "worse") else f"<small>{escape(part)}</small>"
+        for part in cell[1:]
+    )
+    return escape(cell[0]) + small
+
+
+def _figures(drawn: list[Picture] | None) -> str:
+    if drawn is None:
+        return _section(
+            "Figures",
+            '<p>matplotlib is not installed: <code>pip install "st-plugins[report]"</code> adds figures.</p>',
+        )
+    content = ""
+    for group, title in (("overview", "Figures"), ("scatter", "Similarity against gold score")):
+        images = "\n".join(_figure(picture) for picture in drawn if picture.group == group)
+        if images:
+            content += _section(title, f'<div class="{group}">\n{images}\n</div>')
+        else:
+            content += _section(title, "<p>The result does not hold the similarities of the pairs.</p>")
+    return content
+
+
+def _figure(picture: Picture) -> str:
+    return (
+        f'<figure><img src="{picture.uri}" alt="{escape(picture.alt)}">'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    )

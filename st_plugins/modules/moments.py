@@ -1,0 +1,186 @@
+"""Streaming moments of embeddings: what whitening needs to know about its texts, in O(d²) memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from typing_extensions import Self
+
+__all__ = ["Moments"]
+
+Array = NDArray[np.floating]
+
+# From this many rows on, single-precision blocks are multiplied in single precision, chunk by chunk: twice as fast,
+# and the rounding of so many chunks averages out (about 1e-8 of a variance, tests/test_whitening.py).
+_SINGLE_PRECISION_ROWS = 16_384
+_WORKING_BYTES = 24 << 20  # centred rows held at any time, all threads together
+_MAX_WORKERS = 4
+
+
+@dataclass
+class Moments:
+    """Count, mean, scatter and the two fourth-order sums that Ledoit-Wolf shrinkage needs.
+
+    With ``y = x - mean`` over all rows seen so far::
+
+        scatter = Σ y yᵀ,   cubic = Σ ‖y‖² y,   quartic = Σ ‖y‖⁴
+
+    Two such summaries merge exactly (Chan, Golub & LeVeque 1983 for the scatter): both are moved to the common mean
+    and added. All sums are about a mean, so nothing cancels when the mean is far larger than the spread. Sums are
+    kept in float64.
+
+    Args:
+        dimension: Width of the embeddings.
+        count: Rows seen.
+        mean: Mean of the rows, ``(d,)``.
+        scatter: Sum of outer products of the centred rows, ``(d, d)``.
+        cubic: Sum of the centred rows, each times its squared norm, ``(d,)``.
+        quartic: Sum of the squared squared norms of the centred rows.
+        resolution: Relative size below which an eigenvalue of the scatter is rounding noise, whatever the count.
+
+    Example:
+        >>> whole = Moments.of(np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]]))
+        >>> parts = Moments.of(np.array([[0.0, 1.0]])).merge(Moments.of(np.array([[2.0, 1.0], [4.0, 4.0]])))
+        >>> whole.mean.tolist(), np.round(parts.scatter, 12).tolist()
+        ([2.0, 2.0], [[8.0, 6.0], [6.0, 6.0]])
+        >>> round(whole.quartic, 6) == round(parts.quartic, 6) == 5.0**2 + 1.0**2 + 8.0**2
+        True
+    """
+
+    dimension: int
+    count: int = 0
+    mean: Array = field(default_factory=lambda: np.zeros(0))
+    scatter: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    cubic: Array = field(default_factory=lambda: np.zeros(0))
+    quartic: float = 0.0
+    resolution: float = float(np.finfo(np.float64).eps)
+
+    def __post_init__(self) -> None:
+        if not self.count:
+            self.mean, self.cubic = np.zeros(self.dimension), np.zeros(self.dimension)
+            self.scatter = np.zeros((self.dimension, self.dimension))
+
+    @classmethod
+    def of(cls, block: Array | torch.Tensor, *, first_row: int = 0) -> Self:
+        """Summarise one block.
+
+        Args:
+            block: Embeddings, ``(rows, d)``, of any floating type.
+            first_row: Number of the block's first row, for error messages.
+
+        Returns:
+            Its moments.
+
+        Raises:
+            ValueError: A row holds NaN or infinity, or values whose squares overflow.
+        """
+        epsilon = torch.finfo(block.dtype).eps if isinstance(block, torch.Tensor) else np.finfo(block.dtype).eps
+        rows = _as_numpy(block)
+        single = rows.dtype != np.float64 and len(rows) >= _SINGLE_PRECISION_ROWS
+        dtype = np.dtype(np.float32 if single else np.float64)
+        cores = torch.get_num_threads()
+        workers = max(1, min(_MAX_WORKERS, cores, len(rows) * rows.shape[1] * dtype.itemsize // _WORKING_BYTES))
+        step = max(64, _WORKING_BYTES // (workers * dtype.itemsize * rows.shape[1]))
+        starts = range(0, len(rows), step)
+
+        def summarise(mine: Sequence[int]) -> Self:
+            total = cls(rows.shape[1])
+            for start in mine:
+                total.merge(_chunk(cls, rows[start : start + step], dtype, first_row + start))
+            return total
+
+        if workers == 1:
+            total = summarise(starts)
+        else:  # whole chunks in parallel: the passes over memory overlap with the products
+            with threadpool_limits(cores // workers, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+                total, *others = pool.map(summarise, [starts[worker::workers] for worker in range(workers)])
+            for other in others:
+                total.merge(other)
+        # Rounding the input to its type adds noise of variance below (epsilon · x)² to every direction.
+        noise = float(np.finfo(np.float32).eps) if single else float(np.finfo(np.float64).eps)
+        total.resolution = max(noise, float(epsilon) ** 2)
+        return total
+
+    def merge(self, other: Moments) -> Self:
+        """Add the rows that another summary has seen.
+
+        Args:
+            other: Moments of other rows of the same width; left as it is.
+
+        Returns:
+            Itself.
+        """
+        total = self.count + other.count
+        if not other.count:
+            return self
+        step = other.mean - self.mean
+        cubic, quartic = self._about(step * (other.count / total))
+        other_cubic, other_quartic = other._about(step * (-self.count / total))
+        spread = step * math.sqrt(self.count * other.count / total)
+        self.cubic, self.quartic = cubic + other_cubic, quartic + other_quartic
+        self.scatter += other.scatter
+        self.scatter += np.outer(spread, spread)
+        self.mean = self.mean + step * (other.count / total)
+        self.count = total
+        self.resolution = max(self.resolution, other.resolution)
+        return self
+
+    def ledoit_wolf(self) -> float:
+        """Return the Ledoit-Wolf shrinkage intensity of the covariance towards ``(trace / d) · I``.
+
+        ``β̄² = (Σ ‖y‖⁴ / N - ‖Σ̂‖²) / N`` estimates the squared error of the covariance, ``δ² = ‖Σ̂ - m I‖²`` its
+        squared distance from the target; the intensity is ``min(β̄², δ²) / δ²`` (Ledoit & Wolf 2004, section 3).
+        """
+        covariance_norm = float(np.sum(np.square(self.scatter / self.count)))
+        trace = float(np.trace(self.scatter)) / self.count
+        distance = covariance_norm - trace**2 / self.dimension
+        error = (self.quartic / self.count - covariance_norm) / self.count
+        return min(max(error, 0.0), distance) / distance if distance > 0 else 0.0
+
+    def _about(self, delta: Array) -> tuple[Array, float]:
+        """Return the third- and fourth-order sums about ``mean + delta`` (expand ``‖y - delta‖``, ``Σ y = 0``)."""
+        length, variance, pull = float(delta @ delta), float(np.trace(self.scatter)), self.scatter @ delta
+        cubic = self.cubic - 2 * pull - (variance + self.count * length) * delta
+        quartic = self.quartic + 4 * float(delta @ pull) - 4 * float(self.cubic @ delta)
+        return cubic, quartic + 2 * variance * length + self.count * length**2
+
+
+def _as_numpy(block: Array | torch.Tensor) -> Array:
+    if isinstance(block, torch.Tensor):
+        block = block.detach().cpu()
+        return np.asarray((block.float() if block.dtype == torch.bfloat16 else block).numpy())
+    return block
+
+
+def _chunk(cls: type[Moments], rows: Array, dtype: np.dtype[np.floating], first_row: int) -> Moments:
+    """Return the moments of a few thousand rows, products in ``dtype``."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        ones = np.ones(len(rows), dtype)
+        shift = ones @ rows.astype(dtype, copy=False) / len(rows)
+        centred = np.subtract(rows, shift, dtype=dtype)
+        scatter = centred.T @ centred
+        squares = np.einsum("ij,ij->i", centred, centred)
+        cubic = (squares @ centred).astype(np.float64)
+        quartic = float(np.square(squares, dtype=np.float64).sum())
+        finite = math.isfinite(float(cubic.sum()) + float(np.trace(scatter)) + quartic)
+    if finite:
+        # The mean is the shift, rounded to dtype, plus what the rounding left over.
+        mean = shift.astype(np.float64) + (ones @ centred).astype(np.float64) / len(rows)
+        return cls(rows.shape[1], len(rows), mean, scatter, cubic, quartic)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        column = int(np.flatnonzero(~np.isfinite(rows[bad[0]]))[0])
+        raise ValueError(
+            f"embeddings must be finite, but row {first_row + int(bad[0])} holds {rows[bad[0], column]} in column "
+            f"{column} ({len(bad)} such rows among {len(rows)}); drop those rows or encode them in float32"
+        )
+    if dtype == np.float32:
+        return _chunk(cls, rows, np.dtype(np.float64), first_row)
+    raise ValueError(f"embeddings from row {first_row} on are so large that their squares overflow; rescale them")
