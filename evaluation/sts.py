@@ -240,10 +240,10 @@ def table(recipe: Recipe, results: dict[str, SuiteResult]) -> str:
     lines = [
         f"# {recipe.title}",
         "",
-        'Spearman x 100, convention "all" (one correlation over each task\'s concatenated pairs), with 95 % bootstrap '
-        "intervals of the average. 'Above the floor' is the paired difference of the averages to a bag of random token "
-        "vectors with the same tokenizer and dimension: raw, and whitened on the same texts (on each task's own texts "
-        "for the target rows).",
+        "Spearman x 100, convention 'all' (one correlation over each task's concatenated pairs), with 95 % bootstrap "
+        "intervals of the average. 'Above the floor' is the paired difference of the averages to a bag of random "
+        "token vectors with the same tokenizer and dimension: raw, and whitened on the same texts (on each task's own "
+        "texts for the target rows).",
         "",
         "| pipeline | dim | " + " | ".join(titles) + " | Avg. | above the floor | above the whitened floor |",
         "| --- | ---: |" + " ---: |" * (len(titles) + 1) + " --- | --- |",

@@ -6,13 +6,30 @@ import logging
 import os
 import sys
 import warnings
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 from rich.console import Console
+
+from st_plugins.cli_options import (
+    BatchOption,
+    ColumnOption,
+    DataOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    LengthOption,
+    ModelArgument,
+    PairsOption,
+    ScoreOption,
+    SeedOption,
+    SplitOption,
+    TasksOption,
+    Text1Option,
+    Text2Option,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,34 +49,6 @@ app = typer.Typer(
 _state = {"debug": False}
 
 
-class Dtype(str, Enum):
-    """Precision of the model's weights."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-ModelArgument = Annotated[str, typer.Argument(help="A model folder or a Hugging Face model id.")]
-DataOption = Annotated[
-    Path | None, typer.Option(help="Folder with the STS data.", envvar="ST_PLUGINS_DATA", show_default=False)
-]
-TasksOption = Annotated[str, typer.Option(help="'en', 'zh', or names such as 'sts12,stsb'.")]
-PairsOption = Annotated[
-    Path | None, typer.Option(help="Your own scored pairs (TSV, CSV or JSONL) instead of tasks.", show_default=False)
-]
-Text1Option = Annotated[str, typer.Option(help="Column of the first text in --pairs.")]
-Text2Option = Annotated[str, typer.Option(help="Column of the second text in --pairs.")]
-ScoreOption = Annotated[str, typer.Option(help="Column of the gold score in --pairs.")]
-ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
-SplitOption = Annotated[str, typer.Option(help="Split of the tasks.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the weights.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (default: the best there is).")]
-BatchOption = Annotated[int, typer.Option(help="Sentences per batch.", min=1)]
-LengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many tokens.", min=3)]
-SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0)]
-
-
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
@@ -76,8 +65,7 @@ def evaluate(
     text1: Text1Option = "sentence1",
     text2: Text2Option = "sentence2",
     score: ScoreOption = "score",
-    split: ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
-SplitOption = "test",
+    split: SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="Folder for result.json, .csv, .md and report.html.")] = None,
     texts: Annotated[Path | None, typer.Option(help="Unlabelled texts to whiten the floor on.")] = None,
     column: ColumnOption = None,
@@ -135,8 +123,7 @@ def compare(
     text1: Text1Option = "sentence1",
     text2: Text2Option = "sentence2",
     score: ScoreOption = "score",
-    split: ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
-SplitOption = "test",
+    split: SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="JSON file to write the comparison to.")] = None,
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     bootstrap_samples: Annotated[int, typer.Option(help="Resamples.", min=1)] = 1000,
@@ -208,8 +195,7 @@ def whiten(
     text1: Text1Option = "sentence1",
     text2: Text2Option = "sentence2",
     score: ScoreOption = "score",
-    split: ColumnOption = Annotated[str | None, typer.Option(help="Column of the texts, when --texts is a table.")]
-SplitOption = "dev",
+    split: SplitOption = "dev",
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,

@@ -58,7 +58,7 @@ def test_json_round_trip_keeps_the_comparison(result: SuiteResult, tmp_path: Pat
 
 def test_different_pairs_are_refused(result: SuiteResult) -> None:
     other = dataclasses.replace(result, tasks=[dataclasses.replace(result.tasks[0], checksum="x"), result.tasks[1]])
-    with pytest.raises(ValueError, match="'one'.*different pairs"):
+    with pytest.raises(ValueError, match=r"'one'.*different pairs"):
         compare(result, other)
     with pytest.raises(ValueError, match="different tasks"):
         compare(result, dataclasses.replace(result, tasks=result.tasks[:1]))

@@ -108,10 +108,10 @@ def test_interval_covers_the_true_correlation() -> None:
 
 def test_paired_difference_separates_what_intervals_cannot() -> None:
     rng = np.random.default_rng(0)
-    gold = rng.normal(size=400)
-    noise = rng.normal(size=400)
-    systems = np.stack([gold + noise, gold + noise + 0.3 * rng.normal(size=400)])
-    rho, _ = bootstrap(gold, systems, resample_counts(400, 500, "task", 0))
+    gold = rng.normal(size=1500)
+    noise = rng.normal(size=1500)
+    systems = np.stack([gold + noise, gold + noise + 0.3 * rng.normal(size=1500)])
+    rho, _ = bootstrap(gold, systems, resample_counts(1500, 500, "task", 0))
     values = [spearman(gold, system) for system in systems]
     scores = [interval(value, row, 0.95) for value, row in zip(values, rho, strict=True)]
     assert scores[1].high > scores[0].low  # the intervals overlap ...

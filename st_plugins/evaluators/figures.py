@@ -21,8 +21,8 @@ _MAX_SCATTERS = 40
 
 # Drawn in this colour, then replaced by the page's text colour, which follows the light or dark theme.
 _INK = "#010203"
-_BLUE, _ORANGE, _GREY, _DARK_GREY = "#3b82d0", "#e07b39", "#a9b0ba", "#747d8a"
-_THEME = "<style>svg{color:#39414d}@media(prefers-color-scheme:dark){svg{color:#c3cad4}}</style>"
+_BLUE, _ORANGE, _GREY, _DARK_GREY = "#3b82d0", "#e07b39", "#939ca9", "#656e7b"
+_THEME = "<style>svg{color:#1d232c}@media(prefers-color-scheme:dark){svg{color:#e4e8ee}}</style>"
 _RC: Any = {
     "svg.hashsalt": "st-plugins",  # the same ids in every run
     "svg.fonttype": "none",  # text stays text: smaller, and the browser has the glyphs
@@ -119,8 +119,7 @@ def _score_bars(result: SuiteResult) -> Picture:
         axes.axvline(0, color=_INK, linewidth=0.8)
         axes.set_yticks(range(len(titles)), titles)
         axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
-        axes.margins(y=0.02)
+        axes.set_ylim(len(titles) - 0.5, -0.5)  # first task on top; undefined rows keep their place
         axes.set_xlabel('Spearman × 100 ("all"), with interval')
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
 
@@ -130,7 +129,7 @@ def _score_bars(result: SuiteResult) -> Picture:
         for label, _, scores in series
     )
     caption = "Model beside the floor. The thin lines are the bootstrap intervals."
-    uri = _draw(5.6, 1.1 + (0.2 + 0.13 * len(series)) * len(titles), paint)
+    uri = _draw(5.0, 1.1 + (0.2 + 0.13 * len(series)) * len(titles), paint)
     return Picture("overview", caption, alt, uri)
 
 
@@ -149,8 +148,8 @@ def _histogram(result: SuiteResult) -> Picture | None:
 
     def paint(axes: Any) -> None:
         for values, colour, label in (
-            (lower, _ORANGE, "gold at or below the task's mean"),
-            (upper, _BLUE, "gold above the task's mean"),
+            (lower, _ORANGE, "gold ≤ task's mean"),
+            (upper, _BLUE, "gold > task's mean"),
         ):
             axes.hist(values, edges, color=colour, alpha=0.55, label=label)
         axes.set_xlabel(_similarity(result))
@@ -162,7 +161,7 @@ def _histogram(result: SuiteResult) -> Picture | None:
         if len(values):
             alt += f"; mean {np.mean(values):.3f} where gold is {side} its task's mean"
     caption = "Similarities of all pairs. The less the two hills overlap, the better the model tells them apart."
-    return Picture("overview", caption, alt, _draw(5.6, 3.4, paint))
+    return Picture("overview", caption, alt, _draw(5.0, 3.4, paint))
 
 
 def _spectrum(result: SuiteResult) -> Picture | None:
@@ -186,7 +185,7 @@ def _spectrum(result: SuiteResult) -> Picture | None:
     first, last = values[ranks[0]], values[ranks[-1]]
     alt = f"Covariance eigenvalues on a log scale, from {first:.3g} at rank {ranks[0] + 1} to {last:.3g} at rank "
     caption = "Leading eigenvalues of the embeddings' covariance. A flat line means that all directions are used."
-    return Picture("overview", caption, f"{alt}{ranks[-1] + 1}", _draw(5.6, 3.4, paint))
+    return Picture("overview", caption, f"{alt}{ranks[-1] + 1}", _draw(5.0, 3.4, paint))
 
 
 def _scatter(task: TaskResult) -> Picture | None:

@@ -34,6 +34,7 @@ h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.25rem;
   margin-top: 1rem; }
 p { margin: .4rem 0; max-width: 80ch; }
+ul { margin: .4rem 0; padding-left: 1.2rem; }
 .summary { font-size: 1.1rem; }
 .note, figcaption, dl { color: var(--soft); font-size: .9rem; }
 .banner { background: var(--banner); border-left: 5px solid var(--edge); padding: .7rem 1rem; font-weight: 600;
@@ -59,7 +60,8 @@ details[open] summary { margin-bottom: .5rem; }
 .overview figure:first-child { grid-row: span 2; }
 .scatter { grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); }
 figure { margin: 0; }
-figure img { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
+figure img { display: block; width: 100%; max-width: 560px; height: auto; }
+.scatter img { max-width: 330px; }
 @media (max-width: 600px) { section { padding: .8rem; } tbody th { max-width: 7.5rem; }
   dl { grid-template-columns: 1fr; } dt { font-weight: 600; } }
 @media print { body { background: none; } section { break-inside: avoid; } }

@@ -15,6 +15,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from typing_extensions import Self
 
 from st_plugins.data.pairs import Pairs
+from st_plugins.data.readers import load_tasks
 from st_plugins.evaluators.describe import describe_model, library_versions
 from st_plugins.evaluators.encoding import distinct, encode_longest_first, watch_input
 from st_plugins.evaluators.floor import bag_of_random_vectors, floor_result, token_ids, whiten_bag
@@ -27,6 +28,7 @@ from st_plugins.evaluators.scoring import (
     score_task,
     task_result,
 )
+from st_plugins.geometry import Gaussian, bhattacharyya_distance, geometry, kl_divergence, wasserstein_distance
 from st_plugins.modules.whitening import Whitening
 
 __all__ = ["STSSuiteEvaluator"]
@@ -349,23 +351,18 @@ class STSSuiteEvaluator(BaseEvaluator):
         return result
 
     def _geometry(self, embeddings: NDArray[np.float32]) -> dict[str, Any]:
-        from st_plugins.geometry import alignment, geometry
-
-        if len(embeddings) < 3 or not np.ptp(embeddings, axis=0).any():
+        """Describe the space; alignment is over the pairs with gold in the top fifth of their task's range."""
+        if len(embeddings) < 2:
             return {}
-        nonzero = np.any(embeddings != 0, axis=1)
-        numbers = dict(geometry(embeddings[nonzero], seed=self.seed))
-        first, second = [], []
-        for pairs, (a, b, _) in zip(self.pairs, self._rows, strict=True):
-            # Alignment wants positive pairs: gold in the top fifth of the scores that occur.
+        sides: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
+        for pairs, rows in zip(self.pairs, self._rows, strict=True):
             low, high = pairs.scores.min(), pairs.scores.max()
-            positive = (pairs.scores >= low + 0.8 * (high - low)) & nonzero[a] & nonzero[b]
-            first.append(a[positive])
-            second.append(b[positive])
-        rows = np.concatenate(first), np.concatenate(second)
-        if rows[0].size and np.ptp(np.concatenate([pairs.scores for pairs in self.pairs])) > 0:
-            numbers["alignment"] = alignment(embeddings[rows[0]], embeddings[rows[1]])
-        return numbers
+            positive = pairs.scores >= low + 0.8 * (high - low)
+            for side, row in zip(sides, rows, strict=False):
+                side.append(row[positive] if high > low else row[:0])
+        first, second = (np.concatenate(side) for side in sides)
+        positives = (embeddings[first], embeddings[second]) if len(first) > 1 else None
+        return geometry(embeddings, positives=positives, seed=self.seed)
 
     def _append_csv(self, folder: Path, metrics: dict[str, float], epoch: int, steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -380,8 +377,6 @@ class STSSuiteEvaluator(BaseEvaluator):
 
 def _read(tasks: str | Sequence[str | Pairs], data: str | Path | None, split: str) -> list[Pairs]:
     """Read what is named, keep what is given as pairs, and refuse two tasks of one name."""
-    from st_plugins.data.readers import load_tasks
-
     pairs: list[Pairs] = []
     if isinstance(tasks, str):
         pairs = load_tasks(tasks, data, split)
@@ -399,12 +394,10 @@ def _read(tasks: str | Sequence[str | Pairs], data: str | Path | None, split: st
 
 def _fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:
     """Return distances between the Gaussian a whitening was fitted on and that of the evaluated texts."""
-    from st_plugins.geometry import Gaussian, bhattacharyya_distance, kl_divergence, wasserstein_distance
-
     if whitening.count < 2 or seen.count < 2:
         return {}
-    fit = Gaussian(whitening.mean, whitening.covariance, whitening.count)
-    here = Gaussian(seen.mean, seen.covariance, seen.count)
+    fit = Gaussian(whitening.center, whitening.covariance, whitening.count)
+    here = Gaussian(seen.center, seen.covariance, seen.count)
     return {
         "fit_kl_divergence": kl_divergence(here, fit),
         "fit_bhattacharyya_distance": bhattacharyya_distance(here, fit),

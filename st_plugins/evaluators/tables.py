@@ -228,8 +228,8 @@ def how_to_read(result: SuiteResult) -> list[str]:
         confidence = float(settings.get("confidence", 0.95))
         text.append(
             f"Square brackets hold {100 * confidence:g} % bootstrap intervals over {settings['bootstrap_samples']:,} "
-            'resamples of the pairs. "better" and "worse" come from paired resamples, corrected for the number of '
-            'tasks; "not separable" means that the pairs do not suffice to tell the two apart.'
+            'resamples of the pairs. "better" and "worse" come from paired resamples (for single tasks corrected for '
+            'their number); "not separable" means that the pairs do not suffice to tell the two apart.'
         )
     text.append(_fitted_on(result))
     text.append(
@@ -263,7 +263,10 @@ def _fitted_on(result: SuiteResult) -> str:
 
 
 def _sources(module: dict[str, Any]) -> list[str]:
-    sources = (module.get("config") or {}).get("sources") or []
+    """Return what a whitening says it was fitted on: a mapping from source to number of texts, or names."""
+    sources = module.get("sources") or (module.get("config") or {}).get("sources") or []
+    if isinstance(sources, dict):
+        return [f"{name} ({number(rows)} texts)" for name, rows in sources.items()]
     return [str(source) for source in ([sources] if isinstance(sources, str) else sources)]
 
 

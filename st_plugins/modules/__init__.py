@@ -1,0 +1,7 @@
+"""Sentence-transformers modules: features in, features out."""
+
+from __future__ import annotations
+
+from st_plugins.modules.whitening import Whitening
+
+__all__ = ["Whitening"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from typing_extensions import Self
 
 __all__ = ["Moments"]
@@ -67,8 +67,8 @@ class Moments:
             self.mean, self.cubic = np.zeros(self.dimension), np.zeros(self.dimension)
             self.scatter = np.zeros((self.dimension, self.dimension))
 
-    @classmethod
-    def of(cls, block: Array | torch.Tensor, *, first_row: int = 0) -> Self:
+    @staticmethod
+    def of(block: Array | torch.Tensor, *, first_row: int = 0) -> Moments:
         """Summarise one block.
 
         Args:
@@ -82,18 +82,18 @@ class Moments:
             ValueError: A row holds NaN or infinity, or values whose squares overflow.
         """
         epsilon = torch.finfo(block.dtype).eps if isinstance(block, torch.Tensor) else np.finfo(block.dtype).eps
-        rows = _as_numpy(block)
-        single = rows.dtype != np.float64 and len(rows) >= _SINGLE_PRECISION_ROWS
-        dtype = np.dtype(np.float32 if single else np.float64)
+        single = block.dtype.itemsize <= 4 and len(block) >= _SINGLE_PRECISION_ROWS
+        dtype: np.dtype[np.floating] = np.dtype(np.float32) if single else np.dtype(np.float64)
+        width = block.shape[1]
         cores = torch.get_num_threads()
-        workers = max(1, min(_MAX_WORKERS, cores, len(rows) * rows.shape[1] * dtype.itemsize // _WORKING_BYTES))
-        step = max(64, _WORKING_BYTES // (workers * dtype.itemsize * rows.shape[1]))
-        starts = range(0, len(rows), step)
+        workers = max(1, min(_MAX_WORKERS, cores, len(block) * width * dtype.itemsize // _WORKING_BYTES))
+        step = max(64, _WORKING_BYTES // (workers * dtype.itemsize * width))
+        starts = range(0, len(block), step)
 
-        def summarise(mine: Sequence[int]) -> Self:
-            total = cls(rows.shape[1])
+        def summarise(mine: Sequence[int]) -> Moments:
+            total = Moments(width)
             for start in mine:
-                total.merge(_chunk(cls, rows[start : start + step], dtype, first_row + start))
+                total.merge(_chunk(_as_numpy(block[start : start + step]), dtype, first_row + start))
             return total
 
         if workers == 1:
@@ -138,6 +138,8 @@ class Moments:
         ``β̄² = (Σ ‖y‖⁴ / N - ‖Σ̂‖²) / N`` estimates the squared error of the covariance, ``δ² = ‖Σ̂ - m I‖²`` its
         squared distance from the target; the intensity is ``min(β̄², δ²) / δ²`` (Ledoit & Wolf 2004, section 3).
         """
+        if not self.count:
+            return 0.0
         covariance_norm = float(np.sum(np.square(self.scatter / self.count)))
         trace = float(np.trace(self.scatter)) / self.count
         distance = covariance_norm - trace**2 / self.dimension
@@ -159,21 +161,22 @@ def _as_numpy(block: Array | torch.Tensor) -> Array:
     return block
 
 
-def _chunk(cls: type[Moments], rows: Array, dtype: np.dtype[np.floating], first_row: int) -> Moments:
+def _chunk(rows: Array, dtype: np.dtype[np.floating], first_row: int) -> Moments:
     """Return the moments of a few thousand rows, products in ``dtype``."""
     with np.errstate(over="ignore", invalid="ignore"):
         ones = np.ones(len(rows), dtype)
-        shift = ones @ rows.astype(dtype, copy=False) / len(rows)
-        centred = np.subtract(rows, shift, dtype=dtype)
+        centred = rows.astype(dtype)
+        shift = ones @ centred / len(rows)
+        centred -= shift
+        remainder = ones @ centred / len(rows)  # the mean is the shift, rounded to dtype, plus this
         scatter = centred.T @ centred
+        scatter -= len(rows) * np.outer(remainder, remainder)
         squares = np.einsum("ij,ij->i", centred, centred)
         cubic = (squares @ centred).astype(np.float64)
         quartic = float(np.square(squares, dtype=np.float64).sum())
         finite = math.isfinite(float(cubic.sum()) + float(np.trace(scatter)) + quartic)
     if finite:
-        # The mean is the shift, rounded to dtype, plus what the rounding left over.
-        mean = shift.astype(np.float64) + (ones @ centred).astype(np.float64) / len(rows)
-        return cls(rows.shape[1], len(rows), mean, scatter, cubic, quartic)
+        return Moments(rows.shape[1], len(rows), shift + remainder.astype(np.float64), scatter, cubic, quartic)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         column = int(np.flatnonzero(~np.isfinite(rows[bad[0]]))[0])
@@ -182,5 +185,5 @@ def _chunk(cls: type[Moments], rows: Array, dtype: np.dtype[np.floating], first_
             f"{column} ({len(bad)} such rows among {len(rows)}); drop those rows or encode them in float32"
         )
     if dtype == np.float32:
-        return _chunk(cls, rows, np.dtype(np.float64), first_row)
+        return _chunk(rows, np.dtype(np.float64), first_row)
     raise ValueError(f"embeddings from row {first_row} on are so large that their squares overflow; rescale them")

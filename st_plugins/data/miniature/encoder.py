@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MAX_LENGTH = 64
-_PRETRAINED = {"dimension": 128, "layers": 4, "batch_pieces": 2048, "learning_rate": 2e-3, "corpus_size": 20000}
+_PRETRAINED = {"dimension": 128, "layers": 3, "batch_pieces": 1024, "learning_rate": 1e-3, "corpus_size": 20000}
 _REPORT = "pretraining.json"
 
 
@@ -69,7 +69,7 @@ def untrained_encoder(dimension: int = 64, seed: int = 0, layers: int = 2) -> Se
 def pretrained_encoder(
     cache_dir: str | Path | None = None,
     seed: int = 0,
-    steps: int = 1000,
+    steps: int = 400,
     show_progress_bar: bool = True,
     corpus_size: int | None = None,
 ) -> SentenceTransformer:

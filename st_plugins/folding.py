@@ -1,0 +1,129 @@
+"""Fold affine modules into one stock Dense, so that a model loads anywhere without this package."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from torch import Tensor, nn
+
+from st_plugins.modules.whitening import Whitening
+from st_plugins.pipeline import rebuild
+
+__all__ = ["fold"]
+
+logger = logging.getLogger(__name__)
+
+
+def fold(model: SentenceTransformer) -> SentenceTransformer:
+    """Return the same model made of stock modules: every run of affine modules with a Whitening in it becomes a Dense.
+
+    A whitening is ``y = W (x - μ)``, hence a Dense with weight ``W``, bias ``-W μ`` and no activation; with the Dense
+    layers before and after it (identity activation only) it multiplies out to a single one. The product is taken in
+    float64. A Whitening with ``normalize=True`` becomes that Dense and a stock Normalize. Everything else stays where
+    it is, and prompts, similarity function and truncation carry over.
+
+    Args:
+        model: The model; left as it is.
+
+    Returns:
+        A new model whose outputs equal those of ``model`` to about 1e-5; an equal copy when there is no Whitening.
+        Where the mean is very large against the spread, float32 cannot represent the bias well; a warning says how
+        much is lost.
+
+    Raises:
+        ValueError: A Whitening sits inside another module (a Router, say), or the model is float16 and the folded
+            weights do not fit into that type.
+
+    Example:
+        >>> import numpy as np
+        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.adapt import whiten
+        >>> texts = corpus(300)
+        >>> whitened = whiten(untrained_encoder(), texts, 16)
+        >>> folded = fold(whitened)
+        >>> [type(module).__name__ for module in folded]
+        ['Transformer', 'Pooling', 'Dense']
+        >>> bool(np.abs(folded.encode(texts) - whitened.encode(texts)).max() < 1e-4)
+        True
+    """
+    nested = sum(isinstance(module, Whitening) for module in model.modules())
+    nested -= sum(isinstance(module, Whitening) for module in model)
+    if nested:
+        raise ValueError(
+            f"model holds {nested} Whitening inside another module (a Router?), which fold() cannot reach; fold the "
+            "inner pipelines first, or load the model with st_plugins.load"
+        )
+    dtype = model.dtype or torch.float32
+    modules: list[nn.Module] = []
+    run: list[nn.Module] = []
+    for module in model:
+        if _is_affine(module):
+            run.append(module)
+        if not _is_affine(module) or (isinstance(module, Whitening) and module.normalize):
+            modules += _folded(run, dtype)
+            run = []
+            modules.append(Normalize() if isinstance(module, Whitening) else module)
+    modules += _folded(run, dtype)
+    return rebuild(model, modules)
+
+
+def _is_affine(module: nn.Module) -> bool:
+    """Whether the module maps ``sentence_embedding`` to an affine function of itself."""
+    if isinstance(module, Whitening):
+        return True
+    return (
+        type(module) is Dense
+        and isinstance(module.activation_function, nn.Identity)
+        and module.module_input_name == module.module_output_name == "sentence_embedding"
+    )
+
+
+def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
+    """Multiply a run of affine modules out to one Dense; leave it alone if nothing of ours is in it."""
+    if not any(isinstance(module, Whitening) for module in run):
+        return run
+    weight, bias = _matrix(run[0])
+    for module in run[1:]:
+        following, offset = _matrix(module)
+        weight, bias = following @ weight, following @ bias + offset
+    if not bool(weight.to(dtype).isfinite().all() and bias.to(dtype).isfinite().all()):
+        raise ValueError(
+            f"the folded weights (up to {max(float(weight.abs().max()), float(bias.abs().max())):.1e}) do not fit into "
+            f"{dtype}; convert the model with .float() first, or keep fewer dimensions"
+        )
+    lost = torch.finfo(dtype).eps * float(bias.abs().max())
+    if lost > 1e-4:
+        logger.warning(
+            "The folded bias is as large as %.1e: in %s outputs may be off by about %.1e, because the mean of the "
+            "embeddings is large against their spread. Keep the Whitening if that matters.",
+            float(bias.abs().max()),
+            dtype,
+            lost,
+        )
+    dense = Dense(
+        weight.shape[1],
+        weight.shape[0],
+        activation_function=nn.Identity(),
+        init_weight=weight.to(dtype),
+        init_bias=bias.to(dtype),
+    )
+    return [dense.eval()]
+
+
+def _matrix(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of an affine module, in float64 on the CPU."""
+    if isinstance(module, Whitening):
+        mean, weight = module.affine()
+        return weight, -weight @ mean
+    if not isinstance(module, Dense):
+        raise TypeError(f"{type(module).__name__} is not affine")
+    weight = module.linear.weight.detach().cpu().double()
+    bias = module.linear.bias.detach().cpu().double() if module.bias else torch.zeros(len(weight)).double()
+    if module.use_residual:
+        same = module.in_features == module.out_features
+        residual = torch.eye(len(weight)) if same else module.residual.weight.detach().cpu()
+        weight = weight + residual.double()
+    return weight, bias

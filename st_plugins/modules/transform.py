@@ -1,0 +1,82 @@
+"""From the moments of embeddings to the transform that whitens them: the equations, without the module around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_plugins.modules.moments import Moments
+
+__all__ = ["Transform", "derive"]
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The affine map ``x ↦ (x - mean) weightᵀ`` in float64, and the spectrum it came from.
+
+    Args:
+        mean: Mean of the embeddings, ``(d,)``.
+        weight: One row a kept direction, ``(k, d)``.
+        eigenvalues: All eigenvalues of the covariance after shrinkage, descending, ``(d,)``.
+        explained: Share of the variance, before shrinkage, of each kept direction, ``(k,)``.
+    """
+
+    mean: Array
+    weight: Array
+    eigenvalues: Array
+    explained: Array
+
+
+def derive(moments: Moments, output_dimension: int | None, shrinkage: float, rcond: float | None) -> Transform:
+    """Derive the whitening transform: one eigen-decomposition of the covariance.
+
+    Args:
+        moments: Statistics of at least two embeddings.
+        output_dimension: Number of directions to keep; None keeps every usable one.
+        shrinkage: Weight of ``(trace / d) · I`` in the covariance.
+        rcond: Eigenvalues at most this share of the largest are unusable; None as `Whitening` describes.
+
+    Returns:
+        The transform.
+
+    Raises:
+        ValueError: There are too few embeddings, they are all equal, or fewer directions are usable than asked for.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])
+        >>> derive(Moments.of(square), None, 0.0, None).weight.tolist()
+        [[0.5, 0.0], [0.0, 1.0]]
+    """
+    if moments.count < 2:
+        raise ValueError(
+            f"Whitening is fitted on {moments.count} embeddings, but a covariance needs at least 2; call fit() or "
+            "partial_fit() first"
+        )
+    values, vectors = np.linalg.eigh(moments.scatter / moments.count)
+    values, vectors = np.clip(values[::-1], 0.0, None), vectors[:, ::-1]
+    # A spread no larger than the rounding of the values themselves is no spread at all.
+    if values[0] <= (64 * moments.resolution * np.abs(moments.mean).max()) ** 2:
+        raise ValueError(
+            f"the {moments.count} embeddings fitted on are all equal up to rounding (rank 0), so there is nothing to "
+            "whiten; fit on different texts"
+        )
+    explained = values / values.sum()
+    values = (1.0 - shrinkage) * values + shrinkage * values.mean()
+    if rcond is None:
+        rcond = max(max(moments.count, moments.dimension) * float(np.finfo(np.float64).eps), moments.resolution)
+    rank = int(np.count_nonzero(values > rcond * values[0]))
+    kept = rank if output_dimension is None else output_dimension
+    if kept > rank:
+        raise ValueError(
+            f"output_dimension is {kept}, but the {moments.count} embeddings fitted on have rank {rank} (eigenvalues "
+            f"above {rcond:.1e} of the largest); choose output_dimension <= {rank}, fit on more texts, or set "
+            "shrinkage='ledoit-wolf'"
+        )
+    vectors = vectors[:, :kept]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(kept)])
+    weight = np.ascontiguousarray((vectors / np.sqrt(values[:kept])).T) + 0.0  # + 0.0: no negative zeros
+    return Transform(moments.mean.copy(), weight, values, explained[:kept])

@@ -1,0 +1,49 @@
+"""Build a SentenceTransformer from modules, with everything else taken from another one."""
+
+from __future__ import annotations
+
+import copy
+
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+__all__ = ["rebuild"]
+
+
+def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTransformer:
+    """Return a new model of other modules that otherwise behaves like ``model``.
+
+    Prompts, default prompt, similarity function, truncation, device, per-module keyword arguments and training mode
+    carry over. Weights are copied, not shared. The model card is a new one: the old one would describe other outputs.
+
+    Args:
+        model: The model to resemble; left as it is.
+        modules: The modules of the new one; those of ``model`` may be among them.
+
+    Returns:
+        The new model.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> encoder = untrained_encoder(dimension=16)
+        >>> encoder.prompts = {"query": "find: "}
+        >>> twin = rebuild(encoder, list(encoder))
+        >>> twin.prompts["query"], float(abs(twin.encode("a dog") - encoder.encode("a dog")).max())
+        ('find: ', 0.0)
+    """
+    built = SentenceTransformer(
+        modules=[copy.deepcopy(module) for module in modules],
+        device=str(model.device),
+        prompts=dict(model.prompts),
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+        truncate_dim=model.truncate_dim,
+        backend=model.backend,
+    )
+    # The host keeps which encode() arguments a module takes by the module's name; the new names are positions.
+    taken = model.module_kwargs or {}
+    arguments = {id(module): taken[name] for name, module in model.named_children() if taken.get(name)}
+    built.module_kwargs = {
+        str(position): arguments[id(module)] for position, module in enumerate(modules) if id(module) in arguments
+    }
+    return built.train(model.training)
