@@ -204,17 +204,18 @@ def evaluate(row: Pipeline, recipe: Recipe, models: Path, data: Path, corpus: li
         The result, without per-pair similarities.
     """
     model = build_model(row, models, recipe.seed)
-    dimension = row.dimension or int(model.get_embedding_dimension() or 0)
     target = row.whitening == "target"
     if row.whitening == "corpus":
-        model = whiten(model, corpus, dimension, batch_size=recipe.batch_size, source=", ".join(recipe.corpus))
+        model = whiten(
+            model, corpus, row.dimension or None, batch_size=recipe.batch_size, source=", ".join(recipe.corpus)
+        )
     evaluator = STSSuiteEvaluator(
         recipe.tasks,
         data,
         recipe.batch_size,
         seed=recipe.seed,
         floor_texts=corpus or None,
-        target_whitening=dimension if target else None,
+        target_whitening=row.dimension if target else None,
         target_texts=target_texts(recipe.tasks, data) if target else None,
         keep_similarities=False,
     )

@@ -67,13 +67,14 @@ def whiten(
     """
     sentences = _checked(sentences)
     result = rebuild(model, list(model))
-    dimension = _dimension(result)
+    with result.truncate_embeddings(None):
+        dimension = _dimension(result)
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
     if output_dimension is not None and output_dimension >= len(sentences) and not shrinkage:
         raise ValueError(
-            f"output_dimension is {output_dimension}, but {len(sentences)} sentences have rank {len(sentences) - 1} at "
-            "most; give more sentences, choose a smaller output_dimension, or set shrinkage='ledoit-wolf'"
+            f"output_dimension is {output_dimension}, but {len(sentences)} sentences have rank {len(sentences) - 1} "
+            "at most; give more sentences, choose a smaller output_dimension, or set shrinkage='ledoit-wolf'"
         )
     whitening = Whitening(dimension, output_dimension, shrinkage=shrinkage, rcond=rcond, normalize=normalize)
     hidden = None if show_progress_bar is None else not show_progress_bar  # None: tqdm looks for a terminal
@@ -128,7 +129,8 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
         dimension, num_hidden_layers=layers, layer_start=1, layer_weights=nn.Parameter(weights)
     )
     result = rebuild(model, [transformer, layer_pooling, Pooling(dimension, "mean"), *rest])
-    result[0].model.config.output_hidden_states = True
+    copied: Any = result[0]
+    copied.model.config.output_hidden_states = True
     return result
 
 
@@ -168,11 +170,7 @@ def _checked(sentences: Sequence[str]) -> list[str]:
 
 
 def _dimension(module: Any) -> int:
-    with_all = module.truncate_embeddings(None) if isinstance(module, SentenceTransformer) else None
-    if with_all is None:
-        return int(module.get_embedding_dimension())
-    with with_all:
-        dimension = module.get_embedding_dimension()
+    dimension = module.get_embedding_dimension()
     if dimension is None:
         raise ValueError("the model does not say its embedding dimension; append a Pooling or Dense module to it")
     return int(dimension)

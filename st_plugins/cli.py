@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -182,7 +180,9 @@ def whiten(
     texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
     column: ColumnOption = None,
-    dim: Annotated[int | None, typer.Option(help="Dimensions to keep (default: 256, at most the model's).")] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Dimensions to keep (default: 256, or all of a smaller model).")
+    ] = None,
     keep_plugin: Annotated[
         bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
     ] = False,
@@ -236,7 +236,8 @@ def whiten(
             seed=seed,
             batch_size=batch_size,
         )
-    kept = min(256, loaded.get_embedding_dimension() or 256) if dim is None else dim
+    # An encoder that ends in a LayerNorm has rank d - 1, so "all there is" is the default for small models, not d.
+    kept = 256 if dim is None and (loaded.get_embedding_dimension() or 0) > 256 else dim
     whitened = adapt.whiten(
         loaded,
         sentences,
@@ -254,7 +255,7 @@ def whiten(
     with atomic_folder(output, overwrite=overwrite) as folder:
         result.save(str(folder))
     how = "load it with st_plugins.load" if keep_plugin else "plain SentenceTransformer loads it"
-    _say(f"wrote {output}: {kept} dimensions, whitened on {len(sentences):,} texts; {how}")
+    _say(f"wrote {output}: {result.get_embedding_dimension()} dimensions, whitened on {len(sentences):,} texts; {how}")
 
 
 @app.command()
@@ -307,7 +308,7 @@ def demo(
     results = run_demo(output, seed=seed)
     console = _console()
     console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
-    console.print(f"[yellow]{BANNER}[/yellow]")
+    _say(f"[yellow]{BANNER}[/yellow]")
     _say(f"reports: {output}/*/report.html")
 
 
@@ -401,24 +402,13 @@ def main() -> None:
     """Run the command line: one clear line and a non-zero exit code on failure."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.simplefilter("ignore", ResourceWarning)
-    error = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        error.print("interrupted; nothing was left half-written")
-        code = 130
-    except click.ClickException as problem:
-        problem.show()
-        code = problem.exit_code
+        app()  # wrong usage and Ctrl-C are typer's own business: it exits with 2 and 130
     except Exception as problem:
         if _state["debug"]:
             raise
-        error.print(f"[red]error:[/red] {_one_line(problem)}")
-        code = 1
-    sys.exit(code)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/red] {_one_line(problem)}")
+        sys.exit(1)
 
 
 def _one_line(problem: Exception) -> str:

@@ -35,11 +35,10 @@ def run_demo(output: str | Path = "st-plugins-demo", *, seed: int = 0) -> dict[s
     dimension = encoder.get_embedding_dimension() or 0
 
     pipelines: dict[str, SentenceTransformer] = {"mean pooling": encoder, "first-last-avg": first_last}
-    for size in (dimension, dimension // 2, dimension // 4):
-        pipelines[f"mean pooling + whitening {size}"] = whiten(encoder, texts, size, source="miniature corpus")
-    pipelines[f"first-last-avg + whitening {dimension}"] = whiten(
-        first_last, texts, dimension, source="miniature corpus"
-    )
+    for size in (None, dimension // 2, dimension // 4):
+        label = f"mean pooling + whitening {size or ''}".rstrip()
+        pipelines[label] = whiten(encoder, texts, size, source="miniature corpus")
+    pipelines["first-last-avg + whitening"] = whiten(first_last, texts, None, source="miniature corpus")
 
     evaluator = STSSuiteEvaluator(tasks=miniature.sts_tasks(seed=seed), floor_texts=texts, seed=seed)
     results = {}

@@ -89,9 +89,10 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
     for module in run[1:]:
         following, offset = _matrix(module)
         weight, bias = following @ weight, following @ bias + offset
+    largest = max(float(weight.abs().max()), float(bias.abs().max()))
     if not bool(weight.to(dtype).isfinite().all() and bias.to(dtype).isfinite().all()):
         raise ValueError(
-            f"the folded weights (up to {max(float(weight.abs().max()), float(bias.abs().max())):.1e}) do not fit into "
+            f"the folded weights (up to {largest:.1e}) do not fit into "
             f"{dtype}; convert the model with .float() first, or keep fewer dimensions"
         )
     lost = torch.finfo(dtype).eps * float(bias.abs().max())

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
+from torch import nn
 
 __all__ = ["load"]
 
@@ -47,7 +48,7 @@ def load(path: str | Path, device: str | None = None) -> SentenceTransformer:
         >>> texts = corpus(100)
         >>> whitened = whiten(untrained_encoder(), texts, 8)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     whitened.save(folder)
+        ...     whitened.save(folder, create_model_card=False)
         ...     again = load(folder, device="cpu")
         >>> float(abs(again.encode(texts) - whitened.encode(texts)).max())
         0.0
@@ -86,7 +87,7 @@ def _assemble(
     config: dict[str, Any] = _json(file) if file.is_file() else {}
     if config.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise ValueError(f"{file} says model_type {config['model_type']!r}; only SentenceTransformer can be loaded")
-    modules = []
+    modules: list[nn.Module] = []
     for row in rows:
         loaded = classes[row["type"]].load(
             str(folder),

@@ -34,7 +34,7 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
     built = SentenceTransformer(
         modules=[copy.deepcopy(module) for module in modules],
         device=str(model.device),
-        prompts=dict(model.prompts),
+        prompts={name: text for name, text in model.prompts.items() if text is not None},
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
         truncate_dim=model.truncate_dim,

@@ -122,7 +122,11 @@ def test_json_round_trip(result: SuiteResult, tmp_path: Path) -> None:
     paths = write_reports(result, tmp_path / "new" / "folder")
     assert sorted(path.name for path in paths) == FILES
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == FILES
-    assert _comparable(asdict(SuiteResult.read(paths[0]))) == _comparable(asdict(result))
+    again = SuiteResult.read(paths[0])
+    assert _comparable(asdict(again)) == _comparable(asdict(result))
+    write_reports(again, tmp_path / "again")
+    for path in paths:
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_markdown_numbers() -> None:

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 
 import st_plugins
+from st_plugins.modules.whitening import Whitening
 
 __all__ = ["describe_model", "library_versions"]
 
@@ -48,7 +49,10 @@ def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[
         config = module.get_config_dict() if isinstance(module, Module) else {}
         mode = config.get("pooling_mode")
         pooling = mode if mode is not None else pooling
-        modules.append({"type": f"{type(module).__module__}.{type(module).__name__}", "config": _plain(config)})
+        entry = {"type": f"{type(module).__module__}.{type(module).__name__}", "config": _plain(config)}
+        if isinstance(module, Whitening):
+            entry["sources"] = module.sources
+        modules.append(entry)
     first = next(iter(model.parameters()), torch.empty(0))
     return {
         "name": name or model.model_card_data.model_name or model.model_card_data.base_model or "SentenceTransformer",

@@ -55,9 +55,9 @@ dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 summary h2 { display: inline; }
 details[open] summary { margin-bottom: .5rem; }
-.overview, .scatter { display: grid; gap: 1rem 1.5rem; align-items: start; }
-.overview { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-.overview figure:first-child { grid-row: span 2; }
+.overview { columns: 2 400px; column-gap: 1.5rem; }
+.overview figure { break-inside: avoid; padding-bottom: 1rem; }
+.scatter { display: grid; gap: 1rem 1.5rem; align-items: start; }
 .scatter { grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); }
 figure { margin: 0; }
 figure img { display: block; width: 100%; max-width: 560px; height: auto; }

@@ -95,7 +95,7 @@ def csv_text(result: SuiteResult) -> str:
     """
     rows: list[dict[str, Any]] = []
     for task in result.tasks:
-        for name, subset in task.subsets.items():
+        for name, subset in sorted(task.subsets.items()):
             row = {"system": "model", "task": task.name, "subset": name, "pairs": int(subset["pairs"])}
             row |= {"spearman_all": float(subset["spearman"]), "pearson_all": float(subset["pearson"])}
             rows.append(row)
@@ -111,10 +111,10 @@ def csv_text(result: SuiteResult) -> str:
     if result.floor is not None:
         floor = result.floor
         for system, scores in (("floor raw", floor.raw), ("floor whitened", floor.whitened)):
-            for name, score in scores.items():
+            for name, score in sorted(scores.items()):
                 rows.append({"system": system, "task": name} | _fields("spearman_all", score))
         for system, above in (("above floor raw", floor.above_raw), ("above floor whitened", floor.above_whitened)):
-            for name, difference in above.items():
+            for name, difference in sorted(above.items()):
                 row = {"system": system, "task": name} | _fields("spearman_all", difference)
                 rows.append(row | {"p_value": difference.p_value, "verdict": difference.verdict})
     buffer = io.StringIO()

@@ -12,6 +12,9 @@ __all__ = ["SCHEMA_VERSION", "Difference", "FloorResult", "Score", "SuiteResult"
 
 SCHEMA_VERSION = 1
 
+# JSON has no numbers for these.
+_UNDEFINED_OR_INFINITE = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
+
 
 @dataclass(frozen=True)
 class Score:
@@ -128,7 +131,7 @@ class SuiteResult:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """Return the result as JSON text; undefined numbers become ``null``."""
+        """Return the result as JSON text; undefined numbers become ``null``, infinite ones ``"inf"``."""
         return json.dumps(_without_nan(asdict(self)), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
@@ -204,12 +207,16 @@ def _scores(raw: dict[str, dict[str, float | None]]) -> dict[str, Score]:
 
 
 def _nan_for_null(raw: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in raw.items()}
+    return {key: _UNDEFINED_OR_INFINITE.get(value, value) if _is_plain(value) else value for key, value in raw.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return None if math.isnan(value) else str(value)
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

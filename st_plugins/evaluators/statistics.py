@@ -118,7 +118,8 @@ class _Ranker:
         rank: Array = np.cumsum(weight, axis=1)
         rank -= 0.5 * weight
         rank += 0.5
-        return np.take(rank, self.group, axis=1)
+        ranks: Array = rank.take(self.group, axis=1)
+        return ranks
 
 
 def _moments(values: Array, counts: Array, total: Array) -> tuple[Array, Array]:

@@ -65,8 +65,9 @@ class STSSuiteEvaluator(BaseEvaluator):
         floor: Whether to score the floor too.
         floor_texts: Unlabelled texts on which the floor is whitened: give those the model was whitened or adapted on.
             Default: the evaluated texts themselves, the floor's best case.
-        target_whitening: Whiten each task's embeddings (and its floor) to this many dimensions on that task's own
-            texts, both sides, duplicates kept: the transductive "target" setting of BERT-whitening. None for not.
+        target_whitening: Whiten each task's embeddings (and its floor) to this many dimensions, 0 for all, on that
+            task's own texts, both sides, duplicates kept: the transductive "target" setting of BERT-whitening. None
+            leaves the embeddings as they are.
         target_texts: More texts to fit the target whitening on, by task name (published: train and dev of STS-B and
             SICK-R).
         geometry: Whether to describe the geometry of the embeddings.
@@ -342,7 +343,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         for index, system in enumerate(systems):
             vectors, a, b = system, first, second
             if whitened[index]:
-                dimension = self.target_whitening if index == 0 else None
+                dimension = (self.target_whitening or None) if index == 0 else None
                 fitted = Whitening(system.shape[1], dimension).fit(system[np.concatenate(rows)])
                 texts = np.concatenate([first, second])
                 vectors = np.asarray(fitted.transform(system[texts]), dtype=np.float32)
@@ -396,8 +397,10 @@ def _fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:
     """Return distances between the Gaussian a whitening was fitted on and that of the evaluated texts."""
     if whitening.count < 2 or seen.count < 2:
         return {}
-    fit = Gaussian(whitening.center, whitening.covariance, whitening.count)
-    here = Gaussian(seen.center, seen.covariance, seen.count)
+    fit, here = (
+        Gaussian(np.asarray(w.center, np.float64), np.asarray(w.covariance, np.float64), w.count)
+        for w in (whitening, seen)
+    )
     return {
         "fit_kl_divergence": kl_divergence(here, fit),
         "fit_bhattacharyya_distance": bhattacharyya_distance(here, fit),

@@ -1,4 +1,7 @@
-"""The words and numbers of a report, before they become Markdown or HTML."""
+"""The words and numbers of a report, before they become Markdown or HTML.
+
+Mappings are walked in sorted order, so that a result read back from JSON gives the same report.
+"""
 
 from __future__ import annotations
 
@@ -178,7 +181,7 @@ def header(result: SuiteResult) -> dict[str, str]:
         lines["Modules"] = ", ".join(parts)
     if result.settings.get("similarity"):
         lines["Similarity"] = str(result.settings["similarity"])
-    lines["Versions"] = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    lines["Versions"] = ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
     return lines
 
 
@@ -266,7 +269,7 @@ def _sources(module: dict[str, Any]) -> list[str]:
     """Return what a whitening says it was fitted on: a mapping from source to number of texts, or names."""
     sources = module.get("sources") or (module.get("config") or {}).get("sources") or []
     if isinstance(sources, dict):
-        return [f"{name} ({number(rows)} texts)" for name, rows in sources.items()]
+        return [f"{name} ({number(rows)} texts)" for name, rows in sorted(sources.items())]
     return [str(source) for source in ([sources] if isinstance(sources, str) else sources)]
 
 
@@ -315,7 +318,7 @@ def _subsets(result: SuiteResult) -> Table:
             percent(float(subset["pearson"])),
         ]
         for task in result.tasks
-        for name, subset in task.subsets.items()
+        for name, subset in sorted(task.subsets.items())
     ]
     return Table(
         "Sub-datasets", ["Task", "Sub-dataset", "Pairs", "Spearman × 100", "Pearson × 100"], rows, folded=True
@@ -324,7 +327,7 @@ def _subsets(result: SuiteResult) -> Table:
 
 def _geometry(result: SuiteResult) -> Table:
     known = [key for key in _GEOMETRY if key in result.geometry]
-    others = [key for key in result.geometry if key not in _GEOMETRY]
+    others = sorted(key for key in result.geometry if key not in _GEOMETRY)
     rows: list[list[Cell]] = [
         [_words(key), number(result.geometry[key]), _GEOMETRY.get(key, "")] for key in known + others
     ]
@@ -341,13 +344,13 @@ def _provenance(result: SuiteResult) -> Table:
 
 def _facts(result: SuiteResult) -> Table:
     rows: list[list[Cell]] = []
-    for key, value in result.model.items():
+    for key, value in sorted(result.model.items()):
         if key == "modules":
             for index, module in enumerate(value or []):
                 rows.append([f"module {index}", _plain(module.get("type", "")), _plain(module.get("config", {}))])
         else:
             rows.append([_words(key), _plain(value), ""])
-    rows += [[_words(key), _plain(value), ""] for key, value in result.settings.items() if key != "banner"]
+    rows += [[_words(key), _plain(value), ""] for key, value in sorted(result.settings.items()) if key != "banner"]
     return Table("Model and settings", ["What", "Value", "Configuration"], rows, folded=True)
 
 

@@ -20,6 +20,7 @@ Array = NDArray[np.floating]
 # From this many rows on, single-precision blocks are multiplied in single precision, chunk by chunk: twice as fast,
 # and the rounding of so many chunks averages out (about 1e-8 of a variance, tests/test_whitening.py).
 _SINGLE_PRECISION_ROWS = 16_384
+_CHUNK_ROWS = 4096  # summed at a time in the precision of the product, before float64 takes over
 _WORKING_BYTES = 24 << 20  # centred rows held at any time, all threads together
 _MAX_WORKERS = 4
 
@@ -87,7 +88,7 @@ class Moments:
         width = block.shape[1]
         cores = torch.get_num_threads()
         workers = max(1, min(_MAX_WORKERS, cores, len(block) * width * dtype.itemsize // _WORKING_BYTES))
-        step = max(64, _WORKING_BYTES // (workers * dtype.itemsize * width))
+        step = min(_CHUNK_ROWS, max(64, _WORKING_BYTES // (workers * dtype.itemsize * width)))
         starts = range(0, len(block), step)
 
         def summarise(mine: Sequence[int]) -> Moments:
@@ -117,9 +118,14 @@ class Moments:
         Returns:
             Itself.
         """
-        total = self.count + other.count
+        self.resolution = max(self.resolution, other.resolution)
         if not other.count:
             return self
+        if not self.count:
+            self.count, self.mean, self.cubic, self.quartic = other.count, other.mean, other.cubic, other.quartic
+            self.scatter = other.scatter.astype(np.float64)
+            return self
+        total = self.count + other.count
         step = other.mean - self.mean
         cubic, quartic = self._about(step * (other.count / total))
         other_cubic, other_quartic = other._about(step * (-self.count / total))
@@ -129,7 +135,6 @@ class Moments:
         self.scatter += np.outer(spread, spread)
         self.mean = self.mean + step * (other.count / total)
         self.count = total
-        self.resolution = max(self.resolution, other.resolution)
         return self
 
     def ledoit_wolf(self) -> float:

@@ -206,24 +206,8 @@ class Whitening(Module):
         Returns:
             ``(N, output_dimension)``, of the same type.
         """
-        features = {"sentence_embedding": torch.from_numpy(np.ascontiguousarray(embeddings))}
+        features = {"sentence_embedding": torch.from_numpy(np.require(embeddings, requirements=["C", "W"]))}
         return np.asarray(self.forward(features)["sentence_embedding"].cpu().numpy())
-
-    def transform(self, embeddings: Array | Tensor) -> Array:
-        """Whiten an array instead of features.
-
-        Args:
-            embeddings: ``(N, d)``, left as it is.
-
-        Returns:
-            ``(N, k)``, in the type of ``embeddings``.
-
-        Raises:
-            ValueError: The module is not fitted, or the width is another one.
-        """
-        with torch.no_grad():
-            white: Tensor = self({"sentence_embedding": torch.as_tensor(embeddings)})["sentence_embedding"]
-        return np.asarray(white.cpu().numpy())
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return the transform in float64: ``mean`` of shape ``(d,)`` and ``weight`` of shape ``(k, d)``.
@@ -256,16 +240,6 @@ class Whitening(Module):
     def sources(self) -> dict[str, int]:
         """Number of embeddings fitted on, by source."""
         return dict(self._sources)
-
-    @property
-    def center(self) -> Array:
-        """Mean of the embeddings fitted on, ``(d,)`` in float64."""
-        return self._moments.mean.copy()
-
-    @property
-    def covariance(self) -> Array:
-        """Covariance of the embeddings fitted on, divided by N and not shrunk, ``(d, d)`` in float64."""
-        return self._moments.scatter / max(self.count, 1)
 
     @property
     def eigenvalues(self) -> Array:
@@ -327,7 +301,7 @@ class Whitening(Module):
         Raises:
             ValueError: A file is missing, damaged, or does not fit the others; the message names it.
         """
-        hub = {
+        hub: dict[str, Any] = {
             "token": token,
             "cache_folder": cache_folder,
             "revision": revision,

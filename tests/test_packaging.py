@@ -1,0 +1,51 @@
+"""What the project files promise about each other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import st_plugins
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_lowest_constraints_are_the_lower_bounds_of_pyproject() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = project[project.index("dependencies = [") : project.index("dev = [")]
+    bounds = dict(re.findall(r'"([a-z-]+)>=([0-9.]+)', section))
+    pins = dict(re.findall(r"^([a-z-]+)==([0-9.]+)$", (ROOT / "constraints-lowest.txt").read_text("utf-8"), re.M))
+    bounds.pop("tomli", None)  # Python 3.10 only
+    assert bounds == pins
+
+
+def test_version_is_the_installed_one() -> None:
+    assert metadata.version("st-plugins") == st_plugins.__version__
+
+
+def test_import_is_light() -> None:
+    """``import st_plugins`` alone must pull in neither torch nor the host."""
+    code = (
+        "import sys, st_plugins; print([m for m in ('torch', 'sentence_transformers', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_exist() -> None:
+    for name in st_plugins.__all__:
+        assert getattr(st_plugins, name) is not None
+
+
+def test_no_registry_address_or_machine_path_is_committed() -> None:
+    for path in (
+        ROOT / "constraints.txt",
+        ROOT / "constraints-lowest.txt",
+        ROOT / "pyproject.toml",
+        ROOT / "Makefile",
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text, path
