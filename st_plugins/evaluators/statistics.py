@@ -118,25 +118,25 @@ class _Ranker:
         rank: Array = np.cumsum(weight, axis=1)
         rank -= 0.5 * weight
         rank += 0.5
-        ranks: Array = rank.take(self.group, axis=1)
-        return ranks
+        return rank.take(self.group, axis=1)
 
 
 def _moments(values: Array, counts: Array, total: Array) -> tuple[Array, Array]:
     """Centre values (B, N) or (N,) by their weighted mean; return them and their weighted sum of squares."""
     mean = np.einsum("bn,bn->b", counts, np.broadcast_to(values, counts.shape)) / total
     centred = values - mean[:, None]
-    return centred, np.einsum("bn,bn,bn->b", counts, centred, centred)
+    square = np.einsum("bn,bn,bn->b", counts, centred, centred)
+    # A constant resample is left with the rounding of its mean instead of with zero.
+    square[square <= total * (1e-14 * np.abs(values).max()) ** 2] = 0.0
+    return centred, square
 
 
 def _weighted(x: tuple[Array, Array], y: tuple[Array, Array], counts: Array) -> Array:
     """Return the weighted correlation of two centred sides, NaN where one of them is constant."""
-    square = x[1] * y[1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = np.einsum("bn,bn,bn->b", counts, x[0], y[0]) / np.sqrt(square)
-    # Rounding leaves a constant side at about 1e-16 of its scale instead of at zero.
-    value[~(square > 1e-20)] = np.nan
-    return np.clip(value, -1.0, 1.0)
+    product: Array = np.einsum("bn,bn,bn->b", counts, x[0], y[0])
+    scale = np.sqrt(x[1]) * np.sqrt(y[1])
+    value: Array = np.divide(product, scale, out=np.full_like(product, np.nan), where=scale > 0)
+    return value.clip(-1.0, 1.0)
 
 
 def bootstrap(gold: Array, systems: Array, counts: NDArray[np.uint8]) -> tuple[Array, Array]:

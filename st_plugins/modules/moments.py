@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -89,19 +88,20 @@ class Moments:
         cores = torch.get_num_threads()
         workers = max(1, min(_MAX_WORKERS, cores, len(block) * width * dtype.itemsize // _WORKING_BYTES))
         step = min(_CHUNK_ROWS, max(64, _WORKING_BYTES // (workers * dtype.itemsize * width)))
-        starts = range(0, len(block), step)
+        edges = [len(block) * worker // workers for worker in range(workers + 1)]
 
-        def summarise(mine: Sequence[int]) -> Moments:
-            total = Moments(width)
-            for start in mine:
-                total.merge(_chunk(_as_numpy(block[start : start + step]), dtype, first_row + start))
+        def summarise(start: int, stop: int) -> Moments:
+            total, buffer = Moments(width), np.empty((step, width), dtype)
+            for first in range(start, stop, step):
+                rows = _as_numpy(block[first : min(first + step, stop)])
+                total.merge(_chunk(rows, buffer[: len(rows)], first_row + first))
             return total
 
         if workers == 1:
-            total = summarise(starts)
+            total = summarise(0, len(block))
         else:  # whole chunks in parallel: the passes over memory overlap with the products
             with threadpool_limits(cores // workers, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-                total, *others = pool.map(summarise, [starts[worker::workers] for worker in range(workers)])
+                total, *others = pool.map(summarise, edges[:-1], edges[1:])
             for other in others:
                 total.merge(other)
         # Rounding the input to its type adds noise of variance below (epsilon · x)² to every direction.
@@ -166,11 +166,11 @@ def _as_numpy(block: Array | torch.Tensor) -> Array:
     return block
 
 
-def _chunk(rows: Array, dtype: np.dtype[np.floating], first_row: int) -> Moments:
-    """Return the moments of a few thousand rows, products in ``dtype``."""
+def _chunk(rows: Array, centred: Array, first_row: int) -> Moments:
+    """Return the moments of a few thousand rows; ``centred`` is working memory, in the type to multiply in."""
     with np.errstate(over="ignore", invalid="ignore"):
-        ones = np.ones(len(rows), dtype)
-        centred = rows.astype(dtype)
+        ones = np.ones(len(rows), centred.dtype)
+        np.copyto(centred, rows, casting="same_kind")
         shift = ones @ centred / len(rows)
         centred -= shift
         remainder = ones @ centred / len(rows)  # the mean is the shift, rounded to dtype, plus this
@@ -189,6 +189,6 @@ def _chunk(rows: Array, dtype: np.dtype[np.floating], first_row: int) -> Moments
             f"embeddings must be finite, but row {first_row + int(bad[0])} holds {rows[bad[0], column]} in column "
             f"{column} ({len(bad)} such rows among {len(rows)}); drop those rows or encode them in float32"
         )
-    if dtype == np.float32:
-        return _chunk(rows, np.dtype(np.float64), first_row)
+    if centred.dtype == np.float32:
+        return _chunk(rows, np.empty(rows.shape), first_row)
     raise ValueError(f"embeddings from row {first_row} on are so large that their squares overflow; rescale them")

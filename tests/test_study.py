@@ -1,0 +1,116 @@
+"""The study script on a tiny model and a tiny copy of the data's format."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from st_plugins.data.tasks import TASKS
+from st_plugins.evaluators import SuiteResult
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sts_study", ROOT / "evaluation" / "sts.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError("evaluation/sts.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sts_study"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data(tmp_path: Path, sentences: list[str]) -> Path:
+    """STS-B in three splits of 20 pairs and a corpus, in the documented format."""
+    for split in TASKS["stsb"].splits.values():
+        path = tmp_path / "data" / split.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [f"x\t{i % 6}\t{a}\t{b}" for i, (a, b) in enumerate(zip(sentences[:20], sentences[40:], strict=True))]
+        path.write_bytes(gzip.compress("\n".join(["source\tscore\tsentence1\tsentence2", *rows, ""]).encode()))
+    (tmp_path / "data" / "corpus.txt").write_text("\n".join(sentences), encoding="utf-8")
+    return tmp_path / "data"
+
+
+RECIPE = """
+title = "tiny"
+tasks = "stsb"
+corpus = ["corpus.txt"]
+corpus_size = 40
+seed = 1
+batch_size = 8
+"""
+
+
+def _pipelines(**rows: str) -> str:
+    return "".join(f'\n[[pipeline]]\nname = "{name}"\nmodel = "tiny"\n{extra}\n' for name, extra in rows.items())
+
+
+def test_recipe_in_results_out(study: ModuleType, data: Path, encoder_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
+    recipe = tmp_path / "tiny.toml"
+    rows = _pipelines(
+        raw="",
+        first='pooling = "first-last-avg"',
+        corpus='whitening = "corpus"\ndimension = 4',
+        target='whitening = "target"\ndimension = 4',
+        random="random_weights = true",
+    )
+    recipe.write_text(RECIPE + rows, encoding="utf-8")
+    study.main(recipe, tmp_path / "models", data, tmp_path / "out")
+    folder = tmp_path / "out" / "tiny"
+    results = {
+        name: SuiteResult.read(folder / f"{name}.json") for name in ("raw", "first", "corpus", "target", "random")
+    }
+    values = {name: result.average["spearman_all"].value for name, result in results.items()}
+    assert len(set(values.values())) == 5  # five different pipelines
+    assert results["corpus"].model["dimension"] == 4 and results["target"].settings["target_whitening"] == 4
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    for name, value in values.items():
+        assert f"| {name} |" in table and f"{100 * value:.2f}" in table
+    assert str(tmp_path) not in table
+    assert all(str(tmp_path) not in path.read_text(encoding="utf-8") for path in folder.iterdir())
+
+
+def test_corpus_draw_is_seeded(study: ModuleType, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE + _pipelines(raw=""), encoding="utf-8")
+    first, second = (study.read_corpus(study.read_recipe(recipe), data) for _ in range(2))
+    assert first == second and len(first) == 40
+
+
+def test_target_texts_are_train_and_dev(study: ModuleType, data: Path) -> None:
+    texts = study.target_texts("stsb", data)
+    assert list(texts) == ["stsb"] and len(texts["stsb"]) == 2 * 2 * 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (_pipelines(raw='whitening = "always"'), "whitening='always'"),
+        (_pipelines(raw="colour = 1"), "colour"),
+        ("", "pipeline"),
+        ("nonsense", "r.toml"),
+    ],
+)
+def test_a_bad_recipe_is_named(study: ModuleType, tmp_path: Path, rows: str, message: str) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE + rows, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        study.read_recipe(recipe)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        study.read_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "evaluation" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_committed_recipes_are_valid(study: ModuleType, path: Path) -> None:
+    recipe = study.read_recipe(path)
+    assert recipe.pipelines and len({row.name for row in recipe.pipelines}) == len(recipe.pipelines)
