@@ -10,6 +10,7 @@ A recipe (TOML) names models, pipelines and the texts to whiten on. This script 
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,7 +301,7 @@ def main(
         if only in row.name:
             console.print(f"{row.name} ...")
             results[row.name] = evaluate(row, plan, models, data, corpus)
-            file = row.name.lower().replace(" + ", "-").replace(" ", "-").replace(",", "")
+            file = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
             write_text(folder / f"{file}.json", results[row.name].to_json())
     if not results:
         raise typer.BadParameter(f"no pipeline's name contains {only!r}")

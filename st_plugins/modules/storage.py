@@ -26,6 +26,12 @@ _TRANSFORM = ("mean", "weight", "eigenvalues", "explained")
 def checksum(moments: Moments) -> str:
     """Return the SHA-256 of the statistics.
 
+    Args:
+        moments: The statistics.
+
+    Returns:
+        64 hexadecimal digits.
+
     Example:
         >>> checksum(Moments.of(np.array([[0.0], [2.0]])))[:12]
         '3c9c4e94a0ee'

@@ -1,0 +1,177 @@
+"""Whitening a model, and the published pooling, against loops over what the encoder returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from st_plugins.adapt import first_last_avg, pooling, whiten
+from st_plugins.modules import Whitening
+
+MakeModel = Callable[..., SentenceTransformer]
+
+
+def test_embeddings_become_white_and_the_input_stays(model: SentenceTransformer, sentences: list[str]) -> None:
+    before, state = model.encode(sentences), {k: v.clone() for k, v in model.state_dict().items()}
+    whitened = whiten(model, sentences, 6, source="sixty sentences")
+    output = whitened.encode(sentences).astype(np.float64)
+    np.testing.assert_allclose(output.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(output.T, ddof=0), np.eye(6), atol=1e-3)
+    assert whitened.get_embedding_dimension() == 6 and whitened[2].sources == {"sixty sentences": 60}
+    with torch.no_grad():
+        for parameter in whitened.parameters():
+            parameter.zero_()
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert np.array_equal(model.encode(sentences), before)
+
+
+def test_equals_fitting_on_the_encoded_sentences(
+    model: SentenceTransformer, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("st_plugins.adapt._BLOCK", 7)
+    duplicated = [*sentences, *sentences[:20]]
+    whitened = whiten(model, duplicated, 5, shrinkage="ledoit-wolf", normalize=True)
+    alone = Whitening(16, 5, shrinkage="ledoit-wolf", normalize=True).fit(model.encode(duplicated))
+    np.testing.assert_allclose(whitened.encode(sentences), alone.transform(model.encode(sentences)), atol=1e-4)
+    assert whitened[2].count == 80
+
+
+def test_after_normalize_with_prompt_and_truncation(model: SentenceTransformer, sentences: list[str]) -> None:
+    model.append(Normalize())
+    model.prompts, model.default_prompt_name = {"query": "the two men "}, "query"
+    model.truncate_dim, model.similarity_fn_name = 3, "dot"
+    whitened = whiten(model, sentences, 5)
+    assert [type(module).__name__ for module in whitened][2:] == ["Normalize", "Whitening"]
+    prompted = model.encode(sentences, truncate_dim=16)
+    np.testing.assert_allclose(whitened[3].center, prompted.mean(axis=0), atol=1e-5)
+    assert whitened.encode(sentences).shape == (60, 3)
+    assert (whitened.default_prompt_name, whitened.similarity_fn_name, model.truncate_dim) == ("query", "dot", 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models(model: SentenceTransformer, sentences: list[str], dtype: torch.dtype) -> None:
+    whitened = whiten(model.to(dtype), sentences, 3)
+    output = whitened.encode(sentences, convert_to_tensor=True)
+    assert output.dtype == dtype and whitened[2].weight.dtype == torch.float32
+    np.testing.assert_allclose(np.cov(output.double().numpy().T, ddof=0), np.eye(3), atol=0.05)
+
+
+def test_full_rank_and_its_limits(model: SentenceTransformer, sentences: list[str]) -> None:
+    few = sentences[:9]
+    assert whiten(model, few, None).get_embedding_dimension() == 8
+    assert whiten(model, few, 16, shrinkage=0.1).encode(few).shape == (9, 16)
+    with pytest.raises(ValueError, match="output_dimension is 9, but 9 sentences have rank 8 at most"):
+        whiten(model, few, 9)
+    with pytest.raises(ValueError, match="have rank 2"):
+        whiten(model, few[:3] * 5, 4)
+    with pytest.raises(ValueError, match="output_dimension is 256, but the model's embeddings have only 16"):
+        whiten(model, sentences)
+    with pytest.raises(ValueError, match="all equal up to rounding"):
+        whiten(model, ["a dog"] * 30, 1)
+
+
+def test_empty_strings_are_sentences(model: SentenceTransformer, sentences: list[str]) -> None:
+    assert np.isfinite(whiten(model, [*sentences, "", " "], 4).encode(["", "a dog"])).all()
+
+
+def test_bad_sentences(model: SentenceTransformer) -> None:
+    with pytest.raises(TypeError, match="got one string"):
+        whiten(model, "a dog", 4)
+    with pytest.raises(TypeError, match=r"sentences\[1\] is a int"):
+        whiten(model, ["a dog", 3], 4)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="sentences has 0 entries"):
+        whiten(model, [], 4)
+    with pytest.raises(ValueError, match="sentences has 1 entries"):
+        whiten(model, ["a dog"], 4)
+
+
+def test_embeddings_that_are_not_finite_are_named(model: SentenceTransformer, sentences: list[str]) -> None:
+    with torch.no_grad():
+        model[0].model.embeddings.word_embeddings.weight[model.tokenizer.convert_tokens_to_ids("dog")] = torch.nan
+    first = next(index for index, sentence in enumerate(sentences) if "dog" in sentence)
+    with pytest.raises(ValueError, match=f"row {first} holds nan"):
+        whiten(model, sentences, 4)
+
+
+def test_progress_bar(model: SentenceTransformer, sentences: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    whiten(model, sentences, 4)
+    assert "Whitening" not in capsys.readouterr().err
+    whiten(model, sentences, 4, show_progress_bar=True)
+    assert "60/60" in capsys.readouterr().err
+
+
+def oracle_first_last(model: SentenceTransformer, sentences: list[str]) -> np.ndarray:
+    """One sentence at a time, without padding: token after token, the mean of the first and the last layer."""
+    rows = []
+    for sentence in sentences:
+        inputs = model.tokenizer([sentence], return_tensors="pt")
+        with torch.no_grad():
+            states = model[0].model(**inputs, output_hidden_states=True).hidden_states
+        tokens = [(states[1][0, i] + states[-1][0, i]) / 2 for i in range(inputs["input_ids"].shape[1])]
+        rows.append((sum(tokens) / len(tokens)).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "modernbert", "mpnet", "llama"])
+def test_first_last_avg_is_the_loop_with_padding_and_after_a_plain_reload(
+    make_model: MakeModel, kind: str, sentences: list[str], tmp_path: Path
+) -> None:
+    model = make_model(kind, pooling_mode="cls" if kind != "llama" else "mean")
+    if kind == "llama":
+        model.tokenizer.padding_side = "right"
+    texts = ["a dog", *sentences[:5], "the man"]
+    expected = oracle_first_last(model, texts)
+    averaged = first_last_avg(model)
+    np.testing.assert_allclose(averaged.encode(texts), expected, atol=1e-5)
+    assert np.abs(model.encode(texts) - expected).max() > 1e-3
+    assert not model[0].model.config.output_hidden_states
+    averaged.save(str(tmp_path / "model"), create_model_card=False)
+    again = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(again.encode(texts), expected, atol=1e-5)
+
+
+def test_first_last_avg_in_a_new_process(model: SentenceTransformer, tmp_path: Path) -> None:
+    averaged = first_last_avg(model)
+    averaged.save(str(tmp_path / "model"), create_model_card=False)
+    assert all(
+        row["type"].startswith("sentence_transformers.")
+        for row in json.loads((tmp_path / "model" / "modules.json").read_text())
+    )
+    program = (
+        "import sys, numpy as np; from sentence_transformers import SentenceTransformer\n"
+        "np.save(sys.argv[2], SentenceTransformer(sys.argv[1], device='cpu').encode(['a dog', 'the man is reading']))"
+    )
+    arguments = [str(tmp_path / "model"), str(tmp_path / "out.npy")]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True)
+    output = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(output, averaged.encode(["a dog", "the man is reading"]), atol=1e-6)
+
+
+def test_changing_the_pooling(model: SentenceTransformer, make_model: MakeModel, sentences: list[str]) -> None:
+    model.append(Normalize())
+    changed = pooling(model, "cls")
+    expected = make_model("bert", pooling_mode="cls").encode(sentences, normalize_embeddings=True)
+    np.testing.assert_allclose(changed.encode(sentences), expected, atol=1e-6)
+    back = pooling(first_last_avg(changed), "mean")
+    np.testing.assert_allclose(back.encode(sentences), model.encode(sentences), atol=1e-6)
+    with pytest.raises(ValueError, match="median"):
+        pooling(model, "median")
+
+
+def test_pooling_needs_a_bare_transformer(model: SentenceTransformer, sentences: list[str]) -> None:
+    with pytest.raises(ValueError, match="has a Whitening after its pooling"):
+        first_last_avg(whiten(model, sentences, 4))
+    static = SentenceTransformer(modules=[StaticEmbedding(model.tokenizer, embedding_dim=8)], device="cpu")
+    with pytest.raises(ValueError, match="first module must be a Transformer, got StaticEmbedding"):
+        first_last_avg(static)
