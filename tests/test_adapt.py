@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_after_normalize_with_prompt_and_truncation(model: SentenceTransformer, 
     model.append(Normalize())
     model.prompts, model.default_prompt_name = {"query": "the two men "}, "query"
     model.truncate_dim, model.similarity_fn_name = 3, "dot"
-    whitened = whiten(model, sentences, 5)
+    whitened: Any = whiten(model, sentences, 5)
     assert [type(module).__name__ for module in whitened][2:] == ["Normalize", "Whitening"]
     prompted = model.encode(sentences, truncate_dim=16)
     np.testing.assert_allclose(whitened[3].center, prompted.mean(axis=0), atol=1e-5)
@@ -96,7 +97,7 @@ def test_bad_sentences(model: SentenceTransformer) -> None:
         whiten(model, ["a dog"], 4)
 
 
-def test_embeddings_that_are_not_finite_are_named(model: SentenceTransformer, sentences: list[str]) -> None:
+def test_embeddings_that_are_not_finite_are_named(model: Any, sentences: list[str]) -> None:
     with torch.no_grad():
         model[0].model.embeddings.word_embeddings.weight[model.tokenizer.convert_tokens_to_ids("dog")] = torch.nan
     first = next(index for index, sentence in enumerate(sentences) if "dog" in sentence)
@@ -111,7 +112,7 @@ def test_progress_bar(model: SentenceTransformer, sentences: list[str], capsys: 
     assert "60/60" in capsys.readouterr().err
 
 
-def oracle_first_last(model: SentenceTransformer, sentences: list[str]) -> np.ndarray:
+def oracle_first_last(model: Any, sentences: list[str]) -> np.ndarray:
     """One sentence at a time, without padding: token after token, the mean of the first and the last layer."""
     rows = []
     for sentence in sentences:
@@ -127,7 +128,7 @@ def oracle_first_last(model: SentenceTransformer, sentences: list[str]) -> np.nd
 def test_first_last_avg_is_the_loop_with_padding_and_after_a_plain_reload(
     make_model: MakeModel, kind: str, sentences: list[str], tmp_path: Path
 ) -> None:
-    model = make_model(kind, pooling_mode="cls" if kind != "llama" else "mean")
+    model: Any = make_model(kind, pooling_mode="cls" if kind != "llama" else "mean")
     if kind == "llama":
         model.tokenizer.padding_side = "right"
     texts = ["a dog", *sentences[:5], "the man"]

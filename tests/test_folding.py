@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_folded_model_loads_where_this_package_does_not_exist(
 
 def test_half_precision_model(model: SentenceTransformer, sentences: list[str]) -> None:
     whitened = whiten(model, sentences, 4).to(torch.bfloat16)
-    folded = fold(whitened)
+    folded: Any = fold(whitened)
     assert folded[2].linear.weight.dtype == torch.bfloat16
     np.testing.assert_allclose(folded.encode(sentences), whitened.encode(sentences), atol=0.2)
     tiny = Whitening(16, 4).fit(np.random.default_rng(0).normal(size=(99, 16)) * 1e-6)

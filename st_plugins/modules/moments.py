@@ -20,7 +20,7 @@ Array = NDArray[np.floating]
 # and the rounding of so many chunks averages out (about 1e-8 of a variance, tests/test_whitening.py).
 _SINGLE_PRECISION_ROWS = 16_384
 _CHUNK_ROWS = 4096  # summed at a time in the precision of the product, before float64 takes over
-_WORKING_BYTES = 24 << 20  # centred rows held at any time, all threads together
+_WORKING_BYTES = 16 << 20  # centred rows held at any time, all threads together
 _MAX_WORKERS = 4
 
 
@@ -175,7 +175,8 @@ def _chunk(rows: Array, centred: Array, first_row: int) -> Moments:
         centred -= shift
         remainder = ones @ centred / len(rows)  # the mean is the shift, rounded to dtype, plus this
         scatter = centred.T @ centred
-        scatter -= len(rows) * np.outer(remainder, remainder)
+        leftover = math.sqrt(len(rows)) * remainder
+        scatter -= np.outer(leftover, leftover)
         squares = np.einsum("ij,ij->i", centred, centred)
         cubic = (squares @ centred).astype(np.float64)
         quartic = float(np.square(squares, dtype=np.float64).sum())
