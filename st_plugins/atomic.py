@@ -53,17 +53,22 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         raise FileExistsError(f"output folder {str(path)!r} exists and is not empty; choose another one")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    previous = temporary.with_suffix(".old")
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
+        if path.exists():
+            path.replace(previous)
         temporary.replace(path)
     except BaseException:
+        if previous.exists() and not path.exists():
+            previous.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if previous.is_dir():
+        shutil.rmtree(previous)
+    else:
+        previous.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -32,7 +32,7 @@ from st_plugins.cli_options import (
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
+    from st_plugins.evaluators import STSSuiteEvaluator
 
 __all__ = ["app", "main"]
 
@@ -87,6 +87,8 @@ def evaluate(
 
       st-plugins evaluate ./my-model --pairs pairs.csv --text1 question --text2 answer --score rating
     """
+    from st_plugins.console import print_result
+
     evaluator = _evaluator(
         data=data,
         tasks=tasks,
@@ -104,7 +106,7 @@ def evaluate(
     )
     loaded = _load(model, dtype, device, max_length)
     result = evaluator.evaluate(loaded, model_name=model)
-    _show(result)
+    print_result(_console(), result)
     if output is not None:
         from st_plugins.evaluators import write_reports
 
@@ -248,8 +250,12 @@ def whiten(
         source=texts.name,
     )
     if evaluator is not None:
-        _before_after(evaluator, loaded, whitened)
-    elif evaluator is None:
+        from st_plugins.console import print_before_after
+        from st_plugins.evaluators import compare as compare_results
+
+        after, before = evaluator.evaluate(whitened, "after whitening"), evaluator.evaluate(loaded, "before")
+        print_before_after(_console(), before, after, compare_results(after, before, seed=seed))
+    else:
         _say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
     result = whitened if keep_plugin else folding.fold(whitened)
     with atomic_folder(output, overwrite=overwrite) as folder:
@@ -303,11 +309,12 @@ def demo(
 ) -> None:
     """Evaluate and whiten a small encoder in a miniature world; needs no network and about two minutes."""
     from st_plugins.console import pipelines_table
-    from st_plugins.demo import BANNER, run_demo
+    from st_plugins.demo import BANNER, conclusion, run_demo
 
     results = run_demo(output, seed=seed)
     console = _console()
     console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
+    _say(conclusion(results))
     _say(f"[yellow]{BANNER}[/yellow]")
     _say(f"reports: {output}/*/report.html")
 
@@ -347,37 +354,6 @@ def _load(name: str, dtype: Dtype, device: str | None, max_length: int | None) -
     if max_length is not None:
         model.max_seq_length = max_length
     return model
-
-
-def _before_after(evaluator: STSSuiteEvaluator, before: SentenceTransformer, after: SentenceTransformer) -> None:
-    from st_plugins.console import comparison_table, pipelines_table
-    from st_plugins.evaluators import compare as compare_results
-
-    results = {
-        "after whitening": evaluator.evaluate(after, "after whitening"),
-        "before": evaluator.evaluate(before, "before"),
-    }
-    comparison = compare_results(results["after whitening"], results["before"], seed=evaluator.seed)
-    console = _console()
-    console.print(pipelines_table("Held-out pairs: Spearman x 100, convention 'all'", results))
-    console.print(comparison_table(comparison, {pairs.name: pairs.title for pairs in evaluator.pairs}))
-    words = {
-        "better": "[green]whitening helps on these pairs[/green]",
-        "worse": "[red]whitening HURTS on these pairs: keep the original model, or whiten on other texts. Models "
-        "already trained with cosine on this kind of text usually lose[/red]",
-        "not separable": "[yellow]on these pairs whitening makes no difference that can be told apart[/yellow]",
-    }
-    console.print(words[comparison.average.verdict])
-
-
-def _show(result: SuiteResult) -> None:
-    from st_plugins.console import geometry_table, score_table
-
-    console = _console()
-    console.print(score_table(result))
-    console.print(geometry_table("Geometry of the embeddings", result.geometry))
-    for warning in result.warnings:
-        _say(f"[yellow]warning:[/yellow] {warning}")
 
 
 def _shrinkage(text: str) -> float | str:

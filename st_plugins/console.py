@@ -6,25 +6,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from st_plugins.evaluators.comparison import Comparison
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
+from st_plugins.evaluators.tables import GEOMETRY_MEANINGS, number
 
-__all__ = ["comparison_table", "geometry_table", "pipelines_table", "score_table"]
+__all__ = [
+    "comparison_table",
+    "geometry_table",
+    "pipelines_table",
+    "print_before_after",
+    "print_result",
+    "score_table",
+]
 
-_EXPLAINED = {
-    "count": "sentences",
-    "dimension": "dimensions",
-    "alignment": "mean squared distance of similar pairs (0 is best)",
-    "uniformity": "log mean Gaussian potential of all pairs (lower is more uniform)",
-    "mean_random_cosine": "mean cosine of two random sentences (0 is isotropic)",
-    "effective_rank": "dimensions in use, by entropy of the spectrum",
-    "participation_ratio": "dimensions in use, by its second moment",
-    "isoscore": "isotropy, 0 (one direction) to 1 (all directions alike)",
-    "fit_kl_divergence": "KL divergence of the evaluated texts from the whitening's fit texts",
-    "fit_bhattacharyya_distance": "Bhattacharyya distance to the whitening's fit texts",
-    "fit_wasserstein_distance": "2-Wasserstein distance to the whitening's fit texts",
+_WHITENING_VERDICTS = {
+    "better": "[green]whitening helps on these pairs[/green]",
+    "worse": "[red]whitening HURTS on these pairs: keep the original model, or whiten on other texts. Models already "
+    "trained with cosine on this kind of text usually lose[/red]",
+    "not separable": "[yellow]on these pairs whitening makes no difference that can be told apart[/yellow]",
 }
 
 
@@ -90,9 +93,16 @@ def pipelines_table(title: str, results: Mapping[str, SuiteResult]) -> Table:
         table.add_column(task.title, justify="right")
     table.add_column("Avg.", justify="right", style="bold")
     keys = [*(task.name for task in first.tasks), "avg"]
+    if first.floor is not None:
+        table.add_column("above the floor", justify="right")
+        table.add_column("above the whitened floor", justify="right")
     for name, result in results.items():
         scores = [*(task.spearman["all"] for task in result.tasks), result.average["spearman_all"]]
-        table.add_row(name, str(result.model["dimension"]), *map(_score, scores))
+        floor = result.floor
+        above = (
+            [] if floor is None else [_difference(floor.above_raw["avg"]), _difference(floor.above_whitened["avg"])]
+        )
+        table.add_row(name, str(result.model["dimension"]), *map(_score, scores), *above)
     if first.floor is not None:
         floor = first.floor
         table.add_row("floor: random token vectors", str(floor.dimension), *(_score(floor.raw[key]) for key in keys))
@@ -148,5 +158,35 @@ def geometry_table(title: str, numbers: Mapping[str, Any]) -> Table:
     table.add_column("meaning")
     for name, value in numbers.items():
         if isinstance(value, int | float):
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", _EXPLAINED.get(name, ""))
+            table.add_row(name.replace("_", " "), number(value), GEOMETRY_MEANINGS.get(name, ""))
     return table
+
+
+def print_result(console: Console, result: SuiteResult) -> None:
+    """Print one evaluation: scores beside the floor, geometry, warnings.
+
+    Args:
+        console: Where to.
+        result: The evaluation.
+    """
+    console.print(score_table(result))
+    if result.geometry:
+        console.print(geometry_table("Geometry of the embeddings", result.geometry))
+    for warning in result.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
+
+
+def print_before_after(console: Console, before: SuiteResult, after: SuiteResult, comparison: Comparison) -> None:
+    """Print what whitening did to a model on held-out pairs, in numbers and in words.
+
+    Args:
+        console: Where to.
+        before: Evaluation of the model as it was.
+        after: Evaluation of the whitened model.
+        comparison: ``compare(after, before)``.
+    """
+    results = {"after whitening": after, "before": before}
+    console.print(pipelines_table("Held-out pairs: Spearman x 100, convention 'all'", results))
+    console.print(comparison_table(comparison, {task.name: task.title for task in before.tasks}))
+    verdict = comparison.average.verdict
+    console.print(_WHITENING_VERDICTS.get(verdict, f"whether whitening helps on these pairs is {verdict}"))

@@ -8,9 +8,9 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins.adapt import first_last_avg, whiten
 from st_plugins.data import miniature
-from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult, write_reports
+from st_plugins.evaluators import Difference, STSSuiteEvaluator, SuiteResult, write_reports
 
-__all__ = ["BANNER", "run_demo"]
+__all__ = ["BANNER", "conclusion", "run_demo"]
 
 BANNER = (
     "This is a miniature world: sentences from a small hand-written grammar, and a tiny encoder trained on them. "
@@ -48,3 +48,28 @@ def run_demo(output: str | Path = "st-plugins-demo", *, seed: int = 0) -> dict[s
         write_reports(result, output / name.replace(" + ", "-").replace(" ", "-"))
         results[name] = result
     return results
+
+
+def conclusion(results: dict[str, SuiteResult]) -> str:
+    """Say in words what the demo's table implies.
+
+    Args:
+        results: What :func:`run_demo` returned.
+
+    Returns:
+        Two sentences: where the raw encoder and the best pipeline stand against the floor.
+    """
+    raw = next(iter(results))
+    best = max(results, key=lambda name: results[name].average["spearman_all"].value)
+    sentences = []
+    for name, whitened in ((raw, False), (best, True)):
+        floor = results[name].floor
+        if floor is not None:
+            above = (floor.above_whitened if whitened else floor.above_raw)["avg"]
+            kind = "random token vectors" + (" whitened on the same corpus" if whitened else "")
+            sentences.append(f"'{name}' is {_words(above)} {kind} ({100 * above.value:+.1f} points).")
+    return " ".join(sentences)
+
+
+def _words(difference: Difference) -> str:
+    return {"better": "better than", "worse": "worse than"}.get(difference.verdict, "not separable from")

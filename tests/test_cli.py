@@ -203,6 +203,7 @@ def test_demo_prints_its_table_and_banner(run: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(miniature, "corpus", lambda **_: texts)
     code, out, _ = run("demo", "--output", str(tmp_path / "demo"))
     assert code == 0 and "first-last-avg" in out and "proves nothing about English" in out
+    assert "'mean pooling' is " in out and "random token vectors whitened on the same corpus (" in out
     pages = list((tmp_path / "demo").glob("*/report.html"))
     assert len(pages) == 6
     assert all("proves nothing about English" in page.read_text(encoding="utf-8") for page in pages)

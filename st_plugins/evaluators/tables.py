@@ -12,7 +12,18 @@ from typing import Any
 
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 
-__all__ = ["Cell", "Table", "header", "how_to_read", "number", "percent", "score_cell", "summary", "tables"]
+__all__ = [
+    "GEOMETRY_MEANINGS",
+    "Cell",
+    "Table",
+    "header",
+    "how_to_read",
+    "number",
+    "percent",
+    "score_cell",
+    "summary",
+    "tables",
+]
 
 Cell = str | tuple[str, ...]
 """The text of a table cell; of a tuple, the first part is the main text and the others are small print."""
@@ -25,7 +36,7 @@ _CONVENTIONS = {
     "wmean": "mean over the sub-datasets, weighted by size",
 }
 
-_GEOMETRY = {
+GEOMETRY_MEANINGS = {
     "rows": "Embeddings looked at: one for each distinct evaluated sentence (zero embeddings left out).",
     "dimension": "Length of an embedding.",
     "zero_rows": "Embeddings of length zero; they have no direction.",
@@ -326,10 +337,10 @@ def _subsets(result: SuiteResult) -> Table:
 
 
 def _geometry(result: SuiteResult) -> Table:
-    known = [key for key in _GEOMETRY if key in result.geometry]
-    others = sorted(key for key in result.geometry if key not in _GEOMETRY)
+    known = [key for key in GEOMETRY_MEANINGS if key in result.geometry]
+    others = sorted(key for key in result.geometry if key not in GEOMETRY_MEANINGS)
     rows: list[list[Cell]] = [
-        [_words(key), number(result.geometry[key]), _GEOMETRY.get(key, "")] for key in known + others
+        [_words(key), number(result.geometry[key]), GEOMETRY_MEANINGS.get(key, "")] for key in known + others
     ]
     note = "How the embeddings of the evaluated sentences lie in space."
     return Table("Geometry", ["Measure", "Value", "What it says"], rows, note)
