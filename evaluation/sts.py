@@ -36,7 +36,7 @@ from st_plugins.data import load_task, read_texts
 from st_plugins.data.tasks import TASKS, resolve_tasks
 from st_plugins.evaluators import Difference, FloorResult, Score, STSSuiteEvaluator, SuiteResult
 
-KINDS = ("none", "corpus", "target")
+KINDS = ("none", "corpus", "target", "pooled")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Pipeline:
         model: Folder below ``--models``.
         pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``, ``"first-last-avg"`` or ``"as-is"`` (the folder is a whole
             sentence-transformers model).
-        whitening: ``"none"``, ``"corpus"`` (on unlabelled texts) or ``"target"`` (on each task's own texts,
-            transductive).
+        whitening: ``"none"``, ``"corpus"`` (on unlabelled texts), ``"target"`` (on each task's own texts,
+            transductive) or ``"pooled"`` (once, on the distinct test sentences of all tasks; transductive too).
         dimension: Dimensions kept by the whitening; 0 for all.
         random_weights: Replace the weights by freshly initialised ones of the same shape.
         max_length: Texts are cut to this many tokens; 0 for the model's own limit.
@@ -206,20 +206,20 @@ def evaluate(row: Pipeline, recipe: Recipe, models: Path, data: Path, corpus: li
     """
     model = build_model(row, models, recipe.seed)
     target = row.whitening == "target"
-    if row.whitening == "corpus":
-        model = whiten(
-            model, corpus, row.dimension or None, batch_size=recipe.batch_size, source=", ".join(recipe.corpus)
-        )
     evaluator = STSSuiteEvaluator(
         recipe.tasks,
         data,
         recipe.batch_size,
         seed=recipe.seed,
-        floor_texts=corpus or None,
+        floor_texts=corpus if corpus and row.whitening != "pooled" else None,
         target_whitening=row.dimension if target else None,
         target_texts=target_texts(recipe.tasks, data) if target else None,
         keep_similarities=False,
     )
+    texts = {"corpus": corpus, "pooled": evaluator.sentences}.get(row.whitening)
+    if texts is not None:
+        source = ", ".join(recipe.corpus) if row.whitening == "corpus" else "the evaluated sentences"
+        model = whiten(model, texts, row.dimension or None, batch_size=recipe.batch_size, source=source)
     result = evaluator.evaluate(model, model_name=row.name)
     for task in result.tasks:
         # A result is published; the path of the data on this machine is nobody's business.
@@ -254,7 +254,9 @@ def table(recipe: Recipe, results: dict[str, SuiteResult]) -> str:
     for name, result in results.items():
         cells = [f"{100 * task.spearman['all'].value:.2f}" for task in result.tasks]
         cells.append(_interval(result.average["spearman_all"]))
-        if result.floor is not None:
+        if result.floor is None:
+            cells += ["no floor", "no floor"]
+        else:
             cells += [_above(result.floor.above_raw["avg"]), _above(result.floor.above_whitened["avg"])]
             vocabulary = result.model["modules"][0]["type"] + str(result.model["parameters"])
             floors.setdefault((result.floor.dimension, result.floor.whitened_on + "@" + vocabulary), result.floor)
@@ -272,8 +274,10 @@ def table(recipe: Recipe, results: dict[str, SuiteResult]) -> str:
     return "\n".join(lines)
 
 
-def _dimension(result: SuiteResult) -> int:
-    return int(result.settings["target_whitening"] or result.model["dimension"])
+def _dimension(result: SuiteResult) -> str:
+    if result.settings["target_whitening"] == 0:
+        return f"≤ {result.model['dimension']}"  # each task keeps as many as its texts have
+    return str(result.settings["target_whitening"] or result.model["dimension"])
 
 
 def _interval(score: Score) -> str:
@@ -290,6 +294,7 @@ def main(
     data: Annotated[Path, typer.Option(envvar="ST_PLUGINS_DATA", help="Folder of the data.")],
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("evaluation/results"),
     only: Annotated[str, typer.Option(help="Evaluate only pipelines whose name contains this.")] = "",
+    reuse: Annotated[bool, typer.Option("--reuse", help="Keep the JSON results that are already there.")] = False,
 ) -> None:
     """Evaluate every pipeline of RECIPE; write OUTPUT/<recipe>/<pipeline>.json and OUTPUT/<recipe>/table.md."""
     plan = read_recipe(recipe)
@@ -298,11 +303,15 @@ def main(
     console = Console(width=180)
     results = {}
     for row in plan.pipelines:
-        if only in row.name:
-            console.print(f"{row.name} ...")
+        if only not in row.name:
+            continue
+        console.print(f"{row.name} ...")
+        file = folder / (re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-") + ".json")
+        if reuse and file.is_file():
+            results[row.name] = SuiteResult.read(file)
+        else:
             results[row.name] = evaluate(row, plan, models, data, corpus)
-            file = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
-            write_text(folder / f"{file}.json", results[row.name].to_json())
+            write_text(file, results[row.name].to_json())
     if not results:
         raise typer.BadParameter(f"no pipeline's name contains {only!r}")
     console.print(pipelines_table(plan.title, results))

@@ -63,20 +63,27 @@ def test_recipe_in_results_out(study: ModuleType, data: Path, encoder_folder: Pa
         corpus='whitening = "corpus"\ndimension = 4',
         target='whitening = "target"\ndimension = 4',
         random="random_weights = true",
+        pooled='whitening = "pooled"\ndimension = 3',
     )
     recipe.write_text(RECIPE + rows, encoding="utf-8")
     study.main(recipe, tmp_path / "models", data, tmp_path / "out")
     folder = tmp_path / "out" / "tiny"
     results = {
-        name: SuiteResult.read(folder / f"{name}.json") for name in ("raw", "first", "corpus", "target", "random")
+        name: SuiteResult.read(folder / f"{name}.json")
+        for name in ("raw", "first", "corpus", "target", "random", "pooled")
     }
     values = {name: result.average["spearman_all"].value for name, result in results.items()}
-    assert len(set(values.values())) == 5  # five different pipelines
+    assert len(set(values.values())) == 6  # six different pipelines
     assert results["corpus"].model["dimension"] == 4 and results["target"].settings["target_whitening"] == 4
     table = (folder / "table.md").read_text(encoding="utf-8")
     for name, value in values.items():
         assert f"| {name} |" in table and f"{100 * value:.2f}" in table
+    assert "evaluated sentences" in results["pooled"].floor.whitened_on
     assert str(tmp_path) not in table
+    # What is there is kept, and makes the same table.
+    (folder / "raw.json").unlink()
+    study.main(recipe, tmp_path / "models", data, tmp_path / "out", reuse=True)
+    assert (folder / "table.md").read_text(encoding="utf-8") == table
     assert all(str(tmp_path) not in path.read_text(encoding="utf-8") for path in folder.iterdir())
 
 

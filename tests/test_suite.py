@@ -13,6 +13,8 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
@@ -269,3 +271,16 @@ def test_bad_pairs_are_named() -> None:
 def test_two_tasks_of_one_name_are_refused(tasks: list[Pairs]) -> None:
     with pytest.raises(ValueError, match="'one' occurs twice"):
         STSSuiteEvaluator([tasks[0], tasks[0]])
+
+
+def test_static_embeddings_have_a_floor() -> None:
+    """Their length limit is infinite and their tokenizer is a plain ``tokenizers.Tokenizer``."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+    evaluator = STSSuiteEvaluator.from_pairs(
+        ["a b", "a c", "b"], ["a b", "b b", "a"], [5.0, 1.0, 0.0], bootstrap_samples=10
+    )
+    result = evaluator.evaluate(static)
+    assert result.floor is not None and result.warnings == []
+    assert token_ids(static, ["a b c"]) == [[1, 2, 3]]

@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 
 __all__ = ["distinct", "encode_longest_first", "watch_input"]
 
+_BATCHES_A_CALL = 16
+
 
 def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[NDArray[np.intp]]]:
     """Return the distinct sentences of several columns and, per column, the row of each entry.
@@ -45,8 +47,9 @@ def encode_longest_first(
 ) -> NDArray[np.float32]:
     """Encode sentences in batches of like length, in evaluation mode; the model's mode is restored.
 
-    The host sorts by characters; token counts, which the caller has at hand, waste less padding. The longest batch
-    comes first, so that a batch size that does not fit in memory fails at once.
+    The host sorts by characters; token counts, which the caller has at hand, waste less padding. So the host gets a
+    few batches of like length at a time: enough that its cost per call does not count. The longest come first, so
+    that a batch size that does not fit in memory fails at once.
 
     Args:
         model: The model.
@@ -67,8 +70,8 @@ def encode_longest_first(
     embeddings: NDArray[np.float32] | None = None
     try:
         with tqdm(total=len(order), desc=description, unit="texts", disable=not show_progress_bar) as bar:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
+            for start in range(0, len(order), _BATCHES_A_CALL * batch_size):
+                rows = order[start : start + _BATCHES_A_CALL * batch_size]
                 batch = model.encode(
                     [sentences[row] for row in rows],
                     batch_size=batch_size,

@@ -13,6 +13,7 @@ same tokenizer and dimension have the same floor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ def token_ids(model: SentenceTransformer, sentences: Sequence[str]) -> list[list
         TypeError: The model has no tokenizer for text.
     """
     tokenizer: Any = getattr(model, "tokenizer", None)
-    limit = model.max_seq_length
+    length = model.max_seq_length
+    limit = int(length) if length and math.isfinite(length) else None  # static embeddings say infinity
     rows: list[list[int]] = []
     for start in range(0, len(sentences), _TOKENIZE_ROWS):
         block = list(sentences[start : start + _TOKENIZE_ROWS])
