@@ -1,9 +1,9 @@
 """Seven English tasks in one pass against seven runs of the host's ``EmbeddingSimilarityEvaluator``.
 
 Same model, batch size and process; the two take turns, and the median ratio counts. The Spearman correlations of both
-are compared. ``--shape`` replaces the model's encoder by one of MiniLM-L6's or BERT-base's shape with random weights (the
-tokenizer stays), for models larger than those at hand. By default the suite computes the model's scores only, as the host does; ``--everything`` times it with
-what it adds: intervals, floor and geometry::
+are compared. By default the suite computes the model's scores only, as the host does; ``--everything`` times it with
+what it adds: intervals, floor and geometry. ``--shape`` puts an encoder of MiniLM-L6's or BERT-base's shape with random
+weights behind the model's tokenizer, for sizes that are not at hand::
 
     python evaluation/benchmarks/suite.py MODEL --data DATA
 """
@@ -28,7 +28,6 @@ from st_plugins.atomic import write_text
 from st_plugins.data import load_tasks
 from st_plugins.evaluators import STSSuiteEvaluator
 from st_plugins.evaluators.describe import library_versions
-
 
 SHAPES = {"minilm": (6, 384), "base": (12, 768)}
 
