@@ -2,8 +2,8 @@
 
 Same model, batch size and process; the two take turns, and the median ratio counts. The Spearman correlations of both
 are compared. By default the suite computes the model's scores only, as the host does; ``--everything`` times it with
-what it adds: intervals, floor and geometry. ``--shape`` puts an encoder of MiniLM-L6's or BERT-base's shape with random
-weights behind the model's tokenizer, for sizes that are not at hand::
+what it adds: intervals, floor and geometry. ``--shape`` puts random weights of MiniLM-L6's or BERT-base's shape
+behind the model's tokenizer, for sizes that are not at hand::
 
     python evaluation/benchmarks/suite.py MODEL --data DATA
 """
