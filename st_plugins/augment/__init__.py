@@ -10,6 +10,7 @@ from __future__ import annotations
 from st_plugins.augment.context import AugmentedPass, augmented
 from st_plugins.augment.encoders import shuffle_kind, supported_encoders
 from st_plugins.augment.functional import adversarial_delta
+from st_plugins.augment.notation import flatten_view, parse_view, view_config, view_from_config
 from st_plugins.augment.views import (
     AdversarialPerturbation,
     EmbeddingDropout,
@@ -18,10 +19,6 @@ from st_plugins.augment.views import (
     TokenCutoff,
     TokenShuffle,
     View,
-    flatten_view,
-    parse_view,
-    view_config,
-    view_from_config,
 )
 
 __all__ = [

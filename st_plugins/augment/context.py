@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from st_plugins.augment.encoders import EncoderParts, encoder_parts
 from st_plugins.augment.functional import adversarial_delta, shuffle_permutation
-from st_plugins.augment.views import AdversarialPerturbation, TokenShuffle, View, flatten_view
+from st_plugins.augment.notation import flatten_view
+from st_plugins.augment.views import AdversarialPerturbation, TokenShuffle, View
 
 __all__ = ["AugmentedPass", "augmented"]
 
@@ -57,8 +58,9 @@ def augmented(
 
     Raises:
         ValueError: There are no views, the encoder has no embedding layer that could be found, a view cannot be had
-            from it, or the thread is inside a block for this model already. Inside the block, a call raises it when
-            its features have no attention mask, or ``perturbations`` do not fit.
+            from it, the thread is inside a block for this model already, or the block ends and the model was never
+            called. Inside the block, a call raises it when its features have no attention mask, or ``perturbations``
+            do not fit.
 
     Example:
         >>> from st_plugins.augment import FeatureCutoff, TokenShuffle, augmented
@@ -89,6 +91,11 @@ def augmented(
         if parts.positions is not None and pass_._shuffles("position_ids"):
             handles.append(parts.positions.register_forward_pre_hook(pass_._permute, with_kwargs=True))
         yield pass_
+        if not pass_.token_embeddings:
+            raise ValueError(
+                "the model was not called inside the block by the thread that opened it: DataParallel and compiled "
+                "models are called past their hooks; use DistributedDataParallel, or compile nothing"
+            )
     finally:
         for handle in handles:
             handle.remove()
