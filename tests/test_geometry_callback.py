@@ -205,10 +205,10 @@ def test_numbers_reach_the_log_the_metrics_and_the_reporters(
     logged = [entry for entry in trainer.state.log_history if "geometry_uniformity" in entry]
     assert [entry["step"] for entry in logged] == [0, 3, 6] == [entry["step"] for entry in callback.history]
     assert [entry["geometry_isoscore"] for entry in seen if "geometry_isoscore" in entry] == [
-        entry["isoscore"] for entry in callback.history
+        entry["geometry_isoscore"] for entry in callback.history
     ]
     metrics = trainer.evaluate()  # after the training: measured and logged, not part of the history
-    assert metrics["eval_geometry_uniformity"] == pytest.approx(callback.history[-1]["uniformity"])
+    assert metrics["eval_geometry_uniformity"] == pytest.approx(callback.history[-1]["geometry_uniformity"])
     assert len(callback.history) == 3
 
 
@@ -233,7 +233,7 @@ def test_collapse(
     with caplog.at_level(logging.WARNING, logger="st_plugins"):
         trainer.train()
     messages = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
-    assert callback.history[-1]["mean_random_cosine"] > 0.99
+    assert callback.history[-1]["geometry_mean_random_cosine"] > 0.99
     assert len(messages) == (0 if action == "ignore" else 1)
     assert (trainer.state.global_step < 60) == (action == "stop")
     if messages:
@@ -246,7 +246,7 @@ def test_a_narrow_cone_from_the_start_is_no_collapse(
     callback = GeometryCallback(sentences, every=2, cosine_limit=0.0, rank_fraction=0.1)
     with caplog.at_level(logging.WARNING, logger="st_plugins"):
         trainer_for(model, sentences, tmp_path, callbacks=[callback]).train()
-    assert callback.history[0]["mean_random_cosine"] > 0 and "collapsed" not in caplog.text
+    assert callback.history[0]["geometry_mean_random_cosine"] > 0 and "collapsed" not in caplog.text
 
 
 @pytest.mark.parametrize("criterion", ["effective_rank", "uniformity", "alignment+uniformity", "function"])
@@ -270,10 +270,10 @@ def test_best_step_and_its_bits(
         model, sentences, tmp_path, loss=Collapse, callbacks=[Keep(), callback], learning_rate=0.02, num_train_epochs=2
     ).train()
     values = {
-        "effective_rank": lambda entry: entry["effective_rank"],
-        "uniformity": lambda entry: -entry["uniformity"],
-        "alignment+uniformity": lambda entry: -entry["alignment"] - entry["uniformity"],
-        "function": preference,
+        "effective_rank": lambda entry: entry["geometry_effective_rank"],
+        "uniformity": lambda entry: -entry["geometry_uniformity"],
+        "alignment+uniformity": lambda entry: -entry["geometry_alignment"] - entry["geometry_uniformity"],
+        "function": lambda entry: -abs(entry["geometry_effective_rank"] - 7),
     }
     best = max(callback.history[1:], key=values[criterion])  # type: ignore[arg-type]
     assert callback.best_step == best["step"] and callback.best_score == pytest.approx(values[criterion](best))
@@ -306,9 +306,9 @@ def test_the_hosts_own_selection_by_a_geometry_number(
         greater_is_better=True,
     )
     trainer.train()
-    best = max(callback.history[1:], key=lambda entry: entry["effective_rank"])
+    best = max(callback.history[1:], key=lambda entry: entry["geometry_effective_rank"])
     assert trainer.state.best_global_step == best["step"] < 12
-    assert callback.measure(model)["effective_rank"] == pytest.approx(best["effective_rank"], rel=1e-5)
+    assert callback.measure(model)["effective_rank"] == pytest.approx(best["geometry_effective_rank"], rel=1e-5)
 
 
 @pytest.mark.parametrize("stop", [4, 8])

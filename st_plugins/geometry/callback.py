@@ -34,9 +34,9 @@ class GeometryCallback(TrainerCallback):
     dropout), ``uniformity``, ``mean_random_cosine``, ``effective_rank`` and ``isoscore``, as
     :mod:`st_plugins.geometry` defines them. The numbers go
 
-    - to ``history``, one dict a measurement with its ``step``;
-    - to ``trainer.state.log_history`` under ``geometry_alignment`` and so on; after :meth:`attach` through
-      ``trainer.log``, hence also to the progress bar and any reporter;
+    - to ``history``, one dict a measurement: ``step``, ``geometry_alignment`` and so on;
+    - to ``trainer.state.log_history`` under the same names; after :meth:`attach` through ``trainer.log``, hence also
+      to the progress bar and any reporter;
     - to the metrics of an evaluation under ``eval_geometry_alignment`` and so on.
 
     The last makes the host's own selection work without labels:
@@ -211,7 +211,7 @@ class GeometryCallback(TrainerCallback):
         """Measure with an evaluation of the trainer, and add the numbers to its metrics."""
         numbers = self._step(state, control, model)
         if metrics is not None:
-            metrics.update({f"eval_{_PREFIX}{name}": value for name, value in numbers.items()})
+            metrics.update({f"eval_{name}": value for name, value in _named(numbers).items()})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the best weights beside a checkpoint that does not hold them itself."""
@@ -236,7 +236,7 @@ class GeometryCallback(TrainerCallback):
         """Measure, log, judge and remember; once a step while training."""
         step = state.global_step
         if self._training and self.history and self.history[-1]["step"] == step:
-            return {name: self.history[-1][name] for name in NUMBERS}
+            return _numbers(self.history[-1])
         numbers: dict[str, float] = {}
         problem = ""
         if state.is_world_process_zero:
@@ -249,13 +249,13 @@ class GeometryCallback(TrainerCallback):
             raise FloatingPointError(f"step {step}: {problem}")
         self._log(numbers, state)
         if self._training:
-            self.history.append({"step": step, **numbers})
+            self.history.append({"step": step, **_named(numbers)})
             self._judge(numbers, step, control)
             self._keep(numbers, step, model)
         return numbers
 
     def _log(self, numbers: Mapping[str, float], state: TrainerState) -> None:
-        logs = {f"{_PREFIX}{name}": value for name, value in numbers.items()}
+        logs = _named(numbers)
         if self._trainer is not None:
             self._trainer.log(logs)
         else:
@@ -263,7 +263,7 @@ class GeometryCallback(TrainerCallback):
             state.log_history.append({**logs, **epoch, "step": state.global_step})
 
     def _judge(self, numbers: Mapping[str, float], step: int, control: TrainerControl) -> None:
-        first = self.history[0]
+        first = _numbers(self.history[0])
         rank, cosine = numbers["effective_rank"], numbers["mean_random_cosine"]
         # Written so that NaN counts as collapse: it is what a space of equal or zero vectors gives.
         thin = not rank >= self.rank_fraction * first["effective_rank"]
@@ -298,14 +298,16 @@ class GeometryCallback(TrainerCallback):
 
     def _resume(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Rebuild history and choice from the trainer's log; the weights come from the checkpoint."""
-        wanted = [f"{_PREFIX}{name}" for name in NUMBERS]
-        for entry in state.log_history:
-            if all(name in entry for name in wanted):
-                self.history.append({"step": entry["step"], **{name: entry[f"{_PREFIX}{name}"] for name in NUMBERS}})
+        wanted = ["step", *_named(NUMBERS)]
+        self.history = [
+            {name: entry[name] for name in wanted}
+            for entry in state.log_history
+            if all(name in entry for name in wanted)
+        ]
         if self._score is None:
             return
         for entry in self.history[1:]:
-            score = self._score({name: entry[name] for name in NUMBERS})
+            score = self._score(_numbers(entry))
             if score > self.best_score:
                 self.best_score, self.best_step = score, int(entry["step"])
         if self.best_step is None:
@@ -325,6 +327,14 @@ class GeometryCallback(TrainerCallback):
                 state.global_step,
             )
             self.best_step, self.best_score = None, -math.inf
+
+
+def _named(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {f"{_PREFIX}{name}": value for name, value in numbers.items()}
+
+
+def _numbers(entry: Mapping[str, float]) -> dict[str, float]:
+    return {name: entry[f"{_PREFIX}{name}"] for name in NUMBERS}
 
 
 def _scorer(
