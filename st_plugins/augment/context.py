@@ -212,11 +212,12 @@ class AugmentedPass:
         words = {tokenizer.unk_token_id, tokenizer.mask_token_id} - ends
         return sorted(set(tokenizer.all_special_ids) - words)
 
+    # Another thread may find a hook just when it is being removed, and then calls it without kwargs.
     def _repeat(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before the model: repeat the batch, and shuffle."""
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or kwargs is None:
             return None
         features = dict(args[0] if args else kwargs["input"])
         mask = features.get("attention_mask")
@@ -268,11 +269,11 @@ class AugmentedPass:
         return self._call if threading.get_ident() == self._thread else None
 
     def _permute(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before the position table or the rotary module: permute the position ids."""
         call = self._current()
-        if call is None or call.position_permutation is None:
+        if call is None or call.position_permutation is None or kwargs is None:
             return None
         call.positioned = True
         permutation = call.position_permutation
