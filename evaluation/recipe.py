@@ -42,6 +42,7 @@ class Run:
         batch_size: Sentences (or pairs) a step.
         pooling: As in ``evaluation/sts.py``; empty for the recipe's.
         seeds: Seeds instead of the recipe's.
+        dev_only: Whether the run is never scored on the test sets.
         paper: What the paper reports for the row, with its encoder; ``{encoder = "...", value = 72.74}``.
     """
 
@@ -59,6 +60,7 @@ class Run:
     batch_size: int = 96
     pooling: str = ""
     seeds: tuple[int, ...] = ()
+    dev_only: bool = False
     paper: dict[str, Any] = field(default_factory=dict)
 
 

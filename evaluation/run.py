@@ -123,7 +123,7 @@ def train(
         study.dev_task, data, 128, split="dev", name="dev", bootstrap_samples=0, floor=False, geometry=False
     )
     snapshots = Snapshots()
-    geometry = GeometryCallback(draw_texts(study.corpus, data, 2000), batch_size=128, on_collapse="ignore")
+    geometry = GeometryCallback(draw_texts(study.corpus, data, 500), batch_size=128, on_collapse="ignore")
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
             model=model,
@@ -220,13 +220,13 @@ def measure(
     corpus = draw_texts(study.corpus, data, study.corpus_size)
     shared: dict[str, Any] = {"floor_texts": corpus, "geometry": False, "keep_similarities": False}
     suites = {"dev": STSSuiteEvaluator(study.dev_task, data, 128, split="dev", show_progress_bar=False, **shared)}
-    if not dev_only:
+    if not (dev_only or run.dev_only):
         suites["test"] = STSSuiteEvaluator(study.tasks, data, 128, show_progress_bar=False, **shared)
     for step in sorted(set(found["chosen"].values())) or [0]:
         if states:
             model.load_state_dict(states[step])
         forms = {"plain": model}
-        if not log or step in (found["chosen"]["dev"], found["chosen"]["last"]):
+        if not log or step == found["chosen"]["dev"]:
             forms["whitened"] = whiten(model, corpus, None, batch_size=128, show_progress_bar=False)
         found["steps"][str(step)] = {
             split: {form: summary(suite.evaluate(variant, run.name)) for form, variant in forms.items()}
