@@ -45,8 +45,8 @@ class ViewLoss(nn.Module):
 
     **Training mode**: views and the encoder's dropout act. **Evaluation mode without gradients** (the trainer's loss
     on an ``eval_dataset``): they act just so, because without them the views would coincide and the loss say nothing.
-    The random numbers then come from a fixed seed and the global random state is left alone: values at different
-    checkpoints compare, and evaluating does not change the training. Evaluation mode *with* gradients is an error.
+    The random numbers then come from a fixed seed, so that the values at different checkpoints compare, and the global
+    random state is left alone. Evaluation mode *with* gradients is an error.
 
     Args:
         model: The model to train.
@@ -113,7 +113,7 @@ class ViewLoss(nn.Module):
         total: Tensor = torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
         if not torch.isfinite(total):
             finite = torch.stack([e.isfinite().all(dim=-1).all(dim=0) for e in embeddings]).all(dim=0)
-            raise self.non_finite(f"the loss is {float(total)}", (~finite).nonzero().flatten().tolist())
+            raise self.non_finite(f"the loss is {total.item()}", (~finite).nonzero().flatten().tolist())
         return loss
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
