@@ -192,6 +192,29 @@ def test_other_threads_get_the_plain_model(bert: SentenceTransformer, features: 
     assert len(results["own"]) == 16
 
 
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_another_thread_in_the_middle_of_a_call(make_model: Factory, kind: str) -> None:
+    model = no_dropout(make_model(kind))
+    features = model.preprocess(TEXTS)
+    plain = embed(model, dict(features))
+    others: list[Tensor] = []
+    owner = threading.get_ident()
+
+    def let_another_go_first(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == owner:
+            thread = threading.Thread(target=lambda: others.append(embed(model, dict(features))))
+            thread.start()
+            thread.join()
+
+    with augmented(model, [NoAugmentation(), TokenShuffle()]) as views:
+        handle = model[0].register_forward_pre_hook(let_another_go_first, with_kwargs=True)
+        own = embed(model, features)
+        handle.remove()
+    assert len(others) == 1 and torch.equal(others[0], plain)
+    torch.testing.assert_close(own[:4], plain)
+    assert not torch.allclose(own[4:], plain) and len(views.token_embeddings) == 1
+
+
 def test_two_threads_at_once(bert: SentenceTransformer, features: dict[str, Any]) -> None:
     plain = embed(bert, dict(features))
     barrier = threading.Barrier(3)
