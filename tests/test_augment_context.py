@@ -31,10 +31,9 @@ EVERY_VIEW: list[View] = [TokenShuffle(), TokenCutoff(0.3), FeatureCutoff(0.3), 
 def no_dropout(model: SentenceTransformer) -> SentenceTransformer:
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0
+        for name in ("p", "dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     return model
 
 
