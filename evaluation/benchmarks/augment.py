@@ -50,7 +50,8 @@ def main(
         num_attention_heads=max(1, hidden_size // 64),
         intermediate_size=4 * hidden_size,
     )
-    encoder = BertModel(config).to(device=device, dtype=kind).train()
+    encoder: torch.nn.Module = BertModel(config)
+    encoder.to(device, kind).train()
     ids = torch.randint(1000, config.vocab_size, (batch_size, tokens), device=device)
     lengths = torch.randint(tokens // 2, tokens + 1, (batch_size, 1), device=device)
     mask = (torch.arange(tokens, device=device) < lengths).long()
