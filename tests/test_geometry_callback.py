@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import subprocess
@@ -405,3 +406,39 @@ def test_the_package_stays_light() -> None:
     code = "import sys, st_plugins.geometry; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_two_processes_measure_once_and_agree(encoder_folder: Path, sentences: list[str], tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import json, pathlib, sys
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from st_plugins.geometry import GeometryCallback
+
+texts, folder = json.loads(sys.argv[2]), pathlib.Path(sys.argv[3])
+model = SentenceTransformer(sys.argv[1], device="cpu")
+arguments = SentenceTransformerTrainingArguments(
+    str(folder / "run"), num_train_epochs=3, per_device_train_batch_size=10, learning_rate=1e-3, use_cpu=True,
+    report_to="none", disable_tqdm=True, save_strategy="no", ddp_find_unused_parameters=True,
+)
+data = Dataset.from_dict({"a": texts, "b": texts})
+trainer = SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=MultipleNegativesRankingLoss(model))
+callback = GeometryCallback(
+    texts, every=2, criterion="uniformity", restore_at_end=True, on_collapse="stop", cosine_limit=1, rank_fraction=1
+).attach(trainer)
+measure, calls = callback.probe.measure, []
+callback.probe.measure = lambda model: calls.append(1) or measure(model)
+trainer.train()
+found = [trainer.state.global_step, callback.best_step, callback.history, model.encode("a dog").tolist(), len(calls)]
+(folder / f"{arguments.process_index}.json").write_text(json.dumps(found))
+""",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    subprocess.run([*command, str(encoder_folder), json.dumps(sentences), str(tmp_path)], check=True)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1))
+    assert first[:4] == second[:4] and first[4] == len(first[2]) and second[4] == 0

@@ -92,7 +92,7 @@ def test_a_plain_model_with_an_honest_card(
         "no labels",
         "**labelled** development pairs 'toy-dev'",
         dev.checksum,
-        "feature-cutoff (rate 0.2); token-shuffle",
+        "feature-cutoff (rate 0.2); token-shuffle (kind position_ids",
         "| learning rate | 0.001 |",
         "| temperature | 0.1 |",
         "floor: random token vectors",
@@ -169,6 +169,7 @@ def test_resumed_equals_uninterrupted(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill(encoder_folder: Path, sentences: list[str], tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, json\n"

@@ -146,7 +146,7 @@ def _log_table(history: Sequence[Mapping[str, Any]]) -> str:
         if "geometry_alignment" in entry or dev in entry:
             row = measured.setdefault(int(entry["step"]), {})
             row["loss"] = loss
-            row.update({title: f"{entry[key]:.4f}" for key, title in columns.items() if key in entry})
+            row.update({title: f"{entry[key]:.4g}" for key, title in columns.items() if key in entry})
             if dev in entry:
                 row["dev"] = percent(entry[dev])
     heading = ["loss", *columns.values()] + (["dev"] if any("dev" in row for row in measured.values()) else [])

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from st_plugins import io
 from st_plugins.atomic import atomic_folder
+from st_plugins.augment import view_config
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator, compare
 from st_plugins.geometry.callback import GeometryCallback
@@ -178,7 +179,7 @@ def train_consert(
         "learning_rate": learning_rate,
         "warmup": warmup,
         "temperature": temperature,
-        "views": loss.get_config_dict()["views"],
+        "views": [view_config(view, adapted) for view in loss.views],
         "encoder_dropout": encoder_dropout,
         "max_length": adapted.max_seq_length,
         "mini_batch_size": mini_batch_size,
