@@ -28,6 +28,7 @@ from st_plugins.cli_options import (
     Text1Option,
     Text2Option,
 )
+from st_plugins.cli_train import app as train_app
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -44,6 +45,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Tell the truth about a sentence-embedding model, and improve it.",
 )
+app.add_typer(train_app, name="train")
 _state = {"debug": False}
 
 

@@ -23,12 +23,10 @@ __all__ = [
     "score_table",
 ]
 
-_WHITENING_VERDICTS = {
-    "better": "[green]whitening helps on these pairs[/green]",
-    "worse": "[red]whitening HURTS on these pairs: keep the original model, or whiten on other texts. Models already "
-    "trained with cosine on this kind of text usually lose[/red]",
-    "not separable": "[yellow]on these pairs whitening makes no difference that can be told apart[/yellow]",
-}
+_WHITENING_ADVICE = (
+    "keep the original model, or whiten on other texts. Models already trained with cosine on this kind of text "
+    "usually lose"
+)
 
 
 def _score(score: Score) -> str:
@@ -176,17 +174,32 @@ def print_result(console: Console, result: SuiteResult) -> None:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
 
 
-def print_before_after(console: Console, before: SuiteResult, after: SuiteResult, comparison: Comparison) -> None:
-    """Print what whitening did to a model on held-out pairs, in numbers and in words.
+def print_before_after(
+    console: Console,
+    before: SuiteResult,
+    after: SuiteResult,
+    comparison: Comparison,
+    *,
+    method: str = "whitening",
+    advice: str = _WHITENING_ADVICE,
+) -> None:
+    """Print what a method did to a model on held-out pairs, in numbers and in words.
 
     Args:
         console: Where to.
         before: Evaluation of the model as it was.
-        after: Evaluation of the whitened model.
+        after: Evaluation of the model that the method made of it.
         comparison: ``compare(after, before)``.
+        method: What was done, a noun.
+        advice: What to do when it hurt.
     """
-    results = {"after whitening": after, "before": before}
+    results = {f"after {method}": after, "before": before}
     console.print(pipelines_table("Held-out pairs: Spearman x 100, convention 'all'", results))
     console.print(comparison_table(comparison, {task.name: task.title for task in before.tasks}))
+    words = {
+        "better": f"[green]{method} helps on these pairs[/green]",
+        "worse": f"[red]{method} HURTS on these pairs: {advice}[/red]",
+        "not separable": f"[yellow]on these pairs {method} makes no difference that can be told apart[/yellow]",
+    }
     verdict = comparison.average.verdict
-    console.print(_WHITENING_VERDICTS.get(verdict, f"whether whitening helps on these pairs is {verdict}"))
+    console.print(words.get(verdict, f"whether {method} helps on these pairs is {verdict}"))

@@ -18,19 +18,37 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BertConfig,
     BertModel,
+    DebertaConfig,
+    DebertaModel,
+    DebertaV2Config,
+    DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
+    GPT2Config,
+    GPT2Model,
     LlamaConfig,
     LlamaModel,
     ModernBertConfig,
     ModernBertModel,
     MPNetConfig,
     MPNetModel,
+    NystromformerConfig,
+    NystromformerModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+    XLNetConfig,
+    XLNetModel,
 )
 
 WORDS = (
@@ -39,7 +57,23 @@ WORDS = (
     "un ##s ##ing ##ed . , ! ? \" '"
 ).split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ENCODERS = ("bert", "roberta", "distilbert", "modernbert", "mpnet", "llama")
+ENCODERS = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "distilbert",
+    "albert",
+    "electra",
+    "mpnet",
+    "deberta",
+    "deberta-v2",
+    "modernbert",
+    "xlnet",
+    "gpt2",
+    "t5",
+    "nystromformer",
+    "llama",
+)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -78,6 +112,41 @@ def _encoder(kind: str, vocabulary_size: int) -> torch.nn.Module:
         return BertModel(BertConfig(**shape))
     if kind == "roberta":
         return RobertaModel(RobertaConfig(**shape))
+    if kind == "xlm-roberta":
+        return XLMRobertaModel(XLMRobertaConfig(**shape))
+    if kind == "albert":
+        return AlbertModel(AlbertConfig(**shape, embedding_size=8))
+    if kind == "electra":
+        return ElectraModel(ElectraConfig(**shape, embedding_size=8))
+    if kind == "deberta":
+        return DebertaModel(DebertaConfig(**shape, relative_attention=True, pos_att_type=["c2p", "p2c"]))
+    if kind == "deberta-v2":  # as version 3: no absolute positions
+        version3 = {"position_biased_input": False, "position_buckets": 8, "share_att_key": True}
+        return DebertaV2Model(
+            DebertaV2Config(**shape, **version3, relative_attention=True, pos_att_type=["c2p", "p2c"])
+        )
+    if kind == "xlnet":
+        return XLNetModel(
+            XLNetConfig(vocab_size=vocabulary_size, d_model=16, n_layer=2, n_head=2, d_inner=32, pad_token_id=0)
+        )
+    if kind == "gpt2":
+        return GPT2Model(
+            GPT2Config(
+                vocab_size=vocabulary_size,
+                n_embd=16,
+                n_layer=2,
+                n_head=2,
+                n_positions=40,
+                bos_token_id=2,
+                eos_token_id=3,
+            )
+        )
+    if kind == "t5":
+        return T5EncoderModel(
+            T5Config(vocab_size=vocabulary_size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+        )
+    if kind == "nystromformer":
+        return NystromformerModel(NystromformerConfig(**shape))
     if kind == "distilbert":
         return DistilBertModel(
             DistilBertConfig(
@@ -96,33 +165,38 @@ def _encoder(kind: str, vocabulary_size: int) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="session")
-def _saved_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for kind in ENCODERS:
-        torch.manual_seed(0)
-        folder = tmp_path_factory.mktemp(kind)
-        tokenizer = _tokenizer()
-        _encoder(kind, len(tokenizer)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders[kind] = folder
-    return folders
+def _saved_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folders: dict[str, Path] = {}
+
+    def save(kind: str) -> Path:
+        if kind not in folders:
+            state = torch.get_rng_state()
+            torch.manual_seed(0)
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            tokenizer = _tokenizer()
+            _encoder(kind, len(tokenizer)).save_pretrained(folders[kind])
+            tokenizer.save_pretrained(folders[kind])
+            torch.set_rng_state(state)
+        return folders[kind]
+
+    return save
 
 
 @pytest.fixture(scope="session")
-def _built_models(_saved_encoders: dict[str, Path]) -> dict[str, SentenceTransformer]:
+def _built_models() -> dict[str, SentenceTransformer]:
     return {}
 
 
 @pytest.fixture
 def make_model(
-    _saved_encoders: dict[str, Path], _built_models: dict[str, SentenceTransformer]
+    _saved_encoder: Callable[[str], Path], _built_models: dict[str, SentenceTransformer]
 ) -> Callable[..., SentenceTransformer]:
     """Return a factory: ``make_model("bert", pooling_mode="mean")`` gives a fresh tiny SentenceTransformer."""
 
     def build(kind: str = "bert", pooling_mode: str = "mean") -> SentenceTransformer:
         key = f"{kind}/{pooling_mode}"
         if key not in _built_models:
-            transformer = Transformer(str(_saved_encoders[kind]))
+            transformer = Transformer(str(_saved_encoder(kind)))
             pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
             _built_models[key] = SentenceTransformer(modules=[transformer, pooling], device="cpu")
         return copy.deepcopy(_built_models[key]).eval()
@@ -137,9 +211,9 @@ def model(make_model: Callable[..., SentenceTransformer]) -> SentenceTransformer
 
 
 @pytest.fixture
-def encoder_folder(_saved_encoders: dict[str, Path]) -> Path:
+def encoder_folder(_saved_encoder: Callable[[str], Path]) -> Path:
     """Folder of the tiny BERT as a plain transformers checkpoint."""
-    return _saved_encoders["bert"]
+    return _saved_encoder("bert")
 
 
 @pytest.fixture

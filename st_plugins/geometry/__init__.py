@@ -2,10 +2,13 @@
 
 Single sets (:mod:`st_plugins.geometry.embeddings`): alignment, uniformity, cosine of random pairs, spectrum, effective
 rank, participation ratio, IsoScore. Two sets (:mod:`st_plugins.geometry.gaussians`): Kullback-Leibler divergence,
-Bhattacharyya distance and 2-Wasserstein distance between the Gaussians fitted to them.
+Bhattacharyya distance and 2-Wasserstein distance between the Gaussians fitted to them. During training:
+:class:`GeometryCallback`, imported on first use because it needs the host.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from st_plugins.geometry.embeddings import (
     alignment,
@@ -19,8 +22,12 @@ from st_plugins.geometry.embeddings import (
 )
 from st_plugins.geometry.gaussians import Gaussian, bhattacharyya_distance, kl_divergence, wasserstein_distance
 
+if TYPE_CHECKING:
+    from st_plugins.geometry.callback import GeometryCallback
+
 __all__ = [
     "Gaussian",
+    "GeometryCallback",
     "alignment",
     "bhattacharyya_distance",
     "effective_rank",
@@ -33,3 +40,11 @@ __all__ = [
     "uniformity",
     "wasserstein_distance",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "GeometryCallback":
+        from st_plugins.geometry.callback import GeometryCallback
+
+        return GeometryCallback
+    raise AttributeError(f"module 'st_plugins.geometry' has no attribute {name!r}")

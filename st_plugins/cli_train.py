@@ -1,0 +1,131 @@
+"""``st-plugins train``: argument parsing only; each command calls one public function."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from st_plugins.cli_options import (
+    ColumnOption,
+    DeviceOption,
+    LengthOption,
+    ModelArgument,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Adapt a model to your texts.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep the method a word of its own, also while there is one command."""
+
+
+@app.command()
+def consert(
+    model: ModelArgument,
+    texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, a table, or a folder of text files.")],
+    output: Annotated[Path, typer.Option(help="Folder for the new model.")],
+    column: ColumnOption = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the texts.")] = 10.0,
+    batch_size: Annotated[int, typer.Option(help="Texts in a batch; each has the others as negatives.")] = 96,
+    lr: Annotated[
+        float, typer.Option(help="Highest learning rate. The published one is tiny: small corpora need more.")
+    ] = 5e-7,
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1,
+    temperature: Annotated[float, typer.Option(help="Smaller values look at the nearest negatives only.")] = 0.1,
+    views: Annotated[
+        str, typer.Option(help="The two views: augmentations with their rates, '+' for both in one view.")
+    ] = "feature-cutoff:0.2,token-shuffle",
+    no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Switch the encoder's own dropout off.")] = False,
+    max_length: LengthOption = 64,
+    mini_batch_size: Annotated[
+        int | None, typer.Option(help="Texts encoded at a time, for batches that do not fit into memory.", min=1)
+    ] = None,
+    dev: Annotated[
+        Path | None, typer.Option(help="Scored pairs (TSV, CSV, JSONL) to evaluate on.", show_default=False)
+    ] = None,
+    text1: Annotated[str, typer.Option(help="Column of the first text in --dev.")] = "sentence1",
+    text2: Annotated[str, typer.Option(help="Column of the second text in --dev.")] = "sentence2",
+    score: Annotated[str, typer.Option(help="Column of the gold score in --dev.")] = "score",
+    eval_steps: Annotated[
+        int | None, typer.Option(help="Steps between evaluations and checkpoints (default: ten in a run).")
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            help="Which checkpoint to keep: 'dev' (labels choose; default with --dev), 'last' (default without), or "
+            "without labels 'alignment+uniformity', 'uniformity', 'effective_rank', ..."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of batches, views, dropout and resamples.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")] = False,
+    device: DeviceOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output and old checkpoints.")] = False,
+) -> None:
+    """Adapt a model to unlabelled texts with ConSERT and write a plain sentence-transformers model.
+
+    With scored pairs (--dev) it evaluates before, during and after, and says so when the training hurt. Checkpoints
+    lie in OUTPUT.checkpoints until the model is written; after a kill repeat the command with --resume.
+
+    [bold]Examples[/bold]
+
+      st-plugins train consert ./my-model --texts corpus.txt --lr 1e-5 --epochs 1 --output ./adapted
+
+      st-plugins train consert ./my-model --texts corpus.tsv --column text --dev pairs.tsv --output ./adapted
+
+      st-plugins train consert bert-base-uncased --texts corpus.txt --views "token-cutoff:0.15+token-shuffle,none" \
+--no-dropout --output ./adapted
+
+      st-plugins train consert ./my-model --texts corpus.txt --select alignment+uniformity --output ./adapted --resume
+    """
+    from rich.console import Console
+
+    from st_plugins.console import print_before_after
+    from st_plugins.data.own import read_pairs, read_texts
+    from st_plugins.training import train_consert
+
+    result = train_consert(
+        model,
+        read_texts(texts, column),
+        output,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        warmup=warmup,
+        temperature=temperature,
+        views=[view.strip() for view in views.split(",")],
+        encoder_dropout=not no_dropout,
+        max_length=max_length,
+        mini_batch_size=mini_batch_size,
+        dev=None if dev is None else read_pairs(dev, text1, text2, score),
+        eval_steps=eval_steps,
+        select=select,
+        seed=seed,
+        bf16=bf16,
+        device=device,
+        source=texts.name,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False)
+    if result.before is None or result.after is None or result.comparison is None:
+        console.print("no scored pairs given (--dev): whether the training helped was not measured")
+    else:
+        print_before_after(
+            console,
+            result.before,
+            result.after,
+            result.comparison,
+            method="ConSERT",
+            advice="keep the original model, or train for fewer steps or with a lower learning rate",
+        )
+    left_out = f"{result.duplicates:,} duplicates and {result.empty:,} blank ones left out"
+    console.print(f"trained on {result.texts:,} texts ({left_out})")
+    console.print(result.selection.replace("**", ""), markup=False)
+    console.print(f"wrote {output}: plain SentenceTransformer loads it; README.md says how it was made", markup=False)

@@ -1,0 +1,188 @@
+"""ConSERT: two augmented views of a sentence attract each other, all others in the batch repel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from st_plugins.augment import FeatureCutoff, TokenShuffle
+from st_plugins.losses.embedding import ViewLoss
+
+__all__ = ["ConSERTLoss", "nt_xent"]
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1, rows: slice | None = None) -> Tensor:
+    """Normalised-temperature cross-entropy between two views of N sentences.
+
+    Of the 2N vectors each has one positive, the other view of its sentence, and 2N - 2 negatives; ``l(i, j) = -log
+    exp(cos(rᵢ, rⱼ) / τ) / Σ_{k ≠ i} exp(cos(rᵢ, rₖ) / τ)`` is averaged over the 2N ordered pairs (i, j). Computed in
+    float32 (float64 if given), under autocast too.
+
+    Args:
+        a: Embeddings of the first view, ``(N, d)``.
+        b: Embeddings of the second view, ``(N, d)``.
+        temperature: τ, above 0.
+        rows: The sentences whose terms are averaged; all are candidates in any case. None averages all.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: The shapes differ, the temperature is not positive, or there is one sentence, which has no
+            negatives.
+
+    Example:
+        >>> a = torch.eye(3)
+        >>> f"{nt_xent(a, a, temperature=0.5):.4f}"  # log(1 + (2N - 2) exp(-1 / τ)): all negatives are orthogonal
+        '0.4327'
+
+    Reference:
+        Yan et al., "ConSERT: A Contrastive Framework for Self-Supervised Sentence Representation Transfer" (2021),
+        arXiv 2105.11741, section 3.1. The authors' code adds the two directions instead of averaging them: it returns
+        exactly twice this, and multiplies it by ``cl_rate`` (0.15), also where there is no other term. It subtracts
+        1e9 on the diagonal, which float16 cannot hold.
+    """
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f"a and b must have one shape (N, d), got {tuple(a.shape)} and {tuple(b.shape)}")
+    check_temperature(temperature)
+    count = len(a)
+    if count < 2:
+        raise ValueError(
+            f"the batch has {count} sentence, but the negatives are the others in it; use larger batches, and "
+            "dataloader_drop_last=True if the last one of an epoch is so small"
+        )
+    with torch.autocast(a.device.type, enabled=False):
+        vectors = torch.cat([a, b])
+        unit = normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+        own = torch.arange(count, device=a.device)[slice(None) if rows is None else rows]
+        itself, partner = torch.cat([own, own + count]), torch.cat([own + count, own])
+        logits = (unit[itself] @ unit.T).div_(temperature)
+        return cross_entropy(logits.scatter_(1, itself[:, None], torch.finfo(logits.dtype).min), partner)
+
+
+class ConSERTLoss(ViewLoss):
+    """Contrastive adaptation of an encoder to unlabelled texts.
+
+    Each sentence of the batch is encoded twice in one forward pass, under two random augmentations of its token
+    embeddings; the two embeddings are pulled together and pushed away from those of all other sentences (`nt_xent`).
+    The trained model is an ordinary one: nothing of the loss is saved with it. Longer is not better here: the space
+    spreads out further and further, so watch a development set or the geometry, and stop early.
+
+    The default views and temperature are those of the published unsupervised base model, which also has
+    ``encoder_dropout=False``. That is not the default: most published runs have dropout on, and so has every other
+    loss of the host.
+
+    With several text columns the losses of the columns are added, as in the reference: each column has its own
+    negatives.
+
+    Args:
+        model: The model to train. Mean pooling, as published.
+        views: Two views; each a `View`, several of them in the order in which they act, their configuration, or their
+            short form ("feature-cutoff:0.2").
+        temperature: τ of the paper, above 0. Smaller values look at the nearest negatives only.
+        gather_across_devices: Whether sentences of the other processes' batches are negatives too.
+        mini_batch_size: Sentences encoded at a time, so that large batches fit into memory, at the cost of a second
+            forward pass: gradients are those of the whole batch. None encodes the batch at once.
+        encoder_dropout: Whether the encoder's own dropout is on.
+
+    Inputs:
+        +-----------------------------+--------+
+        | Texts                       | Labels |
+        +=============================+========+
+        | one column (or several)     | none   |
+        +-----------------------------+--------+
+
+    In evaluation mode and without gradients, as in the trainer's evaluation on an ``eval_dataset``, the views and
+    dropout act as in training, from a fixed seed. An `AdversarialPerturbation` follows the gradient of this loss (the
+    published one needs labels; this is our extension).
+
+    Example:
+        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> model = untrained_encoder().train()
+        >>> loss = ConSERTLoss(model, encoder_dropout=False)
+        >>> value = loss([model.preprocess(corpus(8))])
+        >>> value.backward()
+        >>> bool(0 < value < 3), loss.get_config_dict()["views"][0]  # all vectors equal: log(2 · 8 - 1) = 2.7
+        (True, [{'view': 'feature-cutoff', 'rate': 0.2}])
+
+    Reference:
+        Yan et al., arXiv 2105.11741, sections 3.1 and 3.2. The loss is half of what the authors' code shows (see
+        `nt_xent`), and there is no factor 0.15: with Adam that matters to gradient clipping only.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        views: Sequence[Any] = (FeatureCutoff(0.2), TokenShuffle()),
+        temperature: float = 0.1,
+        gather_across_devices: bool = False,
+        mini_batch_size: int | None = None,
+        encoder_dropout: bool = True,
+    ) -> None:
+        super().__init__(
+            model,
+            views,
+            gather_across_devices=gather_across_devices,
+            mini_batch_size=mini_batch_size,
+            encoder_dropout=encoder_dropout,
+        )
+        if len(self.views) != 2:
+            raise ValueError(f"views must be two views, got {len(self.views)}; use NoAugmentation() for a clean one")
+        self.temperature = check_temperature(temperature)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Add up `nt_xent` over the columns.
+
+        Args:
+            embeddings: For each text column ``(2, N, d)``.
+            labels: Ignored.
+
+        Returns:
+            The loss.
+        """
+        return torch.stack([self._contrast(views) for views in embeddings]).sum()
+
+    def _contrast(self, views: Tensor) -> Tensor:
+        sentences, begin = self.gather(views.transpose(0, 1))
+        a, b = sentences.unbind(dim=1)
+        return nt_xent(a, b, self.temperature, slice(begin, begin + views.shape[1]))
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
+        return {**super().get_config_dict(), "temperature": self.temperature}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entry of the paper."""
+        return """
+@inproceedings{yan-etal-2021-consert,
+    title = "{C}on{SERT}: A Contrastive Framework for Self-Supervised Sentence Representation Transfer",
+    author = "Yan, Yuanmeng and Li, Rumei and Wang, Sirui and Zhang, Fuzheng and Wu, Wei and Xu, Weiran",
+    booktitle = "Proceedings of the 59th Annual Meeting of the Association for Computational Linguistics",
+    year = "2021",
+    eprint = "2105.11741",
+    archivePrefix = "arXiv",
+}
+"""
+
+
+def check_temperature(temperature: float) -> float:
+    """Return the temperature.
+
+    Args:
+        temperature: What cosines are divided by.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: It is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    return temperature

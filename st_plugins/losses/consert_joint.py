@@ -1,0 +1,173 @@
+"""ConSERT with labels: classification of sentence pairs, plus the contrastive loss on both of their sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from st_plugins.augment import AdversarialPerturbation, NoAugmentation, TokenCutoff
+from st_plugins.losses.consert import ConSERTLoss
+from st_plugins.losses.embedding import Features
+from st_plugins.losses.head import HeadedLoss, embedding_dimension
+
+__all__ = ["ConSERTJointLoss"]
+
+
+class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
+    """Supervised training on labelled pairs (NLI) with ConSERT's contrastive loss beside the classifier's.
+
+    The classifier's cross-entropy on ``[u; v; |u - v|]`` plus ``weight`` times `nt_xent`, added over the two columns:
+    a premise has the other premises as negatives, not the hypotheses. The two terms are returned by name,
+    ``classification`` and ``contrastive`` (weighted), so that the trainer logs each and trains on their sum.
+
+    The classifier sees the embeddings of the **first** view, which is the clean one by default.
+
+    An `AdversarialPerturbation` follows the gradient of the classification loss, computed on that view's own
+    embeddings in a first pass that leaves every parameter's ``.grad`` alone; the second pass draws the same random
+    numbers.
+
+    Args:
+        model: The model to train. Mean pooling, as published.
+        num_labels: Number of classes; labels are integers from 0.
+        views: Two views, as for `ConSERTLoss`.
+        weight: α of the paper, at least 0.
+        temperature: τ of the paper, above 0.
+        add_max_square: Whether the classifier also sees ``max(u, v)²``, as in the authors' supervised runs.
+        gather_across_devices: As for `ConSERTLoss`; the classifier needs no other process.
+        mini_batch_size: As for `ConSERTLoss`.
+        encoder_dropout: Whether the encoder's own dropout is on.
+
+    Inputs:
+        +-----------------------------------+---------------------------+
+        | Texts                             | Labels                    |
+        +===================================+===========================+
+        | (premise, hypothesis) pairs       | class, 0 … num_labels - 1 |
+        +-----------------------------------+---------------------------+
+
+    The paper's three ways to use labels, with two datasets: ``nli`` has columns premise, hypothesis and label, and
+    ``unlabelled`` one text column::
+
+        def train(model, dataset, loss, **arguments):
+            arguments = SentenceTransformerTrainingArguments(warmup_steps=0.1, **arguments)
+            SentenceTransformerTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss).train()
+
+        # joint
+        train(model, nli, ConSERTJointLoss(model), learning_rate=2e-5, num_train_epochs=1)
+        # sup-unsup
+        train(model, nli, SoftmaxLoss(model, model.get_embedding_dimension(), 3), learning_rate=2e-5)
+        train(model, unlabelled, ConSERTLoss(model, (NoAugmentation(), FeatureCutoff(0.1))), learning_rate=5e-7)
+        # joint-unsup
+        train(model, nli, ConSERTJointLoss(model), learning_rate=2e-5)
+        train(model, unlabelled, ConSERTLoss(model, (NoAugmentation(), TokenShuffle())), learning_rate=5e-7)
+
+    Example:
+        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> model = untrained_encoder().train()
+        >>> loss = ConSERTJointLoss(model)
+        >>> pairs = [model.preprocess(corpus(8)), model.preprocess(corpus(8, seed=1))]
+        >>> terms = loss(pairs, labels=torch.arange(8) % 3)
+        >>> list(terms), bool(0.8 < terms["classification"] < 1.6)  # untrained: about log 3 = 1.1
+        (['classification', 'contrastive'], True)
+
+    Reference:
+        Yan et al., arXiv 2105.11741, section 3.3: ``L = L_ce + α L_con``. The authors' `nt_xent` is twice the paper's,
+        so their runs with ``cl_rate`` 0.15 correspond to ``weight=0.3`` here. Their classifier also sees the clean
+        view where there is one. They perturb the embeddings of the clean pass but draw new dropout masks in the layers
+        above, and zero all parameter gradients after the inner backward pass, which breaks gradient accumulation.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        num_labels: int = 3,
+        views: Sequence[Any] = (NoAugmentation(), TokenCutoff(0.1)),
+        weight: float = 0.15,
+        temperature: float = 0.1,
+        add_max_square: bool = False,
+        gather_across_devices: bool = False,
+        mini_batch_size: int | None = None,
+        encoder_dropout: bool = True,
+    ) -> None:
+        super().__init__(model, views, temperature, gather_across_devices, mini_batch_size, encoder_dropout)
+        if num_labels < 2:
+            raise ValueError(f"num_labels must be at least 2, got {num_labels}")
+        if not weight >= 0:
+            raise ValueError(f"weight must be at least 0, got {weight}")
+        self.num_labels, self.weight, self.add_max_square = num_labels, weight, add_max_square
+        width = embedding_dimension(model) * (4 if add_max_square else 3)
+        self.head = nn.Linear(width, num_labels, device=model.device)
+
+    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
+        """Raise a ValueError if there are not two text columns and a class for each row.
+
+        Args:
+            columns: One tokenized batch for each text column.
+            labels: The labels, if the dataset has them.
+        """
+        if len(columns) != 2:
+            raise ValueError(f"ConSERTJointLoss takes two text columns (premise, hypothesis), got {len(columns)}")
+        if labels is None:
+            raise ValueError(
+                "labels are missing: name the dataset's column of classes 'label', or use ConSERTLoss, which needs no "
+                "labels"
+            )
+        whole = not (labels.is_floating_point() or labels.dtype == torch.bool) and labels.ndim == 1
+        if not whole or not bool(((labels >= 0) & (labels < self.num_labels)).all()):
+            raise ValueError(
+                f"labels must be integers from 0 to {self.num_labels - 1}, one for each row, got {labels.dtype} "
+                f"{labels.flatten()[:8].tolist()}; drop unlabelled rows (-1 in SNLI), or set num_labels"
+            )
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
+        """Compute both terms.
+
+        Args:
+            embeddings: For premises and hypotheses ``(2, N, d)``.
+            labels: ``(N,)`` classes.
+
+        Returns:
+            The terms by name.
+        """
+        return {
+            "classification": self._classify(embeddings, labels, view=0),
+            "contrastive": self.weight * super().compute_loss_from_embeddings(embeddings),
+        }
+
+    def adversarial_objective(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Return the classification loss on the embeddings of the adversarial views.
+
+        Args:
+            embeddings: For premises and hypotheses ``(2, N, d)``, before the perturbation.
+            labels: ``(N,)`` classes.
+
+        Returns:
+            The loss, added over these views.
+        """
+        adversarial = [
+            index
+            for index, view in enumerate(self.views)
+            if any(isinstance(part, AdversarialPerturbation) for part in view)
+        ]
+        return torch.stack([self._classify(embeddings, labels, view) for view in adversarial]).sum()
+
+    def _classify(self, embeddings: list[Tensor], labels: Any, view: int) -> Tensor:
+        u, v = (column[view] for column in embeddings)
+        features = [u, v, (u - v).abs()]
+        if self.add_max_square:
+            features.append(torch.maximum(u, v).square())
+        logits = self.apply_head(torch.cat(features, dim=-1))
+        return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
+        return {
+            **super().get_config_dict(),
+            "num_labels": self.num_labels,
+            "weight": self.weight,
+            "add_max_square": self.add_max_square,
+        }

@@ -1,0 +1,338 @@
+"""What the losses share: sentences go in, one embedding for each view comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import all_gather_with_grad
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel
+
+from st_plugins.augment import (
+    AdversarialPerturbation,
+    NoAugmentation,
+    View,
+    augmented,
+    flatten_view,
+    parse_view,
+    view_config,
+    view_from_config,
+)
+from st_plugins.augment.context import AugmentedPass
+from st_plugins.dropout import dropout_probabilities, without_dropout
+from st_plugins.losses.caching import embed_in_mini_batches
+from st_plugins.losses.nonfinite import NonFiniteLossError
+
+__all__ = ["ViewLoss", "inner_model"]
+
+logger = logging.getLogger(__name__)
+
+Features = dict[str, Any]
+Views = tuple[tuple[View, ...], ...]
+
+
+class ViewLoss(nn.Module):
+    """Base of losses that compare several views of the same sentences.
+
+    All views of a text column go through the encoder in one forward pass. A subclass says in
+    `compute_loss_from_embeddings` what becomes of them.
+
+    **Training mode**: views and the encoder's dropout act. **Evaluation mode without gradients** (the trainer's loss
+    on an ``eval_dataset``): they act just so, because without them the views would coincide and the loss say nothing.
+    The random numbers then come from a fixed seed, so that the values at different checkpoints compare, and the global
+    random state is left alone. Evaluation mode *with* gradients is an error.
+
+    Args:
+        model: The model to train.
+        views: One entry for each view: a `View`, several of them in the order in which they act, or their
+            configuration or short form.
+        gather_across_devices: Whether sentences of the other processes' batches are negatives too. All processes
+            need equally large batches then (``dataloader_drop_last=True``).
+        mini_batch_size: Sentences encoded at a time (see `embed_in_mini_batches`); None encodes the batch at once.
+        encoder_dropout: Whether the encoder's own dropout is on.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        views: Sequence[Any],
+        *,
+        gather_across_devices: bool = False,
+        mini_batch_size: int | None = None,
+        encoder_dropout: bool = True,
+    ) -> None:
+        super().__init__()
+        if isinstance(views, str | View | Mapping):
+            raise TypeError(f"views must be a sequence with one entry for each view, got {views!r}")
+        if mini_batch_size is not None and mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size must be at least 1, or None for the whole batch; got {mini_batch_size}")
+        self.model: nn.Module = model
+        self.views: Views = tuple(map(_view, views))
+        self.gather_across_devices = gather_across_devices
+        self.mini_batch_size = mini_batch_size
+        self.encoder_dropout = encoder_dropout
+        self.training_step: int | None = None  # written by NonFiniteLossCallback
+        self._batch: list[Features] = []
+        if _adversarial(self.views) and mini_batch_size is not None:
+            raise ValueError(
+                "AdversarialPerturbation needs the gradient of the whole batch before its second pass, which "
+                "mini_batch_size is there to avoid; choose another view, or mini_batch_size=None"
+            )
+        clean = all(isinstance(part, NoAugmentation) for view in self.views for part in view)
+        if clean and len(self.views) > 1 and not (encoder_dropout and dropout_probabilities(inner_model(model))):
+            logger.warning(
+                "The views differ by the encoder's dropout only, and that is 0: they will be identical. Set dropout "
+                "in the model's configuration, or choose other views."
+            )
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
+        """Embed the batch and compute the loss.
+
+        Args:
+            sentence_features: One tokenized batch for each text column.
+            labels: One label for each row, for losses that use labels.
+
+        Returns:
+            The loss, or a dictionary of named terms, which the trainer logs and sums.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite.
+            ValueError: The columns or labels do not suit the loss, or the model is in evaluation mode while gradients
+                are computed.
+        """
+        columns = self._batch = list(sentence_features)
+        self.check_inputs(columns, labels)
+        embeddings = self.embed(columns, labels)
+        loss = self.compute_loss_from_embeddings(embeddings, labels)
+        total: Tensor = torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
+        if not torch.isfinite(total):
+            finite = torch.stack([e.isfinite().all(dim=-1).all(dim=0) for e in embeddings]).all(dim=0)
+            raise self.non_finite(f"the loss is {total.item()}", (~finite).nonzero().flatten().tolist())
+        return loss
+
+    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
+        """Raise a ValueError if the columns or labels do not suit the loss.
+
+        Args:
+            columns: One tokenized batch for each text column.
+            labels: The labels, if the dataset has them.
+        """
+        if not columns:
+            raise ValueError("the dataset has no text column; give it at least one")
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
+        """Compute the loss.
+
+        Args:
+            embeddings: For each text column ``(views, N, d)``.
+            labels: One label for each row, for losses that use labels.
+
+        Returns:
+            The loss, or a dictionary of named terms.
+        """
+        raise NotImplementedError
+
+    def adversarial_objective(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Return what an `AdversarialPerturbation` increases; by default the loss itself.
+
+        Args:
+            embeddings: As for `compute_loss_from_embeddings`, before the perturbation.
+            labels: As for `compute_loss_from_embeddings`.
+
+        Returns:
+            A number.
+        """
+        objective: Tensor = self.compute_loss_from_embeddings(embeddings, labels)
+        return objective
+
+    def embed(self, columns: list[Features], labels: Tensor | None = None, views: Views | None = None) -> list[Tensor]:
+        """Embed every text column under all views.
+
+        Args:
+            columns: One tokenized batch for each text column; left as they are.
+            labels: For `adversarial_objective`.
+            views: Views to use instead of the loss's own.
+
+        Returns:
+            For each column ``(views, N, d)``.
+        """
+        views = self.views if views is None else views
+        inner = inner_model(self.model)
+        self._check_gradient_checkpointing(inner)
+        with _as_in_training(inner):
+            if _adversarial(views):
+                steps = self._adversarial_steps(inner, columns, labels, views)
+                return [
+                    self._encode(self.model, features, views, step)[0]
+                    for features, step in zip(columns, steps, strict=True)
+                ]
+            if self.mini_batch_size is None:
+                return [self._encode(self.model, features, views)[0] for features in columns]
+            return [
+                embed_in_mini_batches(
+                    lambda part: self._encode(self.model, part, views)[0],
+                    lambda part: self._encode(inner, part, views)[0],
+                    features,
+                    self.mini_batch_size,
+                )
+                for features in columns
+            ]
+
+    def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
+        """Collect the embeddings of all processes, in the order of their ranks and with gradients.
+
+        Args:
+            embeddings: ``(N, …)``.
+
+        Returns:
+            ``(processes * N, …)``, and where this process's rows begin; the embeddings themselves and 0 if there is
+            one process, or ``gather_across_devices`` is off.
+        """
+        if not (self.gather_across_devices and dist.is_available() and dist.is_initialized()):
+            return embeddings, 0
+        return all_gather_with_grad(embeddings.contiguous()), dist.get_rank() * len(embeddings)
+
+    def non_finite(self, what: str, rows: list[int] | None = None) -> NonFiniteLossError:
+        """Describe the latest batch in an error.
+
+        Args:
+            what: What is not finite.
+            rows: The rows to blame; None or empty if they are not known.
+
+        Returns:
+            The error, to be raised.
+        """
+        tokenizer: Any = inner_model(self.model).tokenizer
+        texts: list[str] = []
+        ids = [features["input_ids"] for features in self._batch if isinstance(features.get("input_ids"), Tensor)]
+        for row in rows or range(len(ids[0]) if ids else 0):
+            texts.append(" | ".join(tokenizer.decode(column[row], skip_special_tokens=True) for column in ids))
+        return NonFiniteLossError(what, rows or [], texts, self.training_step)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
+        return {
+            "views": [view_config(view) for view in self.views],
+            "gather_across_devices": self.gather_across_devices,
+            "mini_batch_size": self.mini_batch_size,
+            "encoder_dropout": self.encoder_dropout,
+        }
+
+    def _encode(
+        self, model: nn.Module, features: Features, views: Views, step: Tensor | None = None
+    ) -> tuple[Tensor, AugmentedPass]:
+        inner = inner_model(model)
+        dropout = contextlib.nullcontext() if self.encoder_dropout else without_dropout(inner)
+        with dropout, augmented(inner, views, None if step is None else [step]) as pass_:
+            embeddings: Tensor = model(features)["sentence_embedding"]
+        return embeddings.unflatten(0, (len(views), -1)), pass_
+
+    def _adversarial_steps(
+        self, inner: SentenceTransformer, columns: list[Features], labels: Tensor | None, views: Views
+    ) -> list[Tensor | None]:
+        """Find the perturbations in a first pass, with the random numbers that the second pass will draw again."""
+        with torch.enable_grad(), _forked_rng(inner.device):
+            first = [self._encode(inner, features, views) for features in columns]
+            tokens = [pass_.token_embeddings[0] for _, pass_ in first]
+            if not all(token.requires_grad for token in tokens):
+                raise ValueError(
+                    "AdversarialPerturbation needs a gradient at the token embeddings, but the encoder's embedding "
+                    "layer is frozen; unfreeze it or choose another view"
+                )
+            objective = self.adversarial_objective([embeddings for embeddings, _ in first], labels)
+            # With respect to the token embeddings only: no parameter's .grad is touched.
+            gradients = torch.autograd.grad(objective, tokens)
+            passes = [pass_ for _, pass_ in first]
+        return [pass_.perturbations([g])[0] for pass_, g in zip(passes, gradients, strict=True)]
+
+    def _check_gradient_checkpointing(self, inner: SentenceTransformer) -> None:
+        if self.encoder_dropout or not torch.is_grad_enabled():
+            return
+        recomputes = any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+        if recomputes and dropout_probabilities(inner):
+            raise ValueError(
+                "encoder_dropout=False ends with the forward pass, but gradient checkpointing runs the layers again "
+                "in the backward pass; train inside `with without_dropout(model):` (st_plugins.dropout), or without "
+                "gradient checkpointing"
+            )
+
+
+def inner_model(model: nn.Module) -> SentenceTransformer:
+    """Return the model inside the wrappers that a trainer puts around it.
+
+    Args:
+        model: A SentenceTransformer, or a DistributedDataParallel or compiled wrapper of one.
+
+    Returns:
+        The SentenceTransformer.
+
+    Raises:
+        TypeError: There is none inside.
+        ValueError: A wrapper is DataParallel, whose copies of the model would miss the views.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> inner_model(model) is model
+        True
+    """
+    inner: Any = model
+    while not isinstance(inner, SentenceTransformer):
+        if isinstance(inner, DataParallel):
+            raise ValueError(
+                "model is wrapped in DataParallel (one process, several GPUs), where views cannot work; start one "
+                "process for each GPU with torchrun, or let CUDA_VISIBLE_DEVICES show one GPU"
+            )
+        wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if not isinstance(wrapped, nn.Module):
+            raise TypeError(f"model must be a SentenceTransformer or a wrapper of one, got {type(model).__name__}")
+        inner = wrapped
+    return inner
+
+
+def _view(view: Any) -> tuple[View, ...]:
+    if isinstance(view, str):
+        return parse_view(view)
+    parts = [view] if isinstance(view, Mapping) else view
+    if isinstance(parts, Sequence) and parts and all(isinstance(part, Mapping) for part in parts):
+        return view_from_config(parts)
+    return flatten_view(view)
+
+
+def _adversarial(views: Views) -> bool:
+    return any(isinstance(part, AdversarialPerturbation) for view in views for part in view)
+
+
+def _forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Put the random state back at the end of the block."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+
+
+@contextlib.contextmanager
+def _as_in_training(model: SentenceTransformer) -> Iterator[None]:
+    """Let a model in evaluation mode behave as in training, the same way each time."""
+    if model.training:
+        yield
+        return
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "the model is in evaluation mode while gradients are computed; call model.train() before training, or "
+            "compute an evaluation loss inside torch.no_grad()"
+        )
+    modes = {module: module.training for module in model.modules()}
+    with _forked_rng(model.device):
+        torch.manual_seed(0)
+        try:
+            model.train()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode

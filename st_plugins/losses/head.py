@@ -1,0 +1,130 @@
+"""A trainable head that belongs to the loss and not to the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from st_plugins import __version__
+from st_plugins.atomic import write_text
+from st_plugins.losses.embedding import ViewLoss
+
+__all__ = ["HeadedLoss", "embedding_dimension"]
+
+_TENSORS = "loss_head.safetensors"
+_RECORD = "loss_head.json"
+
+
+class HeadedLoss(ViewLoss):
+    """Base of losses with a head: it is trained by the trainer's optimizer, and not saved with the model.
+
+    The host saves the model only. `save_head` and `load_head` keep the head, and `HeadCheckpointCallback` does so with
+    every checkpoint, without which a resumed training starts with a new head.
+
+    A trainer wraps the model for several processes, but not the loss. So the head looks after itself: all processes
+    start with the head of the first one, and the gradients are averaged over them.
+    """
+
+    head: nn.Module
+
+    def save_head(self, path: str | Path) -> None:
+        """Write the head to a folder: ``loss_head.safetensors``, and ``loss_head.json`` about it.
+
+        Args:
+            path: The folder; created if need be, other files in it are left alone.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
+        save_file(state, folder / _TENSORS)
+        record = {
+            "library": f"st-plugins {__version__}",
+            "loss": type(self).__name__,
+            "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+        }
+        write_text(folder / _RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+    def load_head(self, path: str | Path) -> None:
+        """Read a head that `save_head` wrote, for example from a checkpoint.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            FileNotFoundError: There is no head in it.
+            ValueError: The head is another loss's, has other shapes, or is damaged; this one is then left as it is.
+        """
+        folder = Path(path)
+        if not (folder / _TENSORS).is_file() or not (folder / _RECORD).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {_TENSORS} with its {_RECORD}; write them with save_head, or give "
+                "HeadCheckpointCallback to the trainer"
+            )
+        try:
+            state = load_file(folder / _TENSORS)
+            loss = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["loss"]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the head in {folder} is damaged ({error}); save it again") from error
+        saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        own = {name: tuple(tensor.shape) for name, tensor in self.head.state_dict().items()}
+        if (loss, saved) != (type(self).__name__, own):
+            raise ValueError(
+                f"the head in {folder} is of a {loss} with shapes {saved}, but this {type(self).__name__} has {own}; "
+                "create the loss with the same model and arguments"
+            )
+        self.head.load_state_dict(state)
+
+    def apply_head(self, features: Tensor) -> Tensor:
+        """Apply the head.
+
+        Args:
+            features: ``(…, width)``.
+
+        Returns:
+            What the head makes of them, computed in the head's own type.
+        """
+        if dist.is_available() and dist.is_initialized() and not self._shared:
+            self._share()
+        weight = next(self.head.parameters(), features)
+        output: Tensor = self.head(features.to(weight.dtype))
+        return output
+
+    _shared = False
+
+    def _share(self) -> None:
+        for parameter in self.head.parameters():
+            dist.broadcast(parameter.data, src=0)
+            parameter.register_hook(_mean_over_processes)
+        self._shared = True
+
+
+def embedding_dimension(model: SentenceTransformer) -> int:
+    """Return the width of the model's embeddings.
+
+    Args:
+        model: A model.
+
+    Returns:
+        The width.
+
+    Raises:
+        ValueError: The model does not say it.
+    """
+    dimension = model.get_embedding_dimension()
+    if dimension is None:
+        raise ValueError("the model does not say its embedding dimension; append a Pooling or Dense module to it")
+    return int(dimension)
+
+
+def _mean_over_processes(gradient: Tensor) -> Tensor:
+    # Heads get their gradient before any encoder layer does, in the same order everywhere, so this collective cannot
+    # cross those of DistributedDataParallel.
+    mean = gradient.clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()

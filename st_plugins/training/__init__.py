@@ -1,0 +1,10 @@
+"""Training from a list of texts to a model folder, and callbacks for ``SentenceTransformerTrainer``."""
+
+from __future__ import annotations
+
+from st_plugins.training.consert import train_consert
+from st_plugins.training.head_checkpoint import HeadCheckpointCallback
+from st_plugins.training.nan_guard import NonFiniteLossCallback
+from st_plugins.training.result import TrainingResult
+
+__all__ = ["HeadCheckpointCallback", "NonFiniteLossCallback", "TrainingResult", "train_consert"]

@@ -1,0 +1,111 @@
+"""Checks and copies before a training starts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from st_plugins import io
+from st_plugins.data.pairs import Pairs
+from st_plugins.geometry.probe import NUMBERS
+from st_plugins.pipeline import rebuild
+
+__all__ = ["check_installed", "check_ranges", "checksum", "distinct_texts", "name_of", "prepared", "selection"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_installed() -> None:
+    """Raise a ModuleNotFoundError if the packages of the extra ``train`` are missing."""
+    missing = [name for name in ("accelerate", "datasets") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f'training needs the package {" and ".join(missing)}, not installed: pip install "st-plugins[train]"'
+        )
+
+
+def check_ranges(
+    epochs: float, batch_size: int, learning_rate: float, warmup: float, eval_steps: int | None, seed: int
+) -> None:
+    """Raise a ValueError for a setting of `train_consert` that is out of its range."""
+    if not 0 < epochs < math.inf or not 0 < learning_rate < math.inf:
+        raise ValueError(f"epochs={epochs} and learning_rate={learning_rate} must be above 0")
+    if batch_size < 2:
+        raise ValueError(f"batch_size={batch_size} leaves no negatives; use at least 2")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup={warmup} is a share of the steps and must lie in [0, 1)")
+    if (eval_steps is not None and eval_steps < 1) or seed < 0:
+        raise ValueError(f"eval_steps={eval_steps} must be at least 1 (or None), seed={seed} at least 0")
+
+
+def selection(select: str | None, dev: Pairs | None) -> str:
+    """Return how the checkpoint is chosen, by default or as asked for."""
+    if select is None:
+        return "last" if dev is None else "dev"
+    if select == "dev" and dev is None:
+        raise ValueError("select='dev' needs development pairs (dev); without any choose 'last' or a geometry number")
+    if select not in ("dev", "last") and not set(select.split("+")) <= set(NUMBERS):
+        raise ValueError(
+            f"select={select!r} is unknown; choose 'dev', 'last', or a number of the geometry: {', '.join(NUMBERS)}, "
+            "or a sum such as 'alignment+uniformity'"
+        )
+    return select
+
+
+def distinct_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
+    """Return the distinct texts in order, and how many duplicates and blank ones were left out."""
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings, got one string; put it into a list")
+    kept: dict[str, None] = {}
+    duplicates = empty = 0
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts must be strings, but texts[{index}] is a {type(text).__name__}")
+        if not text.strip():
+            empty += 1
+        elif text in kept:
+            duplicates += 1
+        else:
+            kept[text] = None
+    if duplicates or empty:
+        logger.info("%d texts kept, %d duplicates and %d blank ones left out", len(kept), duplicates, empty)
+    return list(kept), duplicates, empty
+
+
+def checksum(texts: Iterable[str]) -> str:
+    """Return the SHA-256 of the texts, a line each."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def name_of(model: SentenceTransformer | str | Path) -> str:
+    """Return a name without a machine's path."""
+    if isinstance(model, SentenceTransformer):
+        data = model.model_card_data
+        return str(data.model_name or data.base_model or type(model).__name__)
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
+
+
+def prepared(model: SentenceTransformer | str | Path, max_length: int | None) -> SentenceTransformer:
+    """Return a float32 copy with a new model card, made of modules that load anywhere."""
+    loaded = model if isinstance(model, SentenceTransformer) else io.load(model, device="cpu")
+    for module in loaded:
+        if not type(module).__module__.startswith("sentence_transformers."):
+            raise ValueError(
+                f"the model has a {type(module).__name__}, which plain sentence-transformers does not load; fold it "
+                "first (st_plugins.fold), or train the encoder without it"
+            )
+    adapted = rebuild(loaded, list(loaded)).float()
+    if max_length is not None:
+        adapted.max_seq_length = max_length
+    # A folder's name says nothing about a model of that name on the hub.
+    adapted.model_card_data.local_files_only = True
+    return adapted
