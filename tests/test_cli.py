@@ -199,9 +199,10 @@ def test_interrupt_leaves_nothing_half_written(
 
 def test_demo_prints_its_table_and_banner(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo with an untrained encoder and a small world: everything but the pretraining."""
-    texts = miniature.corpus(400, seed=0)
+    texts, tasks = miniature.corpus(400, seed=0), miniature.sts_tasks(size=60)
     monkeypatch.setattr(miniature, "pretrained_encoder", lambda **_: miniature.untrained_encoder(32))
     monkeypatch.setattr(miniature, "corpus", lambda **_: texts)
+    monkeypatch.setattr(miniature, "sts_tasks", lambda **_: tasks)
     code, out, _ = run("demo", "--output", str(tmp_path / "demo"))
     assert code == 0 and "first-last-avg" in out and "proves nothing about English" in out
     assert "'mean pooling' is " in out and "random token vectors whitened on the same corpus (" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ Features = dict[str, Any]
 Views = tuple[tuple[View, ...], ...]
 
 
-class ViewLoss(nn.Module):
+class ViewLoss(nn.Module, ABC):
     """Base of losses that compare several views of the same sentences.
 
     All views of a text column go through the encoder in one forward pass. A subclass says in
@@ -126,6 +127,7 @@ class ViewLoss(nn.Module):
         if not columns:
             raise ValueError("the dataset has no text column; give it at least one")
 
+    @abstractmethod
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
         """Compute the loss.
 
@@ -136,7 +138,6 @@ class ViewLoss(nn.Module):
         Returns:
             The loss, or a dictionary of named terms.
         """
-        raise NotImplementedError
 
     def adversarial_objective(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Return what an `AdversarialPerturbation` increases; by default the loss itself.
