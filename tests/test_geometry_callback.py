@@ -312,14 +312,14 @@ def test_the_hosts_own_selection_by_a_geometry_number(
     assert callback.measure(model)["effective_rank"] == pytest.approx(best["geometry_effective_rank"], rel=1e-5)
 
 
-@pytest.mark.parametrize("stop", [4, 8])
+@pytest.mark.parametrize("stop", [2, 6])
 def test_resume_keeps_history_and_choice(
     make_model: MakeModel, sentences: list[str], tmp_path: Path, stop: int
 ) -> None:
     options: dict[str, Any] = {
         "loss": Collapse,
         "save_strategy": "steps",
-        "save_steps": 4,
+        "save_steps": 2,
         "num_train_epochs": 2,
         "learning_rate": 0.02,
     }

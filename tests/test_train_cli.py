@@ -122,5 +122,6 @@ def test_errors_are_one_line(run: Run, texts: str, pairs: str, tmp_path: Path) -
 
 
 def test_help_has_examples(run: Run) -> None:
-    code, out, _ = run("--help")
-    assert code == 0 and "st-plugins train consert ./my-model" in out and "--resume" in out
+    code, out, err = run("--help")
+    assert code == 0, err
+    assert "st-plugins train consert ./my-model" in out and "--resume" in out

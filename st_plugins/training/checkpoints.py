@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 from st_plugins.atomic import write_text
 
-__all__ = ["CheckpointFolder"]
+__all__ = ["BatchOrderCallback", "CheckpointFolder"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +115,26 @@ class CheckpointFolder:
                     f"{name} was {before.get(name)!r} in the training to be resumed and is "
                     f"{self.settings.get(name)!r} now; give the same again, or start anew (overwrite, without resume)"
                 )
+
+
+class BatchOrderCallback(TrainerCallback):
+    """Give a resumed epoch the order of batches that it had.
+
+    accelerate draws the order of an epoch from its number. Where a resumed training skips batches, older releases
+    (1.3) pass the number to the wrapper that skips only, and the order is that of the first epoch.
+    """
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Pass the number on to the sampler, before the trainer wraps it."""
+        if hasattr(train_dataloader, "set_epoch"):
+            train_dataloader.set_epoch(int(state.epoch or 0))
 
 
 def _is_json(file: Path) -> bool:

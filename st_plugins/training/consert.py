@@ -23,7 +23,7 @@ from st_plugins.evaluators import STSSuiteEvaluator, compare
 from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.losses import ConSERTLoss
 from st_plugins.training.card import add_section, consert_section, selection_in_words
-from st_plugins.training.checkpoints import CheckpointFolder
+from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointFolder
 from st_plugins.training.nan_guard import NonFiniteLossCallback
 from st_plugins.training.preparation import (
     check_installed,
@@ -298,7 +298,7 @@ def _trainer(
         train_dataset=Dataset.from_dict({"text": texts}),
         loss=loss,
         evaluator=quick,
-        callbacks=[NonFiniteLossCallback(loss), geometry, *callbacks],
+        callbacks=[BatchOrderCallback(), NonFiniteLossCallback(loss), geometry, *callbacks],
     )
     geometry.attach(trainer)
     if arguments.disable_tqdm:
