@@ -393,5 +393,5 @@ def _one_line(problem: Exception) -> str:
     from rich.markup import escape
 
     text = " ".join(str(problem).split()) or type(problem).__name__
-    known = isinstance(problem, ValueError | TypeError | OSError)
+    known = isinstance(problem, ValueError | TypeError | OSError | ImportError)
     return escape(text if known else f"{type(problem).__name__}: {text} (--debug shows where)")
