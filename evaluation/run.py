@@ -117,7 +117,8 @@ def train(
     """
     torch.manual_seed(seed)
     rows = Dataset.from_dict(training_columns(study, run, data)).shuffle(seed=seed)
-    held_out, rows = rows.select(range(HELD_OUT)), rows.select(range(HELD_OUT, len(rows)))
+    aside = min(HELD_OUT, len(rows) // 5)
+    held_out, rows = rows.select(range(aside)), rows.select(range(aside, len(rows)))
     steps = run.max_steps or max(1, int(run.epochs * (len(rows) // run.batch_size)))
     dev = STSSuiteEvaluator(
         study.dev_task, data, 128, split="dev", name="dev", bootstrap_samples=0, floor=False, geometry=False
@@ -131,7 +132,7 @@ def train(
                 output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=run.batch_size,
-                per_device_eval_batch_size=128,
+                per_device_eval_batch_size=min(128, aside),  # a smaller rest would be dropped
                 learning_rate=run.learning_rate,
                 warmup_steps=0.1,  # a share of the steps
                 weight_decay=0.01,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -50,6 +51,8 @@ from transformers import (
     XLNetConfig,
     XLNetModel,
 )
+
+from st_plugins.data.tasks import TASKS
 
 WORDS = (
     "a the man woman boy girl dog cat child is are not was playing eating reading running sleeping guitar piano "
@@ -226,6 +229,18 @@ def sentences() -> list[str]:
         for verb in ("playing guitar", "eating bread", "reading")
         for place in ("in the park", "at the house")
     ]
+
+
+@pytest.fixture
+def sts_folder(tmp_path: Path, sentences: list[str]) -> Path:
+    """STS-B in three splits of 20 pairs and a corpus, in the documented format."""
+    for split in TASKS["stsb"].splits.values():
+        path = tmp_path / "data" / split.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [f"x\t{i % 6}\t{a}\t{b}" for i, (a, b) in enumerate(zip(sentences[:20], sentences[40:], strict=True))]
+        path.write_bytes(gzip.compress("\n".join(["source\tscore\tsentence1\tsentence2", *rows, ""]).encode()))
+    (tmp_path / "data" / "corpus.txt").write_text("\n".join(sentences), encoding="utf-8")
+    return tmp_path / "data"
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import shutil
 import sys
@@ -11,7 +10,6 @@ from types import ModuleType
 
 import pytest
 
-from st_plugins.data.tasks import TASKS
 from st_plugins.evaluators import SuiteResult
 
 ROOT = Path(__file__).parent.parent
@@ -28,18 +26,6 @@ def study() -> ModuleType:
     return module
 
 
-@pytest.fixture
-def data(tmp_path: Path, sentences: list[str]) -> Path:
-    """STS-B in three splits of 20 pairs and a corpus, in the documented format."""
-    for split in TASKS["stsb"].splits.values():
-        path = tmp_path / "data" / split.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [f"x\t{i % 6}\t{a}\t{b}" for i, (a, b) in enumerate(zip(sentences[:20], sentences[40:], strict=True))]
-        path.write_bytes(gzip.compress("\n".join(["source\tscore\tsentence1\tsentence2", *rows, ""]).encode()))
-    (tmp_path / "data" / "corpus.txt").write_text("\n".join(sentences), encoding="utf-8")
-    return tmp_path / "data"
-
-
 RECIPE = """
 title = "tiny"
 tasks = "stsb"
@@ -54,7 +40,7 @@ def _pipelines(**rows: str) -> str:
     return "".join(f'\n[[pipeline]]\nname = "{name}"\nmodel = "tiny"\n{extra}\n' for name, extra in rows.items())
 
 
-def test_recipe_in_results_out(study: ModuleType, data: Path, encoder_folder: Path, tmp_path: Path) -> None:
+def test_recipe_in_results_out(study: ModuleType, sts_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
     recipe = tmp_path / "tiny.toml"
     rows = _pipelines(
@@ -66,7 +52,7 @@ def test_recipe_in_results_out(study: ModuleType, data: Path, encoder_folder: Pa
         pooled='whitening = "pooled"\ndimension = 3',
     )
     recipe.write_text(RECIPE + rows, encoding="utf-8")
-    study.main(recipe, tmp_path / "models", data, tmp_path / "out")
+    study.main(recipe, tmp_path / "models", sts_folder, tmp_path / "out")
     folder = tmp_path / "out" / "tiny"
     results = {
         name: SuiteResult.read(folder / f"{name}.json")
@@ -82,20 +68,20 @@ def test_recipe_in_results_out(study: ModuleType, data: Path, encoder_folder: Pa
     assert str(tmp_path) not in table
     # What is there is kept, and makes the same table.
     (folder / "raw.json").unlink()
-    study.main(recipe, tmp_path / "models", data, tmp_path / "out", reuse=True)
+    study.main(recipe, tmp_path / "models", sts_folder, tmp_path / "out", reuse=True)
     assert (folder / "table.md").read_text(encoding="utf-8") == table
     assert all(str(tmp_path) not in path.read_text(encoding="utf-8") for path in folder.iterdir())
 
 
-def test_corpus_draw_is_seeded(study: ModuleType, data: Path, tmp_path: Path) -> None:
+def test_corpus_draw_is_seeded(study: ModuleType, sts_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(RECIPE + _pipelines(raw=""), encoding="utf-8")
-    first, second = (study.read_corpus(study.read_recipe(recipe), data) for _ in range(2))
+    first, second = (study.read_corpus(study.read_recipe(recipe), sts_folder) for _ in range(2))
     assert first == second and len(first) == 40
 
 
-def test_target_texts_are_train_and_dev(study: ModuleType, data: Path) -> None:
-    texts = study.target_texts("stsb", data)
+def test_target_texts_are_train_and_dev(study: ModuleType, sts_folder: Path) -> None:
+    texts = study.target_texts("stsb", sts_folder)
     assert list(texts) == ["stsb"] and len(texts["stsb"]) == 2 * 2 * 20
 
 

@@ -1,0 +1,125 @@
+"""The training study on a tiny model: recipe in, JSON, table and picture out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluation import ledger, run
+from evaluation.recipe import draw_texts, read_study
+
+ROOT = Path(__file__).parent.parent
+
+RECIPE = """
+title = "tiny"
+model = "tiny"
+tasks = "stsb"
+dev_task = "stsb"
+corpus = ["corpus.txt"]
+corpus_size = 40
+seeds = [0, 1]
+evaluations = 2
+[data.texts]
+texts = ["corpus.txt"]
+[data.nli]
+pairs = ["nli.tsv"]
+[defaults]
+data = "texts"
+batch_size = 8
+max_steps = 4
+learning_rate = 1e-2
+"""
+RUNS = {
+    "none": 'method = "none"',
+    "consert": 'method = "consert"\npaper = {encoder = "BERT-base", value = 72.74}',
+    "simcse": 'method = "simcse"\nseeds = [0]',
+    "supervised": 'method = "supervised"\ndata = "nli"\nseeds = [0]',
+    "joint": 'method = "joint"\ndata = "nli"\nseeds = [0]\nviews = ["none", "token-cutoff:0.1"]',
+    "sup-unsup": 'method = "consert"\nstart = "supervised"\nseeds = [0]',
+    "views: shuffle x none": 'method = "consert"\nviews = ["token-shuffle", "none"]\ndev_only = true\nseeds = [0]',
+}
+
+
+def _recipe(folder: Path, runs: dict[str, str], head: str = RECIPE) -> Path:
+    path = folder / "tiny.toml"
+    rows = "".join(f'\n[[run]]\nname = "{name}"\n{body}\n' for name, body in runs.items())
+    path.write_text(head + rows, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folders(sts_folder: Path, sentences: list[str], encoder_folder: Path, tmp_path: Path) -> dict[str, Path]:
+    labels = ["contradiction", "entailment", "neutral"]
+    rows = [f"{labels[i % 3]}\t{text}\t{sentences[-i]}" for i, text in enumerate(sentences)]
+    (sts_folder / "nli.tsv").write_text("\n".join(["label\tsentence1\tsentence2", *rows]), encoding="utf-8")
+    shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
+    return {"models": tmp_path / "models", "data": sts_folder, "output": tmp_path / "out"}
+
+
+def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, RUNS)
+    run.main(recipe, **folders, device="cpu")
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
+    assert len(results) == 9  # two seeds of none and consert, one of the others
+    consert = results["consert-seed0"]
+    assert [numbers["step"] for numbers in consert["log"]] == [2, 4]
+    assert set(consert["chosen"]) == set(run.RULES) and consert["chosen"]["last"] == 4
+    best = max(consert["log"], key=lambda numbers: numbers["dev"])
+    scored = consert["steps"][str(consert["chosen"]["dev"])]
+    # The weights put back for the scoring are those of the step that was chosen.
+    assert scored["dev"]["plain"]["average"][0] == pytest.approx(best["dev"], abs=1e-4)
+    assert {"plain", "whitened"} == set(scored["test"])
+    assert all("test" not in scores for scores in results["views-shuffle-x-none-seed0"]["steps"].values())
+    names = ("none-seed0", "consert-seed0", "consert-seed1", "simcse-seed0", "joint-seed0", "sup-unsup-seed0")
+    averages = [ledger.chosen(results[name], "last", "plain", "test")["average"][0] for name in names]
+    assert len({round(average, 6) for average in averages}) == len(names)
+
+    ledger.main(recipe, folders["output"])
+    table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
+    assert "| consert |" in table and "72.74 with BERT-base" in table and "| views" not in table.split("##")[0]
+    assert (folders["output"] / "tiny" / "views.svg").is_file()
+    assert str(tmp_path) not in table
+
+    kept = {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
+    run.main(recipe, **folders, device="cpu")  # what is there is kept
+    assert kept == {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
+
+
+def test_shards_share_the_runs(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, {"none": RUNS["none"]})
+    run.main(recipe, **folders, device="cpu", shard="1/2", dev_only=True)
+    assert [path.stem for path in folders["output"].rglob("*.json")] == ["none-seed1"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ({"a": 'method = "magic"'}, "method='magic'"),
+        ({"a": 'method = "consert"\ndata = "lost"'}, "data='lost'"),
+        ({"a": 'method = "joint"'}, "has no pairs"),
+        ({"a": 'method = "consert"\nstart = "b"'}, "must be a run above it"),
+        ({"a": "colour = 1"}, "colour"),
+        ({}, "run"),
+    ],
+)
+def test_a_bad_recipe_is_named(tmp_path: Path, runs: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_study(_recipe(tmp_path, runs))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_study(tmp_path / "none.toml")
+
+
+def test_texts_are_distinct_and_drawn_with_a_seed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\none\nthree\n", encoding="utf-8")
+    assert draw_texts(["a.txt"], tmp_path) == ["one", "two", "three"]
+    assert draw_texts(["a.txt"], tmp_path, 2, seed=3) == draw_texts(["a.txt"], tmp_path, 2, seed=3)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "evaluation" / "recipes" / "consert").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_committed_recipes_are_valid(path: Path) -> None:
+    assert read_study(path).runs
