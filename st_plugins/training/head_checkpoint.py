@@ -18,6 +18,9 @@ class HeadCheckpointCallback(TrainerCallback):
     The host saves the model, the optimizer and the random state, but no parameters of the loss. Without this a resumed
     training goes on with a new head. Deleting old checkpoints deletes their heads too.
 
+    It also clears the head's gradients after each step. sentence-transformers 6.0 clears those of the model only, so
+    that a head would sum up the gradients of all steps; later versions clear both themselves.
+
     Args:
         loss: The loss whose head to keep.
 
@@ -47,6 +50,13 @@ class HeadCheckpointCallback(TrainerCallback):
         """Read the head if the training is a resumed one; a checkpoint without a head is an error."""
         if state.global_step:
             self.loss.load_head(_checkpoint(args, state))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Clear the head's gradients, which belong to the step just made."""
+        for parameter in self.loss.head.parameters():
+            parameter.grad = None
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
