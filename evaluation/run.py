@@ -119,6 +119,8 @@ def train(
     rows = Dataset.from_dict(training_columns(study, run, data)).shuffle(seed=seed)
     aside = min(HELD_OUT, len(rows) // 5)
     held_out, rows = rows.select(range(aside)), rows.select(range(aside, len(rows)))
+    if len(rows) < run.batch_size:
+        raise ValueError(f"run {run.name!r}: {len(rows)} texts are fewer than one batch, batch_size={run.batch_size}")
     steps = run.max_steps or max(1, int(run.epochs * (len(rows) // run.batch_size)))
     dev = STSSuiteEvaluator(
         study.dev_task, data, 128, split="dev", name="dev", bootstrap_samples=0, floor=False, geometry=False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from evaluation import ledger, run
 from evaluation.recipe import draw_texts, read_study
+from st_plugins.data.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,14 +115,40 @@ def test_a_bad_recipe_is_named(tmp_path: Path, runs: dict[str, str], message: st
         read_study(tmp_path / "none.toml")
 
 
+def test_fewer_texts_than_a_batch_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, {"a": 'method = "consert"\nbatch_size = 500'})
+    with pytest.raises(ValueError, match="batch_size=500"):
+        run.main(recipe, **folders, device="cpu")
+
+
 def test_texts_are_distinct_and_drawn_with_a_seed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\none\nthree\n", encoding="utf-8")
     assert draw_texts(["a.txt"], tmp_path) == ["one", "two", "three"]
     assert draw_texts(["a.txt"], tmp_path, 2, seed=3) == draw_texts(["a.txt"], tmp_path, 2, seed=3)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "evaluation" / "recipes" / "consert").glob("*.toml")), ids=lambda p: p.stem
-)
-def test_committed_recipes_are_valid(path: Path) -> None:
-    assert read_study(path).runs
+@pytest.mark.parametrize("path", sorted((ROOT / "evaluation/recipes/consert").glob("*.toml")), ids=lambda p: p.stem)
+def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list[str], tmp_path: Path) -> None:
+    """Two steps of every run, with a tiny encoder in the place of the recipe's, and tiny files of the named forms."""
+    study = read_study(path)
+    pairs = list(zip(sentences, reversed(sentences), strict=True))
+    rows = [f"x\t{i % 6}\tneutral\t{a}\t{b}" for i, (a, b) in enumerate(pairs)]
+    table = "\n".join(["source\tscore\tlabel\tsentence1\tsentence2", *rows, ""])
+    named = [*study.corpus, TASKS[study.dev_task].splits["dev"].file]
+    for source in study.data.values():
+        named += [*source.get("texts", []), *source.get("pairs", [])]
+    for name in named:
+        file = tmp_path / "data" / name.partition("#")[0]
+        if not file.suffix:
+            file /= "texts.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = table if ".tsv" in file.name else "\n".join(sentences)
+        file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
+    shutil.copytree(encoder_folder, tmp_path / "models" / study.model)
+    small = re.sub(r"batch_size = [0-9]+\n", "", path.read_text(encoding="utf-8"))
+    small = small.replace("[defaults]\n", "[defaults]\nbatch_size = 8\n")
+    (tmp_path / path.name).write_text(small, encoding="utf-8")
+    folders = {"models": tmp_path / "models", "data": tmp_path / "data", "output": tmp_path / "out"}
+    run.main(tmp_path / path.name, **folders, dry_run=True, dev_only=True, device="cpu")
+    written = {file.stem for file in (tmp_path / "out").rglob("*.json")}
+    assert written == {run.result_file(tmp_path, row, 0).stem for row in study.runs}
