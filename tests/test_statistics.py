@@ -138,3 +138,10 @@ def test_ranks_agree_with_scipy_when_everything_is_tied_in_groups() -> None:
     values = np.repeat([3.0, 1.0, 2.0], 4)
     other = np.arange(12.0)
     assert spearman(values, other) == pytest.approx(correlation(rankdata(values), rankdata(other)))
+
+
+def test_interval_leaves_the_same_share_out_on_both_sides() -> None:
+    score = interval(0.4, np.random.default_rng(0).permutation(np.linspace(0.0, 1.0, 1001)), 0.9)
+    assert (score.value, score.low, score.high) == (0.4, pytest.approx(0.05), pytest.approx(0.95))
+    with_undefined = interval(0.4, np.array([0.0, np.nan, 1.0]), 0.5)
+    assert (with_undefined.low, with_undefined.high) == (pytest.approx(0.25), pytest.approx(0.75))

@@ -68,8 +68,10 @@ def test_recipe_in_results_out(study: ModuleType, sts_folder: Path, encoder_fold
     assert str(tmp_path) not in table
     # What is there is kept, and makes the same table.
     (folder / "raw.json").unlink()
+    kept = (folder / "target.json").stat().st_mtime_ns
     study.main(recipe, tmp_path / "models", sts_folder, tmp_path / "out", reuse=True)
     assert (folder / "table.md").read_text(encoding="utf-8") == table
+    assert (folder / "raw.json").is_file() and (folder / "target.json").stat().st_mtime_ns == kept
     assert all(str(tmp_path) not in path.read_text(encoding="utf-8") for path in folder.iterdir())
 
 
