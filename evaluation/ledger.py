@@ -60,6 +60,19 @@ def chosen(result: dict[str, Any], rule: str, form: str, split: str) -> dict[str
     return scores
 
 
+def scored_split(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Return what the study's tables show: the test sets, or dev where nothing was scored on them (a search).
+
+    Args:
+        results: Results by run.
+
+    Returns:
+        ``"test"`` or ``"dev"``.
+    """
+    tested = any(chosen(result, "dev", "plain", "test") for seeds in results.values() for result in seeds)
+    return "test" if tested else "dev"
+
+
 def spread(values: list[float], sign: bool = False) -> str:
     """Return mean and standard deviation times 100; one value alone without the latter.
 
@@ -88,8 +101,8 @@ def main_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[s
     Returns:
         Markdown lines.
     """
-    anything = next(iter(results.values()))[0]
-    scores = chosen(anything, "dev", "plain", "test")
+    split = scored_split(results)
+    scores = chosen(next(iter(results.values()))[0], "dev", "plain", split)
     titles = [task.upper() for task in scores["tasks"]] if scores else []
     lines = [
         "| run | data | seeds | dev | " + " | ".join(titles) + " | Avg. | 95 % interval (seed 0) | above the floor | "
@@ -99,7 +112,7 @@ def main_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[s
     for name, seeds in results.items():
         run = study.find(name)
         for form in ("plain", "whitened"):
-            tests = [found for result in seeds if (found := chosen(result, "dev", form, "test"))]
+            tests = [found for result in seeds if (found := chosen(result, "dev", form, split))]
             devs = [found["average"][0] for result in seeds if (found := chosen(result, "dev", form, "dev"))]
             if not tests:
                 continue
@@ -139,15 +152,16 @@ def rules_table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
         "| run | " + " | ".join(RULES) + " |",
         "| --- |" + " ---: |" * len(RULES),
     ]
+    split = scored_split(results)
     gaps: dict[str, list[float]] = {rule: [] for rule in RULES}
     for name, seeds in results.items():
-        trained = [result for result in seeds if result["log"] and chosen(result, "dev", "plain", "test")]
+        trained = [result for result in seeds if result["log"] and chosen(result, "dev", "plain", split)]
         if not trained:
             continue
         cells = []
         for rule in RULES:
-            values = [found["average"][0] for result in trained if (found := chosen(result, rule, "plain", "test"))]
-            best = [found["average"][0] for result in trained if (found := chosen(result, "dev", "plain", "test"))]
+            values = [found["average"][0] for result in trained if (found := chosen(result, rule, "plain", split))]
+            best = [found["average"][0] for result in trained if (found := chosen(result, "dev", "plain", split))]
             gaps[rule] += [value - reference for value, reference in zip(values, best, strict=True)]
             cells.append(spread(values))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -218,7 +232,7 @@ def main(
 
 
 _RULES_TEXT = (
-    "Average of the test tasks at the checkpoint that each rule chooses, plain model. 'dev' uses labelled pairs, "
+    "Average of the scored tasks at the checkpoint that each rule chooses, plain model. 'dev' uses labelled pairs, "
     "'last' nothing, the others a number that needs no labels: the largest effective rank, the smallest uniformity, "
     "the smallest sum of alignment and uniformity, the smallest contrastive loss on held-out texts."
 )
