@@ -209,3 +209,19 @@ def test_demo_prints_its_table_and_banner(run: Run, tmp_path: Path, monkeypatch:
     pages = list((tmp_path / "demo").glob("*/report.html"))
     assert len(pages) == 6
     assert all("proves nothing about English" in page.read_text(encoding="utf-8") for page in pages)
+
+
+def test_an_unwritable_output_is_one_line(
+    run: Run, model_folder: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, whom no read-only folder stops; so the system's refusal is played."""
+
+    def refuse(*_: object, dir: Path, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    code, _, err = run(
+        "whiten", model_folder, "--texts", texts, "--dim", "4", "--output", str(tmp_path / "ro" / "new")
+    )
+    assert code == 1 and "Permission denied" in err and "ro" in err and "Traceback" not in err
+    assert not (tmp_path / "ro" / "new").exists()
