@@ -41,8 +41,8 @@ def test_inside_passes_are_identical_and_outside_they_differ(
     encoder: Any = model[0].model
     try:
         encoder.set_attn_implementation(attention)
-    except ValueError as error:
-        pytest.skip(str(error))
+    except ValueError:  # no sdpa for this architecture: it is tested with what it has
+        assert attention == "sdpa" and kind not in ("bert", "roberta", "distilbert", "modernbert", "llama")
     with_dropout(model, kind)
     features, before = model.preprocess(sentences[:4]), dropout_probabilities(model)
     assert before and not torch.equal(*twice(model, features))
