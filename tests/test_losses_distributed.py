@@ -1,12 +1,15 @@
 """Two processes (gloo, DistributedDataParallel) against one process with the doubled batch.
 
 The test starts this file twice as a script; the processes talk to each other, the test itself only reads their files.
+Marked slow: two more interpreters start, and some sandboxes let gloo's processes wait for each other for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,8 +33,11 @@ from torch.nn.parallel import DistributedDataParallel
 from st_plugins.dropout import without_dropout
 from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, SimCSELoss
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 PROCESSES = 2
 PER_PROCESS = 5
+PATIENCE = 120.0  # seconds; about 10 are needed on two cores
 # Nothing is random in these, so that one process and two see the same views.
 CASES: dict[str, Callable[[Any, bool], Any]] = {
     "consert": lambda m, g: ConSERTLoss(m, FIXED, gather_across_devices=g),
@@ -79,8 +85,11 @@ def train(model: SentenceTransformer, sentences: list[str], folder: Path) -> nn.
 
 def work(folder: Path, rank: int) -> None:
     """What each process does."""
+    faulthandler.dump_traceback_later(PATIENCE - 10, exit=True)  # a hang says where
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # asked for by accelerate, but not used
+    if "lo" in {name for _, name in socket.if_nameindex()}:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # no look-up of this machine's name
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=PROCESSES)
     sentences = (folder / "sentences.txt").read_text().splitlines()
     torch.manual_seed(rank)  # heads differ until they are shared
@@ -128,7 +137,9 @@ def results(tmp_path_factory: pytest.TempPathFactory, _saved_encoder: Callable[[
     ]
     try:
         for rank, process in enumerate(processes):
-            assert process.wait(timeout=100) == 0, (folder / f"{rank}.log").read_text()[-3000:]
+            status = process.wait(timeout=PATIENCE)
+            logs = [(folder / f"{rank}.log").read_text()[-3000:] for rank in range(PROCESSES)]
+            assert status == 0, f"process {rank} ended with {status}; " + "\n---\n".join(logs)
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
