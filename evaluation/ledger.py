@@ -56,7 +56,7 @@ def chosen(result: dict[str, Any], rule: str, form: str, split: str) -> dict[str
         The scores, or None where they were not measured.
     """
     step = result["chosen"].get(rule, 0)
-    scores: dict[str, Any] | None = result["steps"][str(step)].get(split, {}).get(form)
+    scores: dict[str, Any] | None = result["steps"].get(str(step), {}).get(split, {}).get(form)
     return scores
 
 
@@ -139,10 +139,11 @@ def _paper(run: Run) -> str:
     return f"{run.paper['value']} with {run.paper['encoder']}" if run.paper else ""
 
 
-def rules_table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return what each way to choose a checkpoint costs, against the labelled choice.
+def rules_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return what each way to choose a checkpoint costs in the runs that use no labels, against the labelled choice.
 
     Args:
+        study: The study.
         results: Results by run.
 
     Returns:
@@ -155,6 +156,9 @@ def rules_table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
     split = scored_split(results)
     gaps: dict[str, list[float]] = {rule: [] for rule in RULES}
     for name, seeds in results.items():
+        run = study.find(name)
+        if run.start or run.method in ("supervised", "joint"):
+            continue
         trained = [result for result in seeds if result["log"] and chosen(result, "dev", "plain", split)]
         if not trained:
             continue
@@ -220,7 +224,7 @@ def main(
         raise typer.BadParameter(f"{folder} holds no result of {recipe.name}; run evaluation/run.py first")
     first = next(iter(found.values()))[0]
     lines = [f"# {study.title}", "", *_introduction(study), "", *main_table(study, found), ""]
-    lines += ["## Choosing a checkpoint", "", _RULES_TEXT, "", *rules_table(found), ""]
+    lines += ["## Choosing a checkpoint", "", _RULES_TEXT, "", *rules_table(study, found), ""]
     picture = grid_picture(study, found)
     if picture is not None:
         write_text(folder / "views.svg", picture)

@@ -41,6 +41,7 @@ class Run:
         max_steps: Number of steps instead; 0 leaves it to ``epochs``.
         batch_size: Sentences (or pairs) a step.
         pooling: As in ``evaluation/sts.py``; empty for the recipe's.
+        layers: As in ``evaluation/sts.py``: keep only this many of the encoder's layers; -1 keeps all.
         seeds: Seeds instead of the recipe's.
         dev_only: Whether the run is never scored on the test sets.
         paper: What the paper reports for the row, with its encoder; ``{encoder = "...", value = 72.74}``.
@@ -59,6 +60,7 @@ class Run:
     max_steps: int = 0
     batch_size: int = 96
     pooling: str = ""
+    layers: int = -1
     seeds: tuple[int, ...] = ()
     dev_only: bool = False
     paper: dict[str, Any] = field(default_factory=dict)

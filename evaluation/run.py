@@ -187,9 +187,18 @@ def summary(result: SuiteResult) -> dict[str, Any]:
 
 
 def measure(
-    study: Study, run: Run, models: Path, data: Path, seed: int, dev_only: bool, device: str | None
+    study: Study,
+    run: Run,
+    models: Path,
+    data: Path,
+    seed: int,
+    dev_only: bool,
+    device: str | None,
+    starts: dict[tuple[str, int], State],
 ) -> dict[str, Any]:
     """Train one run with one seed and evaluate the checkpoints that the rules choose.
+
+    Rules that need no labels are for runs that use none; with labels, only the checkpoint chosen on dev is evaluated.
 
     Args:
         study: The study.
@@ -199,19 +208,26 @@ def measure(
         seed: Seed.
         dev_only: Whether to leave the test sets alone, as a search for settings must.
         device: Where to compute.
+        starts: Weights that other runs start from, by name and seed; added to.
 
     Returns:
         What is written to disk.
     """
     start = time.perf_counter()
-    row = Pipeline(run.name, study.model, run.pooling or study.pooling, max_length=study.max_length)
+    row = Pipeline(run.name, study.model, run.pooling or study.pooling, max_length=study.max_length, layers=run.layers)
     model = build_model(row, models, seed).to(device)
     log: list[dict[str, float]] = []
     states: dict[int, State] = {}
     for step in study.chain(run):
-        if step.method != "none":
+        if step.method == "none":
+            continue
+        key = (step.name, seed)
+        if step is run or key not in starts:
             log, states = train(study, step, seed, model, data)
-            model.load_state_dict(states[_choose(log, "dev")])
+            if any(other.start == step.name for other in study.runs):
+                starts[key] = states[_choose(log, "dev")]
+        if step is not run:
+            model.load_state_dict(starts[key])
     found: dict[str, Any] = {
         "run": asdict(run),
         "seed": seed,
@@ -225,7 +241,9 @@ def measure(
     suites = {"dev": STSSuiteEvaluator(study.dev_task, data, 128, split="dev", show_progress_bar=False, **shared)}
     if not (dev_only or run.dev_only):
         suites["test"] = STSSuiteEvaluator(study.tasks, data, 128, show_progress_bar=False, **shared)
-    for step in sorted(set(found["chosen"].values())) or [0]:
+    labels = run.start or run.method in ("supervised", "joint")
+    wanted = [found["chosen"]["dev"]] if labels and log else found["chosen"].values()
+    for step in sorted(set(wanted)) or [0]:
         if states:
             model.load_state_dict(states[step])
         forms = {"plain": model}
@@ -279,11 +297,12 @@ def main(
         runs = [Run(**{**asdict(run), "max_steps": 2}) for run in study.runs]
         study = Study(**{**vars(study), "runs": runs})
         jobs = [(run, 0) for run in runs if only in run.name]
+    starts: dict[tuple[str, int], State] = {}
     for run, seed in jobs[index::count]:
         path = result_file(folder, run, seed)
         if path.is_file():
             continue
-        found = measure(study, run, models, data, seed, dev_only, device)
+        found = measure(study, run, models, data, seed, dev_only, device, starts)
         write_text(path, json.dumps(found, indent=1) + "\n")
         typer.echo(f"{path.name}: {found['seconds']:.0f} s, dev {[round(e['dev'], 4) for e in found['log']]}")
 

@@ -26,7 +26,7 @@ import torch
 import typer
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from st_plugins import first_last_avg, load, whiten
@@ -46,13 +46,15 @@ class Pipeline:
     Args:
         name: Row name, also the JSON's file name.
         model: Folder below ``--models``.
-        pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``, ``"first-last-avg"`` or ``"as-is"`` (the folder is a whole
+        pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``, ``"first-last-avg"``, ``"static"`` (the encoder's word
+            embeddings alone, averaged by the host's ``StaticEmbedding``) or ``"as-is"`` (the folder is a whole
             sentence-transformers model).
         whitening: ``"none"``, ``"corpus"`` (on unlabelled texts), ``"target"`` (on each task's own texts,
             transductive) or ``"pooled"`` (once, on the distinct test sentences of all tasks; transductive too).
         dimension: Dimensions kept by the whitening; 0 for all.
         random_weights: Replace the weights by freshly initialised ones of the same shape.
         max_length: Texts are cut to this many tokens; 0 for the model's own limit.
+        layers: Keep only this many of the encoder's layers, from below; 0 leaves the embedding layer, -1 keeps all.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Pipeline:
     dimension: int = 0
     random_weights: bool = False
     max_length: int = 64
+    layers: int = -1
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,17 @@ def build_model(row: Pipeline, models: Path, seed: int) -> SentenceTransformer:
     if row.pooling == "as-is":
         model = load(str(folder))
     else:
-        transformer = Transformer(str(folder))
+        kept = {} if row.layers < 0 else {"num_hidden_layers": row.layers}
+        transformer = Transformer(str(folder), config_kwargs=kept)
         if row.random_weights:
             torch.manual_seed(seed)
-            transformer.model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+            transformer.model = AutoModel.from_config(AutoConfig.from_pretrained(folder, **kept))
         tokenizer = transformer.tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or AutoTokenizer.from_pretrained(folder).unk_token
+        if row.pooling == "static":
+            table = transformer.model.get_input_embeddings().weight.detach()
+            return SentenceTransformer(modules=[StaticEmbedding(tokenizer, table)]).eval()
         mode = "mean" if row.pooling == "first-last-avg" else row.pooling
         pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
         model = SentenceTransformer(modules=[transformer, pooling])

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
 from st_plugins.evaluators import SuiteResult
 
@@ -73,6 +75,26 @@ def test_recipe_in_results_out(study: ModuleType, sts_folder: Path, encoder_fold
     assert (folder / "table.md").read_text(encoding="utf-8") == table
     assert (folder / "raw.json").is_file() and (folder / "target.json").stat().st_mtime_ns == kept
     assert all(str(tmp_path) not in path.read_text(encoding="utf-8") for path in folder.iterdir())
+
+
+def test_layers_keeps_the_lowest(study: ModuleType, encoder_folder: Path) -> None:
+    folder, sentence = encoder_folder, ["the man is reading a book"]
+    whole = AutoModel.from_pretrained(folder)
+    tokens = AutoTokenizer.from_pretrained(folder)(sentence, return_tensors="pt")
+    with torch.no_grad():
+        states = whole(**tokens, output_hidden_states=True).hidden_states
+    for layers in (0, 1, -1):
+        row = study.Pipeline("row", folder.name, layers=layers)
+        found = study.build_model(row, folder.parent, 0).encode(sentence, convert_to_tensor=True)
+        assert torch.allclose(found, states[layers].mean(1), atol=1e-6), layers
+
+
+def test_static_pooling_is_the_mean_of_the_word_embeddings(study: ModuleType, encoder_folder: Path) -> None:
+    sentence = "the man is reading a book"
+    model = study.build_model(study.Pipeline("row", encoder_folder.name, "static"), encoder_folder.parent, 0)
+    ids = AutoTokenizer.from_pretrained(encoder_folder)(sentence, add_special_tokens=False)["input_ids"]
+    table = AutoModel.from_pretrained(encoder_folder).get_input_embeddings().weight
+    assert torch.allclose(torch.tensor(model.encode(sentence)), table[ids].mean(0), atol=1e-6)
 
 
 def test_corpus_draw_is_seeded(study: ModuleType, sts_folder: Path, tmp_path: Path) -> None:

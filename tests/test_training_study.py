@@ -7,8 +7,10 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from evaluation import ledger, run
 from evaluation.recipe import draw_texts, read_study
@@ -79,18 +81,41 @@ def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path]
     assert {"plain", "whitened"} == set(scored["test"])
     assert all("test" not in scores for scores in results["views-shuffle-x-none-seed0"]["steps"].values())
     names = ("none-seed0", "consert-seed0", "consert-seed1", "simcse-seed0", "joint-seed0", "sup-unsup-seed0")
-    averages = [ledger.chosen(results[name], "last", "plain", "test")["average"][0] for name in names]
+    averages = [ledger.chosen(results[name], "dev", "plain", "test")["average"][0] for name in names]
     assert len({round(average, 6) for average in averages}) == len(names)
+    for name in ("supervised-seed0", "joint-seed0", "sup-unsup-seed0"):  # rules without labels are not for these
+        assert set(results[name]["steps"]) == {str(results[name]["chosen"]["dev"])}
 
     ledger.main(recipe, folders["output"])
     table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
     assert "| consert |" in table and "72.74 with BERT-base" in table and "| views" not in table.split("##")[0]
     assert (folders["output"] / "tiny" / "views.svg").is_file()
     assert str(tmp_path) not in table
+    rules = table.split("## Choosing a checkpoint")[1]
+    assert "| consert |" in rules and "| simcse |" in rules and "| joint |" not in rules
 
     kept = {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
     run.main(recipe, **folders, device="cpu")  # what is there is kept
     assert kept == {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
+
+
+def test_a_start_is_trained_once_and_is_where_the_next_run_begins(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, dict[str, torch.Tensor]]] = []
+    real = run.train
+
+    def watched(study: Any, row: Any, seed: int, model: Any, data: Path) -> Any:
+        begun.append((row.name, {key: value.clone() for key, value in model.state_dict().items()}))
+        return real(study, row, seed, model, data)
+
+    monkeypatch.setattr(run, "train", watched)
+    chain = {**{name: RUNS[name] for name in ("supervised", "sup-unsup")}, "again": RUNS["sup-unsup"]}
+    run.main(_recipe(tmp_path, chain), **folders, device="cpu", dev_only=True)
+    assert [name for name, _ in begun] == ["supervised", "sup-unsup", "again"]
+    first, second, third = (state for _, state in begun)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(second[key], third[key]) for key in second)
 
 
 def test_shards_share_the_runs(folders: dict[str, Path], tmp_path: Path) -> None:

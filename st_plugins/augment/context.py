@@ -13,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from st_plugins.augment.bags import bag_mean, unpack_bags
 from st_plugins.augment.encoders import EncoderParts, encoder_parts
 from st_plugins.augment.functional import adversarial_delta, shuffle_permutation
 from st_plugins.augment.notation import flatten_view
@@ -36,8 +37,9 @@ def augmented(
 
     The batch is repeated once for each view and augmented where the token embeddings leave the encoder's embedding
     layer. The output is view-major: rows ``[v * N : (v + 1) * N]`` are view v of the N texts. The features given are
-    not modified. Any number of calls is fine; so is a call through a wrapper of the model
-    (``DistributedDataParallel``), but not through ``DataParallel``, which calls copies in other threads.
+    not modified by the block; with static embeddings only the sentence embedding is repeated. Any number of calls is
+    fine; so is a call through a wrapper of the model (``DistributedDataParallel``), but not through ``DataParallel``,
+    which calls copies in other threads.
 
     Views act while the model is in training mode. In evaluation mode the batch is repeated but not augmented, and a
     warning is logged; perturbations are added all the same. Do not call ``encode`` inside the block: it would get
@@ -47,7 +49,7 @@ def augmented(
     The model is then the same, bit for bit.
 
     Args:
-        model: The model itself, no wrapper of it; its first module is a Transformer.
+        model: The model itself, no wrapper of it; its first module is a Transformer or a StaticEmbedding.
         views: One entry for each view: an augmentation, or a sequence of them, applied in order (except that tokens
             are shuffled first, and perturbed last).
         perturbations: What to add to the token embeddings, one entry for each call, ``(views * N, tokens,
@@ -84,12 +86,15 @@ def augmented(
     handles: list[Any] = []
     try:
         parts = pass_.parts
-        handles.append(model.register_forward_pre_hook(pass_._repeat, with_kwargs=True))
-        handles.append(model.register_forward_hook(pass_._finish))
-        handles.append(parts.transformer.register_forward_hook(pass_._restore))
-        handles.append(parts.embedding.register_forward_hook(pass_._augment))
-        if parts.positions is not None and pass_._shuffles("position_ids"):
-            handles.append(parts.positions.register_forward_pre_hook(pass_._permute, with_kwargs=True))
+        if isinstance(parts.embedding, nn.EmbeddingBag):
+            handles.append(parts.embedding.register_forward_hook(pass_._augment_bags))
+        else:
+            handles.append(model.register_forward_pre_hook(pass_._repeat, with_kwargs=True))
+            handles.append(model.register_forward_hook(pass_._finish))
+            handles.append(parts.transformer.register_forward_hook(pass_._restore))
+            handles.append(parts.embedding.register_forward_hook(pass_._augment))
+            if parts.positions is not None and pass_._shuffles("position_ids"):
+                handles.append(parts.positions.register_forward_pre_hook(pass_._permute, with_kwargs=True))
         yield pass_
         if not pass_.token_embeddings:
             raise ValueError(
@@ -161,6 +166,13 @@ class AugmentedPass:
         self._thread = threading.get_ident()
         self._call: _Call | None = None
         self._warned = False
+        if self.parts.shuffle == "none" and any(
+            isinstance(part, TokenShuffle) for view in self.views for part in view
+        ):
+            raise ValueError(
+                "TokenShuffle does nothing to static embeddings, which know no order; choose other views, such as "
+                "TokenCutoff(0.5) twice"
+            )
         if self._shuffles("position_ids") and self.parts.positions is None:
             raise ValueError(
                 "TokenShuffle(kind='position_ids') needs an encoder that looks up or rotates by position ids; "
@@ -204,7 +216,8 @@ class AugmentedPass:
         return isinstance(part, TokenShuffle) and kind == (self.parts.shuffle if part.kind == "auto" else part.kind)
 
     def _special_token_ids(self, model: SentenceTransformer) -> list[int]:
-        if not any(getattr(part, "keep_special_tokens", False) for view in self.views for part in view):
+        wanted = any(getattr(part, "keep_special_tokens", False) for view in self.views for part in view)
+        if not wanted or isinstance(self.parts.embedding, nn.EmbeddingBag):  # bags hold no special tokens
             return []
         tokenizer = model.tokenizer
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
@@ -238,9 +251,8 @@ class AugmentedPass:
         if module.training:
             call.position_permutation = self._permutation("position_ids", call)
             call.token_permutation = self._permutation("embeddings", call)
-        elif not self._warned:
-            self._warned = True
-            logger.warning("The model is in evaluation mode: the views are not augmented. Call model.train() first.")
+        else:
+            self._warn()
         if call.token_permutation is not None:
             for key in _TOKEN_FEATURES:
                 if isinstance(features.get(key), Tensor):
@@ -250,6 +262,11 @@ class AugmentedPass:
         if args:
             return (features, *args[1:]), kwargs
         return args, {**kwargs, "input": features}
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("The model is in evaluation mode: the views are not augmented. Call model.train() first.")
 
     def _permutation(self, kind: str, call: _Call) -> Tensor | None:
         """Draw the permutations of the views that are shuffled this way; the others keep their order."""
@@ -315,6 +332,20 @@ class AugmentedPass:
         self.token_embeddings.append(embeddings)
         self._attention_masks.append(call.attention_mask)
         return embeddings.transpose(0, 1) if tokens_first else embeddings
+
+    def _augment_bags(self, module: nn.EmbeddingBag, args: Any, output: Any) -> Tensor | None:
+        """After an embedding bag: average the tokens of all views instead."""
+        if threading.get_ident() != self._thread:
+            return None
+        if not module.training:
+            self._warn()
+        embeddings, mask = unpack_bags(module, *args)
+        mask = mask.repeat(len(self.views), 1)
+        call = _Call(mask, torch.zeros_like(mask), module.training)
+        embeddings = self._perturbed(self._augmented(embeddings.repeat(len(self.views), 1, 1), call))
+        self.token_embeddings.append(embeddings)
+        self._attention_masks.append(mask)
+        return bag_mean(embeddings, mask)
 
     def _augmented(self, embeddings: Tensor, call: _Call) -> Tensor:
         if not call.training:

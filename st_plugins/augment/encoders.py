@@ -34,6 +34,7 @@ mpnet                           ``embeddings``                          ``embedd
 deberta, deberta-v2 (v2, v3)    ``embeddings``                          ``embeddings``
 t5, mt5, umt5, longt5           ``encoder.embed_tokens``                ``embeddings``
 xlnet                           ``word_embedding``                      ``embeddings``
+StaticEmbedding (host module)   the embedding bag, taken apart          not at all
 any other                       ``embeddings`` if it has such a child,  ``position_ids``
                                 else ``get_input_embeddings()``         if a position
                                                                         table or rotary
@@ -51,11 +52,12 @@ from typing import Any, Literal
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
 __all__ = ["EncoderParts", "ShuffleKind", "encoder_parts", "shuffle_kind", "supported_encoders"]
 
-ShuffleKind = Literal["position_ids", "embeddings"]
+ShuffleKind = Literal["position_ids", "embeddings", "none"]
 
 # Tested architectures, with the way their tokens are shuffled.
 _TESTED: dict[str, ShuffleKind] = {
@@ -93,7 +95,7 @@ class EncoderParts:
 
     Args:
         transformer: The host's module around the encoder.
-        embedding: Module whose output are the token embeddings.
+        embedding: Module whose output are the token embeddings; for static embeddings the bag that averages them.
         positions: Module that is called with the position ids, if there is one.
         shuffle: How its tokens are shuffled.
         tokens_first: Whether ``embedding`` returns ``(tokens, batch, features)``.
@@ -103,7 +105,7 @@ class EncoderParts:
     embedding: nn.Module
     positions: nn.Module | None
     shuffle: ShuffleKind
-    tokens_first: bool
+    tokens_first: bool = False
 
 
 def supported_encoders() -> dict[str, ShuffleKind]:
@@ -125,10 +127,10 @@ def shuffle_kind(model: SentenceTransformer) -> ShuffleKind:
     """Return what `TokenShuffle` permutes in this model: its position ids or its token embeddings.
 
     Args:
-        model: A model whose first module is a Transformer.
+        model: A model whose first module is a Transformer or a StaticEmbedding.
 
     Returns:
-        ``"position_ids"`` or ``"embeddings"``.
+        ``"position_ids"`` or ``"embeddings"``; ``"none"`` for static embeddings, which know no order.
 
     Example:
         >>> from st_plugins.data.miniature import untrained_encoder
@@ -142,7 +144,7 @@ def encoder_parts(model: SentenceTransformer) -> EncoderParts:
     """Find the modules that views act on.
 
     Args:
-        model: A model whose first module is a Transformer.
+        model: A model whose first module is a Transformer or a StaticEmbedding.
 
     Returns:
         The modules.
@@ -156,10 +158,12 @@ def encoder_parts(model: SentenceTransformer) -> EncoderParts:
         'BertEmbeddings'
     """
     transformer = next(iter(model), None)
+    if isinstance(transformer, StaticEmbedding) and isinstance(transformer.embedding, nn.EmbeddingBag):
+        return EncoderParts(transformer, transformer.embedding, None, "none")
     if not isinstance(transformer, Transformer) or not isinstance(transformer.model, nn.Module):
         raise ValueError(
-            f"model starts with a {type(transformer).__name__}, but views need a Transformer with token embeddings, "
-            f"such as {', '.join(_TESTED)}"
+            f"model starts with a {type(transformer).__name__}, but views need a StaticEmbedding, or a Transformer "
+            f"with token embeddings, such as {', '.join(_TESTED)}"
         )
     wrapped: Any = transformer.model
     encoder: Any = getattr(wrapped, "base_model", wrapped)  # without the head or adapter around it

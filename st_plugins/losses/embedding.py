@@ -211,7 +211,7 @@ class ViewLoss(nn.Module, ABC):
         """
         tokenizer: Any = inner_model(self.model).tokenizer
         texts: list[str] = []
-        ids = [features["input_ids"] for features in self._batch if isinstance(features.get("input_ids"), Tensor)]
+        ids = [_token_rows(features) for features in self._batch if isinstance(features.get("input_ids"), Tensor)]
         for row in rows or range(len(ids[0]) if ids else 0):
             texts.append(" | ".join(tokenizer.decode(column[row], skip_special_tokens=True) for column in ids))
         return NonFiniteLossError(what, rows or [], texts, self.training_step)
@@ -262,6 +262,14 @@ class ViewLoss(nn.Module, ABC):
                 "in the backward pass; train inside `with without_dropout(model):` (st_plugins.dropout), or without "
                 "gradient checkpointing"
             )
+
+
+def _token_rows(features: Features) -> list[list[int]]:
+    ids, offsets = features["input_ids"], features.get("offsets")
+    if isinstance(offsets, Tensor):  # static embeddings: the texts follow each other
+        return [row.tolist() for row in ids.tensor_split(offsets[1:].cpu())]
+    rows: list[list[int]] = ids.tolist()
+    return rows
 
 
 def inner_model(model: nn.Module) -> SentenceTransformer:
