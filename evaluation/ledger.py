@@ -2,7 +2,7 @@
 
 Run it after ``evaluation/run.py``, or at any time in between::
 
-    python -m evaluation.ledger evaluation/recipes/consert/mini-bert-en.toml
+    python -m evaluation.ledger evaluation/recipes/consert/consert-mini-bert-en.toml
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A recipe (TOML) names an encoder, data, and runs. Each run is trained once a seed, watched on a development set and by
 its geometry, and evaluated on the STS tasks at the checkpoints that different rules choose::
 
-    python -m evaluation.run evaluation/recipes/consert/mini-bert-en.toml --models MODELS --data DATA
-    python -m evaluation.ledger evaluation/recipes/consert/mini-bert-en.toml
+    python -m evaluation.run evaluation/recipes/consert/consert-mini-bert-en.toml --models MODELS --data DATA
+    python -m evaluation.ledger evaluation/recipes/consert/consert-mini-bert-en.toml
 
 The first writes one JSON a run and seed, the second the table and the picture made from them. What is there already is
 kept; ``--shard 0/4`` trains a quarter of the runs, so that four processes can share the work.

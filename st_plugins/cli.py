@@ -354,7 +354,12 @@ def _load(name: str, dtype: Dtype, device: str | None, max_length: int | None) -
     if dtype is not Dtype.float32:
         model = model.to(getattr(torch, dtype.value))
     if max_length is not None:
-        model.max_seq_length = max_length
+        try:
+            model.max_seq_length = max_length
+        except AttributeError:
+            raise ValueError(
+                f"a {type(model[0]).__name__} has no length limit that could be set; leave out --max-length"
+            ) from None
     return model
 
 

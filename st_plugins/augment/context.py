@@ -171,7 +171,7 @@ class AugmentedPass:
         ):
             raise ValueError(
                 "TokenShuffle does nothing to static embeddings, which know no order; choose other views, such as "
-                "TokenCutoff(0.5) twice"
+                "TokenCutoff(0.5) ('token-cutoff:0.5') twice"
             )
         if self._shuffles("position_ids") and self.parts.positions is None:
             raise ValueError(

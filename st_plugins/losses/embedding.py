@@ -85,6 +85,8 @@ class ViewLoss(nn.Module, ABC):
                 "AdversarialPerturbation needs the gradient of the whole batch before its second pass, which "
                 "mini_batch_size is there to avoid; choose another view, or mini_batch_size=None"
             )
+        if self.views:
+            AugmentedPass(inner_model(model), self.views)  # views that this model cannot have are refused now
         clean = all(isinstance(part, NoAugmentation) for view in self.views for part in view)
         if clean and len(self.views) > 1 and not (encoder_dropout and dropout_probabilities(inner_model(model))):
             logger.warning(

@@ -102,7 +102,7 @@ def train_consert(
         views: The two views, as for the loss.
         encoder_dropout: Whether the encoder's dropout is on; off in the published unsupervised base model.
         max_length: Texts are cut to this many tokens, in training and in the finished model; None leaves the model's
-            own limit.
+            own limit. Static embeddings have none, and are not cut.
         mini_batch_size: Texts encoded at a time, for batches that do not fit into memory.
         dev: Scored pairs, to evaluate before, during and after.
         eval_steps: Steps between evaluations (and checkpoints); None makes ten in a run.
@@ -181,7 +181,7 @@ def train_consert(
         "temperature": temperature,
         "views": [view_config(view, adapted) for view in loss.views],
         "encoder_dropout": encoder_dropout,
-        "max_length": adapted.max_seq_length,
+        "max_length": adapted.max_seq_length if isinstance(adapted.max_seq_length, int) else None,
         "mini_batch_size": mini_batch_size,
         "eval_steps": every,
         "select": select,

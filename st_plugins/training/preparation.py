@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins import io
 from st_plugins.data.pairs import Pairs
@@ -104,7 +105,7 @@ def prepared(model: SentenceTransformer | str | Path, max_length: int | None) ->
                 "first (st_plugins.fold), or train the encoder without it"
             )
     adapted = rebuild(loaded, list(loaded)).float()
-    if max_length is not None:
+    if max_length is not None and not isinstance(adapted[0], StaticEmbedding):  # which has no limit to set
         adapted.max_seq_length = max_length
     # A folder's name says nothing about a model of that name on the hub.
     adapted.model_card_data.local_files_only = True
