@@ -54,7 +54,7 @@ class Faithfulness:
     Args:
         score: Score of the whole text.
         bins: Shares of the tokens that are deleted, or kept.
-        rankings: By name: ``"explanation"``, ``"gradient"`` and ``"random"``.
+        rankings: By name: ``"explanation"``, ``"gradient"`` (unless left out) and ``"random"``.
     """
 
     score: float
@@ -109,6 +109,7 @@ def faithfulness(
     bins: Sequence[float] = BINS,
     repeats: int = 10,
     seed: int = 0,
+    gradient: bool = True,
     prompt: str | None = None,
 ) -> Faithfulness:
     """Measure comprehensiveness and sufficiency of a saliency over tokens.
@@ -121,12 +122,14 @@ def faithfulness(
         model: The model; as it was afterwards.
         text: The text.
         saliency: One number a token of ``model``, special tokens included, high for tokens that raise the score.
-        score: From embeddings ``(B, k)`` to scores ``(B,)``, differentiable: a similarity to another embedding, say,
-            or the probability of a class. It is called on the CPU for deletions, and on the model's device for the
-            gradient.
+        score: From embeddings ``(B, k)`` to scores ``(B,)``: a similarity to another embedding, say, or the
+            probability of a class. It is called on the CPU for deletions, and on the model's device for the gradient,
+            where it has to be differentiable.
         bins: Shares p of the tokens.
         repeats: Random orders, whose results are averaged.
         seed: Seed of the random orders.
+        gradient: Whether to measure gradient × input too; leave it out where the score is at its top, as the cosine
+            of an embedding to itself, because all gradients vanish there.
         prompt: As for ``explain``.
 
     Returns:
@@ -169,14 +172,17 @@ def faithfulness(
             f"text {text[:80]!r} has {len(free)} token that can be deleted; give a text of at least two tokens"
         )
     generator = torch.Generator().manual_seed(seed)
-    gradient = gradient_saliency(model, reading, score)
-    orders = [free[np.argsort(-numbers[free], kind="stable")] for numbers in (values, gradient)]
+    saliencies = {"explanation": values}
+    if gradient:
+        saliencies["gradient"] = gradient_saliency(model, reading, score)
+    orders = [free[np.argsort(-numbers[free], kind="stable")] for numbers in saliencies.values()]
     orders += [free[torch.randperm(len(free), generator=generator).numpy()] for _ in range(repeats)]
     whole = float(score(encode_without(model, reading, [np.ones(len(reading.tokens), dtype=bool)])))
     changes = np.array(
-        [[_changes(model, reading, orders, share, keep, score, whole) for share in bins] for keep in (0, 1)]
+        [[_changes(model, reading, orders, share, keep, score, whole) for share in bins] for keep in (False, True)]
     )
-    named = {"explanation": changes[:, :, 0], "gradient": changes[:, :, 1], "random": changes[:, :, 2:].mean(-1)}
+    named = {name: changes[:, :, row] for row, name in enumerate(saliencies)}
+    named["random"] = changes[:, :, len(saliencies) :].mean(-1)
     rankings = {name: Ranking(*(tuple(map(float, row)) for row in found)) for name, found in named.items()}
     return Faithfulness(whole, tuple(bins), rankings)
 
@@ -211,7 +217,7 @@ def _changes(
     reading: Reading,
     orders: Sequence[NDArray[np.intp]],
     share: float,
-    keep: int,
+    keep: bool,
     score: Callable[[Tensor], Tensor],
     whole: float,
 ) -> NDArray[np.float64]:

@@ -33,8 +33,8 @@ __all__ = [
 
 STYLE = """
 .strip { line-height: 2.1; max-width: none; overflow-wrap: anywhere; }
-.strip mark { padding: .2em .1em; border-radius: 3px; }
-.strip mark.added { font-size: .8em; opacity: .85; margin: 0 .15em; }
+.strip mark { padding: .2em 0; border-radius: 2px; }
+.strip mark.added { font-size: .8em; }
 .strip mark.minus, .heat td.minus { text-decoration: underline dotted 1px; text-underline-offset: 3px; }
 .heat { width: auto; font-size: .75rem; }
 .heat td { text-align: right; padding: .15rem .25rem; border: 1px solid var(--card); min-width: 2.3rem; }
@@ -139,7 +139,7 @@ def matrix_terminal(
     for label in columns:
         table.add_column(Text(f" {label}"), justify="right", no_wrap=False)
     for label, row in zip(rows, values, strict=True):
-        table.add_row(Text(f"{label} "), *(Text(f" {scale * v:.1f}", style=_style(v / limit)) for v in row))
+        table.add_row(Text(f"{label} "), *(Text(f" {_number(scale * v)}", style=_style(v / limit)) for v in row))
     return table
 
 
@@ -203,9 +203,10 @@ def matrix_html(
     for label, row in zip(rows, values, strict=True):
         body += f'<tr><th scope="row">{escape(label)}</th>'
         for other, value in zip(columns, row, strict=True):
-            minus = ' class="minus"' if value < 0 else ""
+            number = _number(scale * value)
+            minus = ' class="minus"' if number.startswith("-") else ""
             hover = escape(f"{label} × {other}: {value:.5f}")
-            body += f'<td{minus} style="{_css(value / limit)}" title="{hover}">{scale * value:.1f}</td>'
+            body += f'<td{minus} style="{_css(value / limit)}" title="{hover}">{number}</td>'
         body += "</tr>\n"
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}"><table class="heat">'
@@ -233,6 +234,10 @@ def _limit(values: Sequence[float] | NDArray[np.float64]) -> float:
     numbers = np.abs(np.asarray(values, dtype=np.float64))
     numbers = numbers[np.isfinite(numbers)]
     return float(numbers.max()) if numbers.size and numbers.max() > 0 else 1.0
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".replace("-0.0", "0.0")
 
 
 def _style(value: float) -> Style:

@@ -182,7 +182,7 @@ def _total_line(explanation: PairExplanation) -> str:
     total = float(explanation.contributions.sum())
     return (
         f"{explanation.similarity_function.capitalize()} similarity {explanation.similarity:.4f}, the sum of {rows} × "
-        f"{columns} contributions of {explanation.unit}s, up to {abs(total - explanation.similarity):.0e}."
+        f"{columns} contributions of {explanation.unit}s, to within {abs(total - explanation.similarity):.0e}."
     )
 
 

@@ -132,7 +132,7 @@ def explain(
         def score(embeddings: Tensor) -> Tensor:
             return torch.cosine_similarity(embeddings.float(), whole.to(embeddings.device)[None])
 
-        found = measure(model, text, parts.saliency, score, prompt=prompt)
+        found = measure(model, text, parts.saliency, score, gradient=False, prompt=prompt)
     return Explanation(parts.side, parts.unit, parts.saliency, parts.sharpness, found)
 
 

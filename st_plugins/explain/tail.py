@@ -89,17 +89,17 @@ class Tail:
 
 def _steps(module: nn.Module) -> list[_Step]:
     read, written = (getattr(module, f"module_{way}_name", "sentence_embedding") for way in ("input", "output"))
-    if written != "sentence_embedding" or isinstance(module, Dropout):
+    if written != "sentence_embedding" or type(module) is Dropout:
         return []
     if is_affine(module):
         weight, bias = affine_map(module)
         steps = [_Step(lambda parts, shares, alone: parts @ weight.T + shares[:, None] * bias)]
         return [*steps, _Step(_unit_length)] if isinstance(module, Whitening) and module.normalize else steps
-    if read == "sentence_embedding" and isinstance(module, Normalize):
+    if read == "sentence_embedding" and type(module) is Normalize:
         return [_Step(_unit_length)]
     if read == "sentence_embedding" and type(module) is Dense:
         return [_activated(module)]
-    if isinstance(module, LayerNorm):
+    if type(module) is LayerNorm:
         return [_layer_norm(module.norm)]
     raise ValueError(
         f"a {type(module).__name__} comes after the pooling, which cannot be carried over to parts of a text; "
