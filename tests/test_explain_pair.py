@@ -77,12 +77,10 @@ TAILS = (
 )
 
 
-def _check(model: SentenceTransformer, texts: list[str], **options: object) -> PairExplanation:
+def _check(model: SentenceTransformer, texts: list[str], together: bool = True, **options: object) -> PairExplanation:
     """Compare the totals of many pairs with what ``encode`` and ``similarity`` give."""
     for a, b in zip(texts[::2], texts[1::2], strict=True):
         found = explain_pair(model, a, b, **options)
-        together = not isinstance(model[-1], Pooling) or model[-1].pooling_mode != "weightedmean"
-        # The oldest host's weightedmean counts padding on the left, so texts of two lengths are encoded apart.
         embeddings = model.encode([a, b]) if together else np.stack([model.encode(a), model.encode(b)])
         expected = float(model.similarity_pairwise(embeddings[:1], embeddings[1:]))
         scale = max(1.0, abs(expected))
@@ -123,7 +121,8 @@ def test_short_spans_add_up(make_model: Make, interaction: str) -> None:
 def test_decoders_with_left_padding(make_model: Make, kind: str, mode: str) -> None:
     model = _span_model(make_model, kind) if mode == "span" else make_model(kind, pooling_mode=mode)
     model.tokenizer.padding_side = "left"
-    _check(model, _texts(6))
+    # In one batch, padding moves GPT-2's positions; so it does the weights of weightedmean in the oldest host.
+    _check(model, _texts(6), together=kind == "llama" and mode != "weightedmean")
 
 
 @pytest.mark.parametrize("tail", TAILS)
