@@ -64,7 +64,8 @@ class SelfExplainingLoss(HeadedLoss):
         | (text, text) in two columns (siamese) | class, 0 … num_labels - 1 |
         +---------------------------------------+---------------------------+
 
-    The head is no part of the model: see `HeadedLoss` for keeping it. `predict` classifies texts, and the host's
+    The head is no part of the model: see `HeadedLoss` for keeping it. (``fit`` of sentence-transformers 6.0 does not
+    train heads; its trainer does.) `predict` classifies texts, and the host's
     ``LabelAccuracyEvaluator(dataloader, softmax_model=loss)`` measures accuracy.
 
     Example:

@@ -68,8 +68,8 @@ class SpanPooling(Module):
         L = min(n, max_span_length) and the weight of span (i, i + k) at [i, k], 0 where there is none, and
         ``span_sharpness`` ``(batch,)``, the sum of their squares; both float32, at positions of the padded batch.
 
-    NaN in the token embeddings is an error that names the rows; on a GPU the check would make every batch wait, and
-    NaN stays visible in the embedding, where the losses of this package find it.
+    NaN in the token embeddings is an error that names the rows. On a GPU the check would make every batch wait; there
+    NaN stays visible in the embedding of its row, where the losses of this package find it.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -112,25 +112,24 @@ class SpanPooling(Module):
             raise ValueError(f"max_span_length must be at least 1, or None for no limit; got {max_span_length}")
         if interaction not in _INTERACTIONS:
             raise ValueError(f"interaction must be one of {_INTERACTIONS}, got {interaction!r}")
-        self.embedding_dimension, self.interaction = embedding_dimension, interaction
-        self.max_span_length = max_span_length
+        self.embedding_dimension, self.max_span_length = embedding_dimension, max_span_length
+        self.interaction: str = interaction
         self.include_special_tokens, self.include_prompt = include_special_tokens, include_prompt
         self.special_token_ids = None if special_token_ids is None else sorted({int(i) for i in special_token_ids})
         self.return_spans = False
         # Not in the state: they belong to the tokenizer, which is saved with the model.
-        self.register_buffer("excluded_ids", None, persistent=False)
-        if self.special_token_ids is not None:
-            self.excluded_ids = torch.tensor(self.special_token_ids, dtype=torch.long)
+        ids = None if special_token_ids is None else torch.tensor(self.special_token_ids, dtype=torch.long)
+        self.register_buffer("excluded_ids", ids, persistent=False)
         self.start = nn.Linear(embedding_dimension, embedding_dimension)
         self.end = nn.Linear(embedding_dimension, embedding_dimension, bias=False)
         self.product = nn.Linear(embedding_dimension, embedding_dimension, bias=interaction == "projected")
         self.score = nn.Linear(embedding_dimension, 1, bias=False)
+        # The product begins at small random numbers: with both of its factors zero neither would get a gradient.
         with torch.no_grad():
             for half in (self.start, self.end):
                 nn.init.eye_(half.weight).mul_(0.5)
             nn.init.zeros_(self.start.bias)
-            if interaction == "projected":
-                # Both factors of the product are learned: at zero neither of them would get a gradient.
+            if self.product.bias is not None:
                 nn.init.zeros_(self.product.bias)
 
     @classmethod
@@ -146,7 +145,7 @@ class SpanPooling(Module):
             A module with the same span vectors and weights.
 
         Raises:
-            ValueError: A layer is missing, or there are two of a name.
+            ValueError: A layer is missing or there twice.
 
         Example:
             >>> layers = {name: nn.Linear(8, 8) for name in ("W_1", "W_2", "W_3", "W_4")} | {"h_t": nn.Linear(8, 1)}
@@ -198,10 +197,11 @@ class SpanPooling(Module):
         """
         tokenizer = getattr(model, "tokenizer", None)
         if self.special_token_ids is None and hasattr(tokenizer, "all_special_ids"):
-            self.excluded_ids = torch.tensor(
-                special_token_ids(tokenizer), dtype=torch.long, device=self.start.weight.device
-            )
+            ids = special_token_ids(tokenizer)
+            self.excluded_ids = torch.tensor(ids, dtype=torch.long, device=self.start.weight.device)
 
+    # Loops over blocks, whose number differs with every batch; the encoder before it is still compiled.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Pool the token embeddings.
 
@@ -221,12 +221,12 @@ class SpanPooling(Module):
         tokens: Tensor = inputs["token_embeddings"]
         # Whatever padding holds (NaN from an attention without any key, say) must not reach a projection.
         result = self._attend(tokens.masked_fill(~mask[:, :, None], 0.0), mask)
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+        if tokens.device.type == "cpu":
             bad = result.pooled.detach().isnan().any(dim=1).nonzero().flatten().tolist()
             if bad:
                 raise ValueError(
                     f"the token embeddings of rows {bad[:8]} of the batch (of {len(tokens)}) hold NaN or infinity; "
-                    "the encoder's weights are damaged, or its numbers overflow in half precision (try bfloat16)"
+                    "weights of the encoder or of SpanPooling are damaged, or float16 overflows (try bfloat16)"
                 )
         features["sentence_embedding"] = result.pooled.to(tokens.dtype)
         if self.training or self.return_spans:
@@ -262,16 +262,14 @@ class SpanPooling(Module):
         prompt = features.get("prompt_length")
         if prompt is not None and not self.include_prompt:
             # A number, or one for each row; counted from a row's first token, which padding may precede.
-            admitted = admitted & (
-                admitted.cumsum(dim=1) > torch.as_tensor(prompt, device=admitted.device).reshape(-1, 1)
-            )
+            length = torch.as_tensor(prompt, device=admitted.device).reshape(-1, 1)
+            admitted = admitted & (admitted.cumsum(dim=1) > length)
         if self.include_special_tokens:
             return admitted
         if self.excluded_ids is None:
             raise ValueError(
-                "SpanPooling does not know the special tokens: build the model with it in modules=[...], or after "
-                "model.append(pooling) call pooling.on_model_ready(model), or give special_token_ids, or "
-                "include_special_tokens=True"
+                "SpanPooling does not know the special tokens: build the model with modules=[..., pooling], or after "
+                "model.append(pooling) call pooling.on_model_ready(model), or give special_token_ids"
             )
         ids = features.get("input_ids")
         if ids is None or ids.shape != mask.shape:
@@ -294,20 +292,20 @@ class SpanPooling(Module):
         Raises:
             ValueError: A span is outside the text, or longer than ``max_span_length``, or there are several texts.
         """
-        if isinstance(token_embeddings, Mapping):
-            batch = _padded(token_embeddings)["token_embeddings"]
-            if len(batch) != 1:
-                raise ValueError(f"features must be those of one text, got {len(batch)}; give one row of them")
-            table: Tensor = batch[0]
-        else:
-            table = token_embeddings
+        table: Any = token_embeddings
+        if isinstance(table, Mapping):
+            table = _padded(table)["token_embeddings"]
+            if len(table) != 1:
+                raise ValueError(f"features must be those of one text, got {len(table)}; give one row of them")
+            table = table[0]
         index = torch.as_tensor(spans, dtype=torch.long, device=table.device).reshape(-1, 2)
         first, last = index.unbind(dim=1)
         longest = min(len(table), self.max_span_length or len(table))
-        if not bool(((first >= 0) & (first <= last) & (last < len(table)) & (last - first < longest)).all()):
+        outside = (first < 0) | (first > last) | (last >= len(table)) | (last - first >= longest)
+        if bool(outside.any()):
             raise ValueError(
-                f"spans must be pairs (first, last) with 0 <= first <= last < {len(table)} of at most "
-                f"{longest} tokens, got {index.tolist()}"
+                f"spans must be pairs (first, last) with 0 <= first <= last < {len(table)} of at most {longest} "
+                f"tokens, got {index[outside][:8].tolist()}"
             )
         tokens = table.to(self.start.weight.dtype)
         summed = self.start(tokens)[first] + self.end(tokens)[last]
@@ -326,8 +324,7 @@ class SpanPooling(Module):
         Yields:
             Itself.
         """
-        before = self.return_spans
-        self.return_spans = True
+        before, self.return_spans = self.return_spans, True
         try:
             yield self
         finally:
@@ -381,13 +378,8 @@ class SpanPooling(Module):
         Returns:
             The module.
         """
-        hub: dict[str, Any] = {
-            "subfolder": subfolder,
-            "token": token,
-            "cache_folder": cache_folder,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
+        hub: dict[str, Any] = {"subfolder": subfolder, "token": token, "cache_folder": cache_folder}
+        hub |= {"revision": revision, "local_files_only": local_files_only}
         config = (init_defaults or {}) | cls.load_config(model_name_or_path, **hub)
         unknown = sorted(set(config) - set(cls.config_keys))
         if unknown:
