@@ -135,30 +135,32 @@ def test_through_a_tail(make_model: Make, tail: str, function: str, pooling: str
     assert found.exact == (tail not in ("tanh", "sigmoid"))
 
 
-def test_every_entry_is_the_formula(make_model: Make) -> None:
-    """A slow oracle: plain loops over tokens and dimensions, for mean pooling, a Dense with bias, and a cosine."""
-    model = SentenceTransformer(modules=[*make_model("bert"), *_tail("dense")], device="cpu").eval()
+@pytest.mark.parametrize("mode", ["mean", "weightedmean", "mean_sqrt_len_tokens"])
+def test_every_entry_is_the_formula(make_model: Make, mode: str) -> None:
+    """A slow oracle: plain loops over tokens and dimensions, through a Dense with a bias, for a cosine."""
+    model = SentenceTransformer(modules=[*make_model("bert", pooling_mode=mode), *_tail("dense")], device="cpu").eval()
     texts = ["a big dog is sleeping", "the cat is playing guitar ."]
     weight = model[2].linear.weight.double().tolist()
     bias = model[2].linear.bias.double().tolist()
-    mapped = []
+    parts, norms = [], []
     for text in texts:
         tokens = model.encode(text, output_value="token_embeddings").double().tolist()
-        mapped.append(
-            [
-                [sum(w * x for w, x in zip(row, h, strict=True)) + c for row, c in zip(weight, bias, strict=True)]
-                for h in tokens
-            ]
-        )
-    norms = []
-    for side in mapped:
-        mean = [sum(vector[k] for vector in side) / len(side) for k in range(7)]
-        norms.append(math.sqrt(sum(x * x for x in mean)))
+        n = len(tokens)
+        alphas = {
+            "mean": [1 / n] * n,
+            "weightedmean": [(position + 1) / (n * (n + 1) / 2) for position in range(n)],
+            "mean_sqrt_len_tokens": [1 / math.sqrt(n)] * n,
+        }[mode]
+        side = []
+        for alpha, h in zip(alphas, tokens, strict=True):
+            linear = [sum(w * x for w, x in zip(row, h, strict=True)) for row in weight]
+            side.append([alpha * value + alpha / sum(alphas) * c for value, c in zip(linear, bias, strict=True)])
+        parts.append(side)
+        norms.append(math.sqrt(sum(sum(part[k] for part in side) ** 2 for k in range(7))))
     found = explain_pair(model, *texts)
-    for s, first in enumerate(mapped[0]):
-        for t, second in enumerate(mapped[1]):
-            product = sum(x * y for x, y in zip(first, second, strict=True))
-            expected = product / (len(mapped[0]) * len(mapped[1])) / (norms[0] * norms[1])
+    for s, first in enumerate(parts[0]):
+        for t, second in enumerate(parts[1]):
+            expected = sum(x * y for x, y in zip(first, second, strict=True)) / (norms[0] * norms[1])
             assert found.contributions[s, t] == pytest.approx(expected, abs=1e-7)
 
 
@@ -190,17 +192,24 @@ def test_every_span_entry_is_the_formula(make_model: Make) -> None:
         assert found.contributions[s, t] == pytest.approx(expected, abs=1e-6)
 
 
-def test_an_activation_is_not_exact_and_says_by_how_much(make_model: Make) -> None:
+@pytest.mark.parametrize("mode", ["mean", "weightedmean"])
+def test_an_activation_is_not_exact_and_says_by_how_much(make_model: Make, mode: str) -> None:
     """The gap is the total of the printed formula, each token through tanh by itself, minus the similarity."""
     torch.manual_seed(0)
     dense = Dense(16, 8)
-    model = SentenceTransformer(modules=[*make_model("bert"), dense], device="cpu").eval()
+    model = SentenceTransformer(modules=[*make_model("bert", pooling_mode=mode), dense], device="cpu").eval()
     texts = ["a big dog is sleeping", "the cat is playing guitar ."]
     apart = []
     for text in texts:
         tokens = model.encode(text, output_value="token_embeddings").double()
         weight, bias = dense.linear.weight.detach().double(), dense.linear.bias.detach().double()
-        apart.append(sum(torch.tanh(weight @ token + bias) for token in tokens) / len(tokens))
+        counts = [1 + (mode == "weightedmean") * position for position in range(len(tokens))]
+        apart.append(
+            sum(
+                count / sum(counts) * torch.tanh(weight @ token + bias)
+                for count, token in zip(counts, tokens, strict=True)
+            )
+        )
     whole = [torch.from_numpy(model.encode(text)).double() for text in texts]
     literal = float(apart[0] @ apart[1] / (whole[0].norm() * whole[1].norm()))
     found = explain_pair(model, *texts)

@@ -70,6 +70,14 @@ def test_pages_are_escaped_and_self_contained(make_model: Make) -> None:
         assert text.count("<table") == text.count("</table>") and text.endswith("</html>\n")
 
 
+def test_a_token_of_markup_is_escaped() -> None:
+    page = _Page(strip_html([Cell("<script>", 1.0), Cell(" <img src=x> "), Cell('" onclick="x', -1.0)]))
+    assert page.tags == ["p", "mark", "mark"] and page.words == '<script> <img src=x> " onclick="x'
+    assert {name for name, _ in page.attributes} == {"class", "style", "title"}
+    assert ("title", '" onclick="x: -1') in page.attributes
+    assert _Page(matrix_html(["<i>"], ['"<u>'], np.ones((1, 1)), title='"><a>')).tags.count("td") == 2
+
+
 def test_the_strip_is_the_text_as_it_was_written(make_model: Make) -> None:
     text = "  The man's\tbig <dog>   is un-happy. "
     found = explain(make_model("bert"), text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +128,12 @@ def test_json_round_trip(span_model: SentenceTransformer) -> None:
     assert again.to_html() == explanation.to_html()
 
 
+def test_importing_is_light() -> None:
+    code = "import sys, st_plugins.explain; print([m for m in ('torch', 'rich', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_one_token(span_model: SentenceTransformer, make_model: Make) -> None:
     explanation = explain(span_model, "dog")
     assert [(span.text, span.weight) for span in explanation.spans] == [("dog", pytest.approx(1.0))]
@@ -155,6 +163,7 @@ def test_a_text_that_is_cut_off_says_so(span_model: SentenceTransformer) -> None
     assert explanation.side.unread == len(text[read_to:].strip()) > 0
     assert f"cut off the last {explanation.side.unread:,} characters" in explanation.to_html()
     assert explain(span_model, "the dog").side.unread == 0
+    assert explain(span_model, "the dog \u200b\u200b").side.unread == 0  # characters that no tokenizer keeps
     span_model.max_seq_length = 4  # exactly as long as the text
     assert explain(span_model, "the dog").side.unread == 0
 
