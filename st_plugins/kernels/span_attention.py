@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from st_plugins.kernels import span_attention_triton
+from st_plugins.kernels.span_attention_torch import TorchSpanAttention
 
-__all__ = ["SpanAttention", "TorchSpanAttention", "span_attention", "span_reach"]
-
-# Numbers in a block of span vectors: on a CPU few enough to stay in the cache while a chain of operations runs over
-# them, and so many that starting an operation costs little beside running it.
-_CPU_BLOCK, _OTHER_BLOCK = 2**19, 2**24
-# A block has at most one start position more than this; every row of the ends serves all of them.
-_MARGIN = 7
+__all__ = ["SpanAttention", "span_attention", "span_reach"]
 
 
 class SpanAttention(NamedTuple):
@@ -107,8 +99,13 @@ def span_attention(
     with torch.autocast(start.device.type, enabled=False):
         outside = ~mask[..., None]
         vectors = [None if x is None else x.to(kind).masked_fill(outside, 0.0) for x in (start, end, product)]
-        pooled, weights = function.apply(*vectors, scorer.to(kind), reach, length)
+        pooled, weights = _apply(function, *vectors, scorer.to(kind), reach, length)
         return SpanAttention(pooled.to(start.dtype), weights, weights.square().sum((1, 2)))
+
+
+@torch.compiler.disable  # blocks that depend on the mask are nothing to compile; the rest of the model still is
+def _apply(function: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return function.apply(*arguments)
 
 
 def _check(
@@ -131,7 +128,7 @@ def _check(
         shape = expected.get(name, start.shape[:2])
         if tensor.shape != shape:
             raise ValueError(
-                f"{name} must have shape {tuple(shape)} to go with start {tuple(start.shape)}, got {tuple(tensor.shape)}"
+                f"{name} must have shape {tuple(shape)}, as start is {tuple(start.shape)}; got {tuple(tensor.shape)}"
             )
         if tensor.device != start.device:
             raise ValueError(f"{name} is on {tensor.device}, but start is on {start.device}; move it there")
@@ -166,155 +163,3 @@ def span_reach(mask: Tensor, segments: Tensor | None, length: int) -> Tensor:
     barriers = pad(torch.where(barrier, position, tokens)[:, 1:], (0, 1), value=tokens)
     following = barriers.flip(1).cummin(1).values.flip(1)
     return (following - position).clamp(max=length) * mask
-
-
-class TorchSpanAttention(torch.autograd.Function):
-    """Span attention in PyTorch, block by block, for float32 and float64; see `span_attention`.
-
-    With g and γ the gradients of ``pooled`` and of the weights, the gradient of a score is ``δ_ij = α_ij (g · h_ij +
-    γ_ij - c)``, where ``c = Σ α (g · h + γ) = g · pooled + Σ α γ`` is known beforehand. So one pass over the spans is
-    enough: the gradient of the argument of tanh is ``(α_ij g + δ_ij scorer) ∘ (1 - h_ij²)``.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, start: Tensor, end: Tensor, product: Tensor | None, scorer: Tensor, reach: Tensor, length: int
-    ) -> tuple[Tensor, Tensor]:
-        """Pool the spans, with an online softmax.
-
-        Args:
-            ctx: Where the backward pass finds what it needs.
-            start: ``(B, n, d)``, finite for masked tokens too.
-            end: ``(B, n, d)``, likewise.
-            product: ``(B, n, d)``, likewise, or None.
-            scorer: ``(d,)``.
-            reach: What `span_reach` returned, ``(B, n)``.
-            length: L, tokens in the longest span.
-
-        Returns:
-            The pooled vectors ``(B, d)`` and the weights ``(B, n, L)``.
-        """
-        spans = _Spans(start, end, product, reach)
-        valid = torch.arange(length, device=reach.device) < reach[..., None]
-        scores = _band(torch.zeros_like(valid, dtype=start.dtype).masked_fill_(~valid, -torch.inf), -torch.inf)
-        top = start.new_full((len(start), 1), torch.finfo(start.dtype).min)
-        pooled = torch.zeros_like(start[:, :1])
-        for block in spans.blocks():
-            hidden = spans.hidden(block)
-            score = block.of(scores).add_(hidden @ scorer).flatten(1)
-            before = top[block.rows]
-            highest = torch.maximum(before, score.amax(1, keepdim=True))
-            pooled[block.rows].mul_((before - highest).exp_()[..., None]).baddbmm_(
-                (score - highest).exp_()[:, None], hidden.flatten(1, 2)
-            )
-            before.copy_(highest)
-        weights = (scores[..., _MARGIN:-_MARGIN] - top[..., None]).exp_()
-        total = weights.sum((1, 2)).clamp_min_(torch.finfo(start.dtype).tiny)[:, None]
-        weights /= total[..., None]
-        pooled = pooled.squeeze(1) / total
-        ctx.save_for_backward(start, end, product, scorer, reach, pooled, weights)
-        return pooled, weights
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, pooled_grad: Tensor, weights_grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Make the spans again and return the gradients.
-
-        Args:
-            ctx: What `forward` left.
-            pooled_grad: ``(B, d)``.
-            weights_grad: ``(B, n, L)``.
-
-        Returns:
-            A gradient for each of the four tensors, and None for the other arguments.
-        """
-        start, end, product, scorer, reach, pooled, weights = ctx.saved_tensors
-        centre = (pooled * pooled_grad).sum(1) + (weights * weights_grad).sum((1, 2))
-        alpha, rest = _band(weights, 0.0), _band(weights * (weights_grad - centre[:, None, None]), 0.0)
-        directions = torch.stack([pooled_grad, scorer.expand_as(pooled_grad)], dim=1)
-        start_grad, end_grad, scorer_grad = torch.zeros_like(start), torch.zeros_like(end), torch.zeros_like(scorer)
-        product_grad = None if product is None else torch.zeros_like(product)
-        spans = _Spans(start, end, product, reach)
-        scratch = torch.empty_like(spans.memory)
-        for block in spans.blocks():
-            hidden = spans.hidden(block)
-            flat = hidden.flatten(1, 2)
-            weight = block.of(alpha)
-            along = (flat @ pooled_grad[block.rows, :, None]).view_as(weight)
-            delta = torch.addcmul(block.of(rest), weight, along)
-            scorer_grad.addmv_(flat.flatten(0, 1).T, delta.flatten())
-            factors = torch.stack([weight, delta], dim=-1).flatten(1, 2)
-            grad = torch.bmm(factors, directions[block.rows], out=scratch[: flat.numel()].view_as(flat))
-            grad = grad.addcmul_(grad, flat.square_(), value=-1).view_as(hidden)
-            start_grad[block.rows, block.starts] += grad.sum(2)
-            end_grad[block.rows, block.ends] += grad.sum(1)
-            if product is not None and product_grad is not None:
-                torch.mul(grad, product[block.rows, None, block.ends], out=hidden)
-                product_grad[block.rows, block.starts] += hidden.sum(2)
-                grad *= product[block.rows, block.starts, None]
-                product_grad[block.rows, block.ends] += grad.sum(1)
-        return start_grad, end_grad, product_grad, scorer_grad, None, None
-
-
-class _Block(NamedTuple):
-    """The spans of some texts that begin in one range and end in another."""
-
-    rows: slice
-    starts: slice
-    ends: slice
-
-    def of(self, band: Tensor) -> Tensor:
-        """Return the view of a band (see `_band`) that belongs to these spans, ``(rows, starts, ends)``."""
-        tokens, width = band.shape[1:]
-        first = (self.rows.start * tokens + self.starts.start) * width + self.ends.start - self.starts.start
-        shape = [part.stop - part.start for part in self]
-        return band.as_strided(shape, (tokens * width, width - 1, 1), first + _MARGIN)
-
-
-def _band(values: Tensor, outside: float) -> Tensor:
-    """Give ``(B, n, L)`` numbers a margin of spans that are too long or end before they begin: blocks are oblong."""
-    return pad(values, (_MARGIN, _MARGIN), value=outside)
-
-
-class _Spans:
-    """Cuts the spans of a batch into blocks, and makes the vectors of one block at a time, in the same memory."""
-
-    def __init__(self, start: Tensor, end: Tensor, product: Tensor | None, reach: Tensor) -> None:
-        self.doubled_start, self.doubled_end, self.product = 2 * start, 2 * end, product
-        self.minus_one = start.new_tensor(-1.0)
-        tokens = torch.arange(reach.shape[1], device=reach.device)
-        self.first = torch.where(reach > 0, tokens, reach.shape[1]).amin(1).tolist()
-        self.after = torch.where(reach > 0, tokens + reach, 0).cpu()  # all spans that begin here end before this token
-        self.longest = max(reach.amax(1).tolist(), default=0)
-        dimension = start.shape[2]
-        self.most = max(_MARGIN + 1, (_CPU_BLOCK if start.device.type == "cpu" else _OTHER_BLOCK) // dimension)
-        self.memory = start.new_empty(self.most * dimension)
-
-    def blocks(self) -> Iterator[_Block]:
-        """Yield blocks that together hold every valid span once, and few others."""
-        texts, tokens = self.after.shape
-        starts = max(1, min(_MARGIN + 1, self.longest // 8))
-        together = max(1, self.most // (starts * min(tokens, self.longest + starts - 1)))
-        for row in range(0, texts, together):
-            rows = slice(row, min(row + together, texts))
-            after = self.after[rows].amax(0)
-            for begin in range(min(self.first[rows]), int(after.max()), starts):
-                window = slice(begin, min(begin + starts, tokens))
-                stop = int(after[window].max())
-                size = self.most // (starts * (rows.stop - rows.start))
-                for left in range(begin, stop, size):
-                    yield _Block(rows, window, slice(left, min(left + size, stop)))
-
-    def hidden(self, block: _Block) -> Tensor:
-        """Return ``h`` for a block, ``(rows, starts, ends, d)``; the next call overwrites it.
-
-        It is computed as ``2 σ(2x) - 1``: PyTorch's sigmoid takes a third of the time of its tanh on a CPU, and the
-        error stays at rounding of numbers near 1 (2e-7 in float32).
-        """
-        rows, starts, ends = block
-        first, last = self.doubled_start[rows, starts, None], self.doubled_end[rows, None, ends]
-        shape = (*first.shape[:2], *last.shape[2:])
-        hidden = torch.add(first, last, out=self.memory[: math.prod(shape)].view(shape))
-        if self.product is not None:
-            hidden.addcmul_(self.product[rows, starts, None], self.product[rows, None, ends], value=2)
-        return torch.add(self.minus_one, hidden.sigmoid_(), alpha=2, out=hidden)
