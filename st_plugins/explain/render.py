@@ -45,6 +45,8 @@ STYLE = """
 .legend { display: flex; align-items: center; gap: .5rem; color: var(--soft); font-size: .85rem; margin: .5rem 0; }
 .legend i { display: inline-block; width: 1.1rem; height: .9rem; }
 mark, .heat td, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+@page { size: landscape; }
+@media print { .scroll { overflow: visible; } .heat { font-size: 6pt; } .heat td { min-width: 0; padding: 1px 2px; } }
 """
 
 

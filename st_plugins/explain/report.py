@@ -141,6 +141,7 @@ def pair_html(explanation: PairExplanation) -> str:
     signed = bool(min(a.min(), b.min()) < 0)
     rows = [[_shown(pair.span_a), _shown(pair.span_b), f"{pair.contribution:+.5f}"] for pair in explanation.top_pairs]
     labels_a, labels_b, values, top = _token_table(explanation, _PAGE_TOKENS)
+    negative = " Negative ones are brown and underlined." if values.min() < 0 else ""
     body = [
         f"<h1>Why {explanation.similarity:.4f}?</h1>",
         f'<p class="summary">{escape(_total_line(explanation))}</p>',
@@ -151,8 +152,7 @@ def pair_html(explanation: PairExplanation) -> str:
         ),
         section(
             "Token by token",
-            '<p class="note">Contributions × 100: rows are the first text, columns the second. Negative ones are '
-            "brown and underlined.</p>"
+            f'<p class="note">Contributions × 100: rows are the first text, columns the second.{negative}</p>'
             + matrix_html(labels_a, labels_b, values, title="Contribution of each pair of tokens", limit=top)
             + legend_html(top, bool(values.min() < 0)),
         ),
@@ -215,14 +215,15 @@ def _token_table(explanation: PairExplanation, most: int) -> tuple[list[str], li
     spreads, labels, single = [], [], []
     for side, values in ((explanation.a, explanation.saliency_a), (explanation.b, explanation.saliency_b)):
         spread = side.spread()
-        kept = np.arange(len(values))
-        if len(values) > most + 1:
-            kept = np.sort(np.argsort(-np.abs(values), kind="stable")[:most])
+        used = np.flatnonzero(spread.any(axis=0))  # not the special tokens that no span may hold
+        kept = used
+        if len(used) > most + 1:
+            kept = used[np.sort(np.argsort(-np.abs(values[used]), kind="stable")[:most])]
         names = [side.tokens[k].text for k in kept]
         chosen = spread[:, kept]
-        if len(kept) < len(values):
+        if len(kept) < len(used):
             chosen = np.column_stack([chosen, 1 - chosen.sum(1)])
-            names.append(f"{len(values) - len(kept)} more")
+            names.append(f"{len(used) - len(kept)} more")
         spreads.append(chosen)
         labels.append(names)
         single.append(len(kept))
