@@ -103,6 +103,7 @@ def test_a_step_on_the_penalty_alone_makes_the_weights_sharper(
     span_model: Callable[..., SentenceTransformer], sentences: list[str]
 ) -> None:
     model = span_model()
+    nn.init.normal_(SpanPooling.of(model).score.weight)
     loss, columns = SelfExplainingLoss(model, 2), [model.preprocess(sentences[:8])]
     with without_dropout(model):
         before = sharpness_oracle(model, *columns)

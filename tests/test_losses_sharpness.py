@@ -109,6 +109,17 @@ def test_the_regularizer_refuses_what_it_cannot_train(
     for inner in (CachedMultipleNegativesRankingLoss(own, mini_batch_size=2), MegaBatchMarginLoss(own)):
         with pytest.raises(ValueError, match=f"{type(inner).__name__} embeds texts without gradients"):
             SpanSharpnessRegularizer(inner, 0.5)([dict(column) for column in columns], LABELS)
+
+    class Twice(nn.Module):
+        model = own
+
+        def forward(self, features: Any, labels: Any) -> Any:
+            with torch.no_grad():
+                self.model(dict(features[0]))
+            return self.model(dict(features[0]))["sentence_embedding"].sum()
+
+    with pytest.raises(ValueError, match="Twice embeds texts without gradients"):
+        SpanSharpnessRegularizer(Twice(), 0.5)([dict(column) for column in columns])
     with pytest.raises(ValueError, match="cannot wrap a loss with an AdversarialPerturbation"):
         SpanSharpnessRegularizer(ConSERTLoss(own, ("none", "adversarial:0.5")), 0.5)
     with pytest.raises(ValueError, match="one SpanPooling, but has 0"):

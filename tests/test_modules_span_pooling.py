@@ -324,7 +324,7 @@ def test_features_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     [
         ({"embedding_dimension": 0}, "embedding_dimension must be at least 1, got 0"),
         ({"max_span_length": 0}, "max_span_length must be at least 1, or None for no limit; got 0"),
-        ({"interaction": "outer"}, r"interaction must be one of \('projected', 'product'\), got 'outer'"),
+        ({"interaction": "outer"}, "interaction must be 'projected' or 'product', got 'outer'"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,7 +22,6 @@ __all__ = ["SpanPooling"]
 
 logger = logging.getLogger(__name__)
 
-_INTERACTIONS = ("projected", "product")
 _DEFAULTS: dict[str, Any] = {
     "max_span_length": None,
     "interaction": "projected",
@@ -85,11 +85,10 @@ class SpanPooling(Module):
     Reference:
         Sun et al., "Self-Explaining Structures Improve NLP Models" (2020), arXiv 2012.01786, section 3. The paper's
         last term is ``W₄ (hᵢ ∘ hⱼ)``, its code's ``(W₄ hᵢ) ∘ (W₄ hⱼ)``; they differ, and all published numbers are
-        the code's. Our ``S = W₁ + W₃`` and ``E = W₂ - W₃`` say the same as the three matrices of the code with one
-        less; of its biases ``b = b₁ + b₂`` is left, that of W₃ cancels, and that of the score has no effect
-        (`from_reference`). The code masks with ``- 1e6``, which float16 cannot hold and which gives a text without
-        spans the mean of forbidden ones, and leaves a second separator (RoBERTa's ``</s></s>``) inside spans. It
-        starts from random matrices.
+        the code's. ``S = W₁ + W₃`` and ``E = W₂ - W₃`` say the same as its three matrices (`from_reference`); of the
+        biases ``b = b₁ + b₂`` is left, that of W₃ cancels, and that of the score has no effect. The code masks with
+        ``- 1e6``, which float16 cannot hold and which gives a text without spans the mean of forbidden ones, leaves a
+        second separator (RoBERTa's ``</s></s>``) inside spans, and starts from random matrices.
     """
 
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
@@ -110,8 +109,8 @@ class SpanPooling(Module):
             raise ValueError(f"embedding_dimension must be at least 1, got {embedding_dimension}")
         if max_span_length is not None and max_span_length < 1:
             raise ValueError(f"max_span_length must be at least 1, or None for no limit; got {max_span_length}")
-        if interaction not in _INTERACTIONS:
-            raise ValueError(f"interaction must be one of {_INTERACTIONS}, got {interaction!r}")
+        if interaction not in ("projected", "product"):
+            raise ValueError(f"interaction must be 'projected' or 'product', got {interaction!r}")
         self.embedding_dimension, self.max_span_length = embedding_dimension, max_span_length
         self.interaction: str = interaction
         self.include_special_tokens, self.include_prompt = include_special_tokens, include_prompt
@@ -124,13 +123,14 @@ class SpanPooling(Module):
         self.end = nn.Linear(embedding_dimension, embedding_dimension, bias=False)
         self.product = nn.Linear(embedding_dimension, embedding_dimension, bias=interaction == "projected")
         self.score = nn.Linear(embedding_dimension, 1, bias=False)
-        # The product begins at small random numbers: with both of its factors zero neither would get a gradient.
+        # The product and the score begin random, for at zero they would have no gradient (the score: from sharpness).
         with torch.no_grad():
             for half in (self.start, self.end):
                 nn.init.eye_(half.weight).mul_(0.5)
             nn.init.zeros_(self.start.bias)
             if self.product.bias is not None:
                 nn.init.zeros_(self.product.bias)
+            nn.init.normal_(self.score.weight, std=0.1 / math.sqrt(embedding_dimension))
 
     @classmethod
     def from_reference(cls, weights: Mapping[str, Tensor], **options: Any) -> Self:
@@ -161,7 +161,7 @@ class SpanPooling(Module):
             return weights[found[0]].detach().cpu().double()
 
         first, second, difference = (find(f"W_{number}.weight") for number in (1, 2, 3))
-        module = cls(first.shape[0], interaction="projected", **options)
+        module = cls(len(first), interaction="projected", **options)
         folded = {"start.weight": first + difference, "start.bias": find("W_1.bias") + find("W_2.bias")}
         folded |= {"end.weight": second - difference, "score.weight": find("h_t.weight")}
         folded |= {"product.weight": find("W_4.weight"), "product.bias": find("W_4.bias")}
@@ -193,7 +193,7 @@ class SpanPooling(Module):
         """Take over the ids of the tokenizer's special tokens; the host calls this when it has built a model.
 
         Args:
-            model: The model; one that the module was appended to later has to be given by hand.
+            model: The model; where the module was appended to it later, call this yourself.
         """
         tokenizer = getattr(model, "tokenizer", None)
         if self.special_token_ids is None and hasattr(tokenizer, "all_special_ids"):
@@ -260,8 +260,7 @@ class SpanPooling(Module):
             )
         admitted: Tensor = mask.bool()
         prompt = features.get("prompt_length")
-        if prompt is not None and not self.include_prompt:
-            # A number, or one for each row; counted from a row's first token, which padding may precede.
+        if prompt is not None and not self.include_prompt:  # a number, or one a row; padding may precede the prompt
             length = torch.as_tensor(prompt, device=admitted.device).reshape(-1, 1)
             admitted = admitted & (admitted.cumsum(dim=1) > length)
         if self.include_special_tokens:
@@ -308,14 +307,13 @@ class SpanPooling(Module):
                 f"tokens, got {index[outside][:8].tolist()}"
             )
         tokens = table.to(self.start.weight.dtype)
-        summed = self.start(tokens)[first] + self.end(tokens)[last]
+        summed: Tensor = self.start(tokens)[first] + self.end(tokens)[last]
         if self.interaction == "projected":
             product = self.product(tokens)
             summed = summed + product[first] * product[last]
         else:
             summed = summed + self.product(tokens[first] * tokens[last])
-        vectors: Tensor = summed.tanh()
-        return vectors
+        return summed.tanh()
 
     @contextlib.contextmanager
     def returning_spans(self) -> Iterator[Self]:
