@@ -46,7 +46,8 @@ STYLE = """
 .legend i { display: inline-block; width: 1.1rem; height: .9rem; }
 mark, .heat td, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 @page { size: landscape; }
-@media print { .scroll { overflow: visible; } .heat { font-size: 6pt; } .heat td { min-width: 0; padding: 1px 2px; } }
+@media print { .scroll { overflow: visible; } .heat { font-size: 6pt; } .heat td { min-width: 0; padding: 1px 2px; }
+  .numbers { font-size: 8pt; } }
 """
 
 
@@ -118,7 +119,7 @@ def matrix_terminal(
     columns: Sequence[str],
     values: NDArray[np.float64],
     *,
-    limit: float | None = None,
+    shades: NDArray[np.float64] | None = None,
     title: str = "",
     scale: float = 100.0,
 ) -> Table:
@@ -128,20 +129,21 @@ def matrix_terminal(
         rows: Labels of the rows.
         columns: Labels of the columns.
         values: ``(rows, columns)``.
-        limit: The number that gets full colour; None takes the largest.
+        shades: Colours of the cells, from -1 to 1; None takes the values, the largest at full colour.
         title: Heading.
         scale: What the written numbers are multiplied by.
 
     Returns:
         A rich table.
     """
-    limit = limit or _limit(values)
+    shades = values / _limit(values) if shades is None else shades
     table = Table(title=title, box=box.SIMPLE, padding=(0, 0), show_edge=False)
     table.add_column("", justify="right", no_wrap=True)
     for label in columns:
         table.add_column(Text(f" {label}"), justify="right", no_wrap=False)
-    for label, row in zip(rows, values, strict=True):
-        table.add_row(Text(f"{label} "), *(Text(f" {_number(scale * v)}", style=_style(v / limit)) for v in row))
+    for label, row, tints in zip(rows, values, shades, strict=True):
+        drawn = (Text(f" {_number(scale * v)}", style=_style(tint)) for v, tint in zip(row, tints, strict=True))
+        table.add_row(Text(f"{label} "), *drawn)
     return table
 
 
@@ -179,7 +181,7 @@ def matrix_html(
     values: NDArray[np.float64],
     *,
     title: str,
-    limit: float | None = None,
+    shades: NDArray[np.float64] | None = None,
     scale: float = 100.0,
 ) -> str:
     """Return a matrix as an HTML table with the numbers in it; hovering shows both labels and more digits.
@@ -189,7 +191,7 @@ def matrix_html(
         columns: Labels of the columns.
         values: ``(rows, columns)``.
         title: What it shows, for readers who do not see it.
-        limit: The number that gets full colour; None takes the largest.
+        shades: Colours of the cells, from -1 to 1; None takes the values, the largest at full colour.
         scale: What the written numbers are multiplied by.
 
     Returns:
@@ -199,16 +201,16 @@ def matrix_html(
         >>> matrix_html(["a"], ["b"], np.array([[0.25]]), title="one").count("<td class")
         0
     """
-    limit = limit or _limit(values)
+    shades = values / _limit(values) if shades is None else shades
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label in columns)
     body = ""
-    for label, row in zip(rows, values, strict=True):
+    for label, row, tints in zip(rows, values, shades, strict=True):
         body += f'<tr><th scope="row">{escape(label)}</th>'
-        for other, value in zip(columns, row, strict=True):
+        for other, value, tint in zip(columns, row, tints, strict=True):
             number = _number(scale * value)
             minus = ' class="minus"' if number.startswith("-") else ""
             hover = escape(f"{label} × {other}: {value:.5f}")
-            body += f'<td{minus} style="{_css(value / limit)}" title="{hover}">{number}</td>'
+            body += f'<td{minus} style="{_css(tint)}" title="{hover}">{number}</td>'
         body += "</tr>\n"
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}"><table class="heat">'

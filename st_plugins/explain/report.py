@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +116,15 @@ def pair_terminal(explanation: PairExplanation) -> Group:
     table.add_column("second text")
     for pair in explanation.top_pairs:
         table.add_row(f"{pair.contribution:+.4f}", Text(_shown(pair.span_a)), Text(_shown(pair.span_b)))
-    rows, columns, values, top = _token_table(explanation, _TERMINAL_TOKENS)
-    matrix = matrix_terminal(rows, columns, values, limit=top, title="Token by token, × 100")
+    tokens = _token_matrix(explanation, _TERMINAL_TOKENS)
+    matrix = matrix_terminal(
+        tokens.rows,
+        tokens.columns,
+        tokens.values,
+        shades=tokens.shades,
+        title=f"Token by token, × {tokens.scale:,g}",
+        scale=tokens.scale,
+    )
     parts: list[RenderableType] = [Text(_total_line(explanation)), Text(), *strips, table, matrix]
     for line in _pair_notes(explanation):
         parts.append(Text(line))
@@ -140,8 +148,9 @@ def pair_html(explanation: PairExplanation) -> str:
     )
     signed = bool(min(a.min(), b.min()) < 0)
     rows = [[_shown(pair.span_a), _shown(pair.span_b), f"{pair.contribution:+.5f}"] for pair in explanation.top_pairs]
-    labels_a, labels_b, values, top = _token_table(explanation, _PAGE_TOKENS)
-    negative = " Negative ones are brown and underlined." if values.min() < 0 else ""
+    tokens = _token_matrix(explanation, _PAGE_TOKENS)
+    negative = " Negative ones are brown and underlined." if tokens.values.min() < 0 else ""
+    note = f"Contributions × {tokens.scale:,g}: rows are the first text, columns the second.{negative}"
     body = [
         f"<h1>Why {explanation.similarity:.4f}?</h1>",
         f'<p class="summary">{escape(_total_line(explanation))}</p>',
@@ -152,9 +161,16 @@ def pair_html(explanation: PairExplanation) -> str:
         ),
         section(
             "Token by token",
-            f'<p class="note">Contributions × 100: rows are the first text, columns the second.{negative}</p>'
-            + matrix_html(labels_a, labels_b, values, title="Contribution of each pair of tokens", limit=top)
-            + legend_html(top, bool(values.min() < 0)),
+            f'<p class="note">{note}</p>'
+            + matrix_html(
+                tokens.rows,
+                tokens.columns,
+                tokens.values,
+                shades=tokens.shades,
+                title="Contribution of each pair of tokens",
+                scale=tokens.scale,
+            )
+            + legend_html(tokens.top, bool(tokens.shades.min() < 0)),
         ),
         *_faithfulness_html(explanation.faithfulness),
         section("How to read this", "".join(f"<p>{escape(line)}</p>" for line in _pair_notes(explanation))),
@@ -207,11 +223,19 @@ def _pair_notes(explanation: PairExplanation) -> list[str]:
     return lines
 
 
-def _token_table(explanation: PairExplanation, most: int) -> tuple[list[str], list[str], NDArray[np.float64], float]:
-    """Return the contributions of the tokens that count most, in text order, and of the others as one more.
+class _Matrix(NamedTuple):
+    """Contributions of tokens; gathered tokens have no shade, because their sums would outshine the others."""
 
-    Labels of rows and columns, the table, and the largest number among single tokens.
-    """
+    rows: list[str]
+    columns: list[str]
+    values: NDArray[np.float64]
+    shades: NDArray[np.float64]
+    top: float
+    scale: float
+
+
+def _token_matrix(explanation: PairExplanation, most: int) -> _Matrix:
+    """Return the contributions of the tokens that count most, in text order, and of the others as one more."""
     spreads, labels, single = [], [], []
     for side, values in ((explanation.a, explanation.saliency_a), (explanation.b, explanation.saliency_b)):
         spread = side.spread()
@@ -228,7 +252,15 @@ def _token_table(explanation: PairExplanation, most: int) -> tuple[list[str], li
         labels.append(names)
         single.append(len(kept))
     table = spreads[0].T @ explanation.contributions @ spreads[1]
-    return labels[0], labels[1], table, float(np.abs(table[: single[0], : single[1]]).max())
+    top = float(np.abs(table[: single[0], : single[1]]).max())
+    shades = np.zeros_like(table)
+    shades[: single[0], : single[1]] = table[: single[0], : single[1]] / (top or 1.0)
+    return _Matrix(labels[0], labels[1], table, shades, top, _scale(top))
+
+
+def _scale(top: float) -> float:
+    """The power of ten that gives the largest number two digits before the point."""
+    return 10.0 ** (math.floor(-math.log10(top)) + 2) if top > 0 else 1.0
 
 
 def _shown(span: Span) -> str:
