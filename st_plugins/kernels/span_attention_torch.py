@@ -221,11 +221,12 @@ def _each(work: Callable[[Tensor], Result], start: Tensor, reach: Tensor) -> lis
     groups = _groups(start, reach)
     workers = min(len(groups), torch.get_num_threads()) if start.device.type == "cpu" else 1
     if workers < 2:
-        return [work(texts) for texts in groups]
+        with torch.autocast(start.device.type, enabled=False):  # the backward pass may run under it
+            return [work(texts) for texts in groups]
     inference = torch.is_inference_mode_enabled()
 
     def alone(texts: Tensor) -> Result:
-        with torch.inference_mode(inference), torch.no_grad():  # a new thread does not inherit them
+        with torch.inference_mode(inference), torch.no_grad():  # a new thread does not inherit them, nor autocast
             return work(texts)
 
     with ThreadPoolExecutor(workers, initializer=_use_one_core) as pool:
