@@ -305,10 +305,13 @@ def test_json_round_trip(make_model: Make, limit: int) -> None:
     assert json.loads(text)["a"]["tokens"][1]["text"] == "a"
 
 
-def test_half_precision_is_close(make_model: Make) -> None:
-    model = make_model("bert").to(torch.bfloat16)
-    found = explain_pair(model, "a big dog", "the cat is sleeping")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pooling", ["mean", "span"])
+def test_half_precision_is_close(make_model: Make, dtype: torch.dtype, pooling: str) -> None:
+    model = _span_model(make_model) if pooling == "span" else make_model("bert")
+    found = explain_pair(model.to(dtype), "a big dog", "the cat is sleeping")
     assert found.contributions.sum() == pytest.approx(found.similarity, abs=0.02)
+    assert np.isfinite(found.contributions).all()
 
 
 def test_the_model_is_left_as_it_was(make_model: Make) -> None:

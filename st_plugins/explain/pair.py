@@ -152,8 +152,8 @@ def explain_pair(
     """Split the similarity of two texts into contributions of their spans, exactly.
 
     An embedding made by SpanPooling is a sum of span vectors h with weights α that sum to 1; a mean pooling is the
-    same with tokens. Affine modules f after it keep that (the weights carry the bias), and a Normalize only divides
-    by one number. So with embeddings u and v::
+    same with tokens. Affine modules f after it keep that (the weights carry the bias), and a Normalize, or a
+    LayerNorm after its centring, only divides by one number. So with embeddings u and v::
 
         contribution(s, t) = α_s β_t ⟨f(h_s), f(h_t)⟩ / (|u| |v|)      (without the division for dot products)
 
