@@ -150,8 +150,8 @@ class SpanPooling(Module):
         Example:
             >>> layers = {name: nn.Linear(8, 8) for name in ("W_1", "W_2", "W_3", "W_4")} | {"h_t": nn.Linear(8, 1)}
             >>> module = SpanPooling.from_reference(nn.ModuleDict(layers).state_dict())
-            >>> round(float((module.start.weight - layers["W_1"].weight - layers["W_3"].weight).abs().max()), 6)
-            0.0
+            >>> tuple(module.start.weight.shape), torch.equal(module.product.weight, layers["W_4"].weight)
+            ((8, 8), True)
         """
 
         def find(name: str) -> Tensor:
