@@ -113,7 +113,7 @@ class TestFormula:
         self, kind: str, length: int | None, block: int, starts: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(blocks, "_CPU_BLOCK", block)
-        monkeypatch.setattr(blocks, "_starts", lambda longest: starts)
+        monkeypatch.setattr(blocks, "_starts", lambda numbers: starts)
         tensors, mask = inputs(2, 5, 3), mask_of(MASKS[kind])
         for product in (tensors[2], None):
             tensors[2] = product  # type: ignore[call-overload]
@@ -270,7 +270,7 @@ class TestGradients:
         self, kind: str, length: int | None, block: int, starts: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(blocks, "_CPU_BLOCK", block)
-        monkeypatch.setattr(blocks, "_starts", lambda longest: starts)
+        monkeypatch.setattr(blocks, "_starts", lambda numbers: starts)
         mask = mask_of(MASKS[kind])
         tensors = [x.requires_grad_() for x in inputs(2, 5, 2)]
         assert torch.autograd.gradcheck(lambda *x: tuple(span_attention(*x, mask, length)), tensors)

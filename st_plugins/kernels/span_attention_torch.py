@@ -159,10 +159,10 @@ class _Spans:
         tokens = torch.arange(reach.shape[1], device=reach.device)
         self.first = int(torch.where(reach > 0, tokens, reach.shape[1]).min())
         self.after = torch.where(reach > 0, tokens + reach, 0).amax(0).tolist()  # where spans that begin here stop
-        self.starts = _starts(int(reach.max()))
-        width = len(texts) * self.starts * start.shape[2]
-        self.ends = max(1, _block_size(start) // width)
-        self.memory = start.new_empty(self.ends * width)
+        numbers = len(texts) * start.shape[2]
+        self.starts = _starts(numbers)
+        self.ends = max(1, _block_size(start) // (numbers * self.starts))
+        self.memory = start.new_empty(self.ends * numbers * self.starts)
 
     def blocks(self) -> Iterator[_Block]:
         """Yield blocks that together hold every valid span once, and little else."""
@@ -190,22 +190,25 @@ def _block_size(start: Tensor) -> int:
     return _CPU_BLOCK if start.device.type == "cpu" else _OTHER_BLOCK
 
 
-def _starts(longest: int) -> int:
-    """Return how many start positions a block has: few for short spans, of which an oblong block would waste many."""
-    return max(1, min(_MARGIN + 1, longest // 8))
+def _starts(numbers: int) -> int:
+    """Return how many start positions a block has, given how many numbers one span of each text has together.
+
+    k of them make a k-th of the blocks, but about k² / 2 spans of each block are wasted, as they end before they
+    begin. An operation takes as long to start as to run over some thousand numbers, hence the constant (measured).
+    """
+    return max(1, min(_MARGIN + 1, math.isqrt(2**17 // numbers)))
 
 
 def _groups(start: Tensor, reach: Tensor) -> list[Tensor]:
     """Sort the texts that have spans by the number of them, and put a block's worth together."""
     spans, order = reach.sum(1).sort(descending=True)
     order = order[spans > 0]
-    longest = reach.amax(1)[order].tolist()
     widths = (reach > 0).sum(1)[order].tolist()
     groups, begin = [], 0
     while begin < len(order):
-        left, starts = len(order) - begin, _starts(longest[begin])
+        left = len(order) - begin
         # The number of ends falls while the starts move on: on average it is half of the width.
-        fit = max(1, 2 * _block_size(start) // (starts * widths[begin] * start.shape[2]))
+        fit = max(1, 2 * _block_size(start) // ((_MARGIN + 1) * widths[begin] * start.shape[2]))
         stop = begin + math.ceil(left / math.ceil(left / fit))
         groups.append(order[begin:stop])
         begin = stop
