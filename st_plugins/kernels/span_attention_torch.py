@@ -18,7 +18,7 @@ __all__ = ["TorchSpanAttention"]
 
 # Numbers in a block of span vectors: on a CPU few enough to stay in the cache while a chain of operations runs over
 # them, and so many that starting an operation costs little beside running it.
-_CPU_BLOCK, _OTHER_BLOCK = 2**19, 2**24
+_CPU_BLOCK, _OTHER_BLOCK = 3 * 2**18, 2**24
 # A block has at most one start position more than this; every row of the ends serves all of them.
 _MARGIN = 7
 
