@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from st_plugins.cli_explain import explain
 from st_plugins.cli_options import (
     BatchOption,
     ColumnOption,
@@ -46,6 +47,7 @@ app = typer.Typer(
     help="Tell the truth about a sentence-embedding model, and improve it.",
 )
 app.add_typer(train_app, name="train")
+app.command()(explain)
 _state = {"debug": False}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from st_plugins.modules.whitening import Whitening
 from st_plugins.pipeline import rebuild
 
-__all__ = ["fold"]
+__all__ = ["affine_map", "fold", "is_affine"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
     modules: list[nn.Module] = []
     run: list[nn.Module] = []
     for module in model:
-        if _is_affine(module):
+        if is_affine(module):
             run.append(module)
-        if not _is_affine(module) or (isinstance(module, Whitening) and module.normalize):
+        if not is_affine(module) or (isinstance(module, Whitening) and module.normalize):
             modules += _folded(run, dtype)
             run = []
             modules.append(Normalize() if isinstance(module, Whitening) else module)
@@ -70,8 +70,19 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
     return rebuild(model, modules)
 
 
-def _is_affine(module: nn.Module) -> bool:
-    """Whether the module maps ``sentence_embedding`` to an affine function of itself."""
+def is_affine(module: nn.Module) -> bool:
+    """Return whether the module maps ``sentence_embedding`` to an affine function of itself.
+
+    Args:
+        module: A module of a pipeline. A Whitening counts also when it scales to unit length after its affine map.
+
+    Returns:
+        True for a Whitening, and for a stock Dense without activation.
+
+    Example:
+        >>> is_affine(Dense(4, 2, activation_function=nn.Identity())), is_affine(Dense(4, 2))
+        (True, False)
+    """
     if isinstance(module, Whitening):
         return True
     return (
@@ -85,9 +96,9 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
     """Multiply a run of affine modules out to one Dense; leave it alone if nothing of ours is in it."""
     if not any(isinstance(module, Whitening) for module in run):
         return run
-    weight, bias = _matrix(run[0])
+    weight, bias = affine_map(run[0])
     for module in run[1:]:
-        following, offset = _matrix(module)
+        following, offset = affine_map(module)
         weight, bias = following @ weight, following @ bias + offset
     largest = max(float(weight.abs().max()), float(bias.abs().max()))
     if not bool(weight.to(dtype).isfinite().all() and bias.to(dtype).isfinite().all()):
@@ -114,8 +125,23 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
     return [dense.eval()]
 
 
-def _matrix(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of an affine module, in float64 on the CPU."""
+def affine_map(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of an affine module, in float64 on the CPU.
+
+    Args:
+        module: One for which :func:`is_affine` holds.
+
+    Returns:
+        Weight of shape ``(k, d)`` and bias of shape ``(k,)``; a residual connection is part of the weight.
+
+    Raises:
+        TypeError: The module is another one.
+
+    Example:
+        >>> weight, bias = affine_map(Dense(4, 2, activation_function=nn.Identity()))
+        >>> tuple(weight.shape), weight.dtype
+        ((2, 4), torch.float64)
+    """
     if isinstance(module, Whitening):
         mean, weight = module.affine()
         return weight, -weight @ mean

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no scripts, no network, readable on paper, phone and dark screens."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -7,65 +7,9 @@ from html import escape
 from st_plugins.evaluators.figures import Picture, pictures
 from st_plugins.evaluators.result import SuiteResult
 from st_plugins.evaluators.tables import Cell, Table, header, how_to_read, summary, tables
+from st_plugins.webpage import page, section
 
 __all__ = ["html"]
-
-# The policy makes the browser itself refuse anything that is not in the page.
-_HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-"""
-
-_STYLE = """
-:root { --ink: #1d232c; --soft: #5b6572; --line: #dde2e8; --page: #f6f7f9; --card: #fff; --head: #f0f3f6;
-  --good: #1a7f45; --bad: #b3362b; --banner: #fff3d1; --edge: #d9a521; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa5b3; --line: #343c48; --page: #14181e;
-  --card: #1c222a; --head: #252c36; --good: #5cc98a; --bad: #f08a7f; --banner: #3a3117; --edge: #b58a20; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .75rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.25rem;
-  margin-top: 1rem; }
-p { margin: .4rem 0; max-width: 80ch; }
-ul { margin: .4rem 0; padding-left: 1.2rem; }
-.summary { font-size: 1.1rem; }
-.note, figcaption, dl { color: var(--soft); font-size: .9rem; }
-.banner { background: var(--banner); border-left: 5px solid var(--edge); padding: .7rem 1rem; font-weight: 600;
-  max-width: none; margin: 0 0 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
-.numbers td, .numbers thead th + th { text-align: right; white-space: nowrap; }
-thead th { background: var(--head); white-space: nowrap; }
-tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); min-width: 6.5rem; max-width: 13rem;
-  overflow-wrap: anywhere; }
-.text td { min-width: 5.5rem; overflow-wrap: anywhere; }
-small { display: block; color: var(--soft); font-weight: normal; }
-td small.better { color: var(--good); font-weight: 600; }
-td small.worse { color: var(--bad); font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .6rem 0 0; }
-dd { margin: 0; overflow-wrap: anywhere; }
-summary { cursor: pointer; }
-summary h2 { display: inline; }
-details[open] summary { margin-bottom: .5rem; }
-.overview { columns: 2 400px; column-gap: 1.5rem; }
-.overview figure { break-inside: avoid; padding-bottom: 1rem; }
-.scatter { display: grid; gap: 1rem 1.5rem; align-items: start; }
-.scatter { grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); }
-figure { margin: 0; }
-figure img { display: block; width: 100%; max-width: 560px; height: auto; }
-.scatter img { max-width: 330px; }
-@media (max-width: 600px) { section { padding: .8rem; } tbody th { max-width: 7.5rem; }
-  dl { grid-template-columns: 1fr; } dt { font-weight: 600; } }
-@media print { body { background: none; } section { break-inside: avoid; } }
-"""
 
 
 def html(result: SuiteResult) -> str:
@@ -89,20 +33,12 @@ def html(result: SuiteResult) -> str:
     body.append(f"<dl>{facts}</dl>")
     if result.warnings:
         items = "".join(f"<li>{escape(warning)}</li>" for warning in result.warnings)
-        body.append(_section("Warnings", f"<ul>{items}</ul>"))
+        body.append(section("Warnings", f"<ul>{items}</ul>"))
     body.append(_table(main))
     body.append(_figures(pictures(result)))
-    body.append(_section("How to read this", "".join(f"<p>{escape(text)}</p>" for text in how_to_read(result))))
+    body.append(section("How to read this", "".join(f"<p>{escape(text)}</p>" for text in how_to_read(result))))
     body += [_table(table) for table in others]
-    head = f"{_HEAD}<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-    return head + "<body><main>\n" + "\n".join(body) + "\n</main></body>\n</html>\n"
-
-
-def _section(title: str, content: str, folded: bool = False) -> str:
-    heading = f"<h2>{escape(title)}</h2>"
-    if folded:
-        return f"<section><details><summary>{heading}</summary>{content}</details></section>"
-    return f"<section>{heading}{content}</section>"
+    return page(title, body)
 
 
 def _table(table: Table) -> str:
@@ -118,7 +54,7 @@ def _table(table: Table) -> str:
         f'{note}<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}">'
         f'<table class="{kind}"><thead><tr>{columns}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
     )
-    return _section(table.title, content, table.folded)
+    return section(table.title, content, table.folded)
 
 
 def _cell(cell: Cell) -> str:
@@ -133,7 +69,7 @@ def _cell(cell: Cell) -> str:
 
 def _figures(drawn: list[Picture] | None) -> str:
     if drawn is None:
-        return _section(
+        return section(
             "Figures",
             '<p>matplotlib is not installed: <code>pip install "st-plugins[report]"</code> adds figures.</p>',
         )
@@ -141,9 +77,9 @@ def _figures(drawn: list[Picture] | None) -> str:
     for group, title in (("overview", "Figures"), ("scatter", "Similarity against gold score")):
         images = "\n".join(_figure(picture) for picture in drawn if picture.group == group)
         if images:
-            content += _section(title, f'<div class="{group}">\n{images}\n</div>')
+            content += section(title, f'<div class="{group}">\n{images}\n</div>')
         else:
-            content += _section(title, "<p>The result does not hold the similarities of the pairs.</p>")
+            content += section(title, "<p>The result does not hold the similarities of the pairs.</p>")
     return content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_plugins.modules.span_pooling import SpanPooling
 from st_plugins.modules.whitening import Whitening
 
-__all__ = ["Whitening"]
+__all__ = ["SpanPooling", "Whitening"]

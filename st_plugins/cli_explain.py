@@ -1,0 +1,73 @@
+"""``st-plugins explain``: argument parsing only; the command calls one public function."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from st_plugins.cli_options import DeviceOption, LengthOption, ModelArgument
+
+if TYPE_CHECKING:
+    from st_plugins.explain import Explanation, PairExplanation
+
+__all__ = ["explain"]
+
+
+def explain(
+    model: ModelArgument,
+    a: Annotated[str, typer.Argument(help="A text.")],
+    b: Annotated[str | None, typer.Argument(help="Another text, to explain the similarity of the two.")] = None,
+    top: Annotated[int, typer.Option(help="Spans, or pairs of spans, to list.", min=1)] = 10,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Delete tokens and measure whether those named matter.")
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="Goes before the texts (default: the model's own default prompt).")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Page to write.", show_default=False)] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    device: DeviceOption = None,
+    max_length: LengthOption = None,
+) -> None:
+    """Show which spans of two texts make them similar, or which spans one embedding is made of.
+
+    Works with SpanPooling (spans) and with every mean-pooled model (tokens). The contributions add up to the
+    similarity.
+
+    [bold]Examples[/bold]
+
+      st-plugins explain ./my-model "A man plays the guitar." "Someone makes music."
+
+      st-plugins explain ./my-model "A man plays the guitar." "Someone makes music." --html why.html --faithfulness
+
+      st-plugins explain ./my-span-model "A film that is not good at all."
+    """
+    from rich.console import Console
+
+    from st_plugins import explain as explanations
+    from st_plugins.atomic import write_text
+    from st_plugins.io import load
+
+    for path in (html, json):
+        if path is not None and path.exists() and (path.is_dir() or not overwrite):
+            raise FileExistsError(f"{str(path)!r} exists; choose another file or --overwrite")
+    if html is not None and html == json:
+        raise ValueError(f"--html and --json are the same file {str(html)!r}; choose two")
+    loaded = load(model, device=device)
+    if max_length is not None:
+        loaded.max_seq_length = max_length
+    found: Explanation | PairExplanation
+    if b is None:
+        found = explanations.explain(loaded, a, top, prompt=prompt, faithfulness=faithfulness)
+    else:
+        found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, faithfulness=faithfulness)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(found.to_terminal())
+    for path, text in ((html, found.to_html()), (json, found.to_json())):
+        if path is not None:
+            write_text(path, text)
+            console.print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,241 @@
+"""Explain a similarity: which spans of one text meet which spans of the other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from typing_extensions import Self
+
+from st_plugins.explain.eraser import Faithfulness, mean_faithfulness
+from st_plugins.explain.eraser import faithfulness as measure
+from st_plugins.explain.parts import Parts, Unit, take_apart
+from st_plugins.explain.single import check_count, to_json
+from st_plugins.explain.spans import Side, Span
+
+__all__ = ["AlignedPair", "PairExplanation", "explain_pair"]
+
+_EPS = 1e-12  # of the host's cosine
+
+
+class AlignedPair(NamedTuple):
+    """A span of each text, and what they add to the similarity.
+
+    Args:
+        span_a: Of the first text.
+        span_b: Of the second text.
+        contribution: Their entry of the contributions.
+    """
+
+    span_a: Span
+    span_b: Span
+    contribution: float
+
+
+@dataclass(frozen=True, eq=False)
+class PairExplanation:
+    """The similarity of two texts as a sum over pairs of spans.
+
+    Args:
+        a: The first text with its spans.
+        b: The second text with its spans.
+        contributions: ``(spans of a, spans of b)``, float64; the total is the similarity.
+        similarity: What ``model.similarity`` gives.
+        similarity_function: ``"cosine"`` or ``"dot"``.
+        unit: ``"span"`` (SpanPooling) or ``"token"`` (mean poolings).
+        exact: Whether every entry is what the model computes. False after an activation, where the total is still the
+            similarity, but how it is divided is a choice (see :class:`~st_plugins.explain.tail.Tail`).
+        gap: How much the total would miss the similarity if every span passed the activations by itself; rounding
+            where ``exact``.
+        top_k: How many pairs ``top_pairs`` has.
+        faithfulness: What deletion says, mean of both texts, if asked for.
+    """
+
+    a: Side
+    b: Side
+    contributions: NDArray[np.float64]
+    similarity: float
+    similarity_function: str
+    unit: Unit
+    exact: bool
+    gap: float
+    top_k: int
+    faithfulness: Faithfulness | None = None
+
+    @property
+    def spans_a(self) -> tuple[Span, ...]:
+        """Spans of the first text, one a row of ``contributions``."""
+        return self.a.spans
+
+    @property
+    def spans_b(self) -> tuple[Span, ...]:
+        """Spans of the second text, one a column of ``contributions``."""
+        return self.b.spans
+
+    @property
+    def tokens(self) -> NDArray[np.float64]:
+        """``(n_a, n_b)``: the contributions with each span spread evenly over its tokens; the same total."""
+        return np.asarray(self.a.spread().T @ self.contributions @ self.b.spread())
+
+    @property
+    def saliency_a(self) -> NDArray[np.float64]:
+        """``(n_a,)``: what each token of the first text adds to the similarity, row sums of ``tokens``."""
+        return np.asarray(self.contributions.sum(1) @ self.a.spread())
+
+    @property
+    def saliency_b(self) -> NDArray[np.float64]:
+        """``(n_b,)``: what each token of the second text adds to the similarity, column sums of ``tokens``."""
+        return np.asarray(self.contributions.sum(0) @ self.b.spread())
+
+    @property
+    def top_pairs(self) -> tuple[AlignedPair, ...]:
+        """The ``top_k`` pairs that add most, in order; the rest of a text is left out."""
+        rows = len(self.spans_a) - (self.a.rest is not None)
+        columns = len(self.spans_b) - (self.b.rest is not None)
+        table = self.contributions[:rows, :columns]
+        best = np.argsort(-table, axis=None, kind="stable")[: self.top_k]
+        return tuple(
+            AlignedPair(self.spans_a[row], self.spans_b[column], float(table[row, column]))
+            for row, column in zip(*np.unravel_index(best, table.shape), strict=True)
+        )
+
+    def to_json(self) -> str:
+        """Return everything as JSON text, which :meth:`from_json` reads."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read :meth:`to_json` back.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The explanation.
+        """
+        stored = json.loads(text)
+        stored["a"], stored["b"] = Side.from_dict(stored["a"]), Side.from_dict(stored["b"])
+        stored["contributions"] = np.array(stored["contributions"])
+        if stored["faithfulness"] is not None:
+            stored["faithfulness"] = Faithfulness.from_dict(stored["faithfulness"])
+        return cls(**stored)
+
+    def to_terminal(self) -> Group:
+        """Return heat maps of both texts and the pairs that add most, for ``rich.console.Console().print``."""
+        from st_plugins.explain.report import pair_terminal
+
+        return pair_terminal(self)
+
+    def to_html(self) -> str:
+        """Return one self-contained HTML page."""
+        from st_plugins.explain.report import pair_html
+
+        return pair_html(self)
+
+
+def explain_pair(
+    model: SentenceTransformer,
+    a: str,
+    b: str,
+    top_k: int = 10,
+    *,
+    max_spans: int = 512,
+    prompt: str | tuple[str, str] | None = None,
+    faithfulness: bool = False,
+) -> PairExplanation:
+    """Split the similarity of two texts into contributions of their spans, exactly.
+
+    An embedding made by SpanPooling is a sum of span vectors h with weights α that sum to 1; a mean pooling is the
+    same with tokens. Affine modules f after it keep that (the weights carry the bias), and a Normalize, or a
+    LayerNorm after its centring, only divides by one number. So with embeddings u and v::
+
+        contribution(s, t) = α_s β_t ⟨f(h_s), f(h_t)⟩ / (|u| |v|)      (without the division for dot products)
+
+    and all contributions add up to the similarity. A contribution can be negative. Special tokens are in the host's
+    mean and are shown as what they are. A token's vector has seen the whole text: a contribution says which
+    positions the similarity is read from, not what it would be without the others; ``faithfulness`` measures that.
+
+    Args:
+        model: A model with SpanPooling, Pooling by ``"mean"``, ``"weightedmean"`` or ``"mean_sqrt_len_tokens"``, or a
+            StaticEmbedding, and cosine or dot similarity; as it was afterwards.
+        a: First text.
+        b: Second text.
+        top_k: How many pairs to list.
+        max_spans: A text with more spans (n tokens have n (n + 1) / 2) keeps the heaviest and puts the others into
+            one last row or column, the rest, which is exact as a whole: its vector is the embedding minus the spans
+            kept. Memory stays linear in the text.
+        prompt: Goes before the texts, as in ``encode``, or one for each; None takes the model's default prompt.
+        faithfulness: Whether to measure by deletion how the similarity reacts when tokens of either text are removed.
+
+    Returns:
+        The contributions.
+
+    Raises:
+        ValueError: The pooling, a module after it, or the similarity function is not supported, there is nothing to
+            explain in a text, or ``top_k`` or ``max_spans`` is below 1.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> explanation = explain_pair(model, "A happy dog sleeps.", "The cat is asleep.")
+        >>> embeddings = model.encode(["A happy dog sleeps.", "The cat is asleep."])
+        >>> gap = explanation.contributions.sum() - float(model.similarity(*embeddings))
+        >>> explanation.exact, bool(abs(gap) < 1e-5), explanation.top_pairs[0].span_a.text != ""
+        (True, True, True)
+
+    Reference:
+        Sun, Fan, Han, Wu & Li, "Self-Explaining Structures Improve NLP Models" (2020), arXiv 2012.01786, for the
+        weighted sum of spans. Splitting a similarity with it is ours.
+    """
+    check_count(top_k, "top_k")
+    check_count(max_spans, "max_spans")
+    function = str(model.similarity_fn_name)
+    if function not in ("cosine", "dot"):
+        raise ValueError(
+            f"the model's similarity function is {function!r}, which is no sum over spans; set "
+            "model.similarity_fn_name to 'cosine' or 'dot'"
+        )
+    prompts = prompt if isinstance(prompt, tuple) else (prompt, prompt)
+    first, second = (take_apart(model, text, max_spans, given) for text, given in zip((a, b), prompts, strict=True))
+    norms = 1.0
+    if function == "cosine":
+        norms = float(np.prod([max(float(side.vectors.sum(0).norm()), _EPS) for side in (first, second)]))
+    similarity = float(model.similarity(first.embedding, second.embedding))
+    found = None
+    if faithfulness:
+        found = _faithfulness(model, first, second, prompts)
+    return PairExplanation(
+        a=first.side,
+        b=second.side,
+        contributions=(first.vectors @ second.vectors.T / norms).numpy(),
+        similarity=similarity,
+        similarity_function=function,
+        unit=first.unit,
+        exact=first.exact,
+        gap=float(first.alone.sum(0) @ second.alone.sum(0)) / norms - similarity,
+        top_k=top_k,
+        faithfulness=found,
+    )
+
+
+def _faithfulness(
+    model: SentenceTransformer, first: Parts, second: Parts, prompts: tuple[str | None, str | None]
+) -> Faithfulness:
+    """Delete from either text while the other stays, and average."""
+    found = []
+    for side, other, prompt in ((first, second, prompts[0]), (second, first, prompts[1])):
+        whole = other.vectors.sum(0)
+
+        def score(embeddings: Tensor, fixed: Tensor = other.embedding) -> Tensor:
+            compared: Tensor = model.similarity(embeddings.float(), fixed.float().to(embeddings.device)[None])[:, 0]
+            return compared
+
+        saliency = (side.vectors @ whole).numpy() @ side.side.spread()
+        found.append(measure(model, side.side.text, saliency, score, prompt=prompt))
+    return mean_faithfulness(found)

@@ -1,0 +1,231 @@
+"""Take an embedding apart: which spans or tokens it is a weighted sum of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from sentence_transformers.util import batch_to_device
+from torch import Tensor, nn
+
+from st_plugins.explain.spans import Side, Span, span_of
+from st_plugins.explain.tail import Tail
+from st_plugins.explain.tokens import read
+from st_plugins.modules.span_pooling import SpanPooling
+
+__all__ = ["Parts", "Unit", "evaluating", "take_apart"]
+
+Unit = Literal["span", "token"]
+_POOLINGS = ("mean", "weightedmean", "mean_sqrt_len_tokens")
+_SUPPORTED = (
+    "SpanPooling, Pooling with pooling_mode 'mean', 'weightedmean' or 'mean_sqrt_len_tokens', and StaticEmbedding"
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An embedding as a sum.
+
+    Args:
+        side: The text, its tokens and its S parts.
+        unit: What the parts are: ``"span"`` or ``"token"``.
+        vectors: ``(S, k)``, float64: their shares of the embedding, through all modules. The sum is the embedding.
+        alone: The same, had each part passed activations by itself; ``vectors`` where there are none.
+        saliency: ``(n,)``: weight of every token, all spans spread evenly over their tokens; sums to 1.
+        sharpness: Σ α² of all weights, scaled to sum to 1.
+        embedding: ``(k,)``: what the model itself makes of the text.
+        exact: Whether ``vectors`` involves no choice.
+    """
+
+    side: Side
+    unit: Unit
+    vectors: Tensor
+    alone: Tensor
+    saliency: NDArray[np.float64]
+    sharpness: float
+    embedding: Tensor
+    exact: bool
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a block, and every module of it back into its own mode after.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def take_apart(model: SentenceTransformer, text: str, limit: int, prompt: str | None = None) -> Parts:
+    """Take the embedding of one text apart into spans (SpanPooling) or tokens (mean poolings).
+
+    Args:
+        model: The model; as it was afterwards.
+        text: The text.
+        limit: Most spans to keep: the heaviest, the others become one rest.
+        prompt: As for :func:`~st_plugins.explain.tokens.read`.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ValueError: The pooling or a module after it is not supported, there is nothing to take apart, or the model
+            gives NaN or infinity.
+    """
+    modules = list(model)
+    position = _pooling(modules)
+    tail = Tail(modules[position + 1 :], model.truncate_dim)
+    reading = read(model, text, prompt)
+    with evaluating(model), torch.no_grad():
+        features = batch_to_device(dict(reading.features), model.device)
+        for module in modules[:position]:
+            features = module(features)
+        pooled = _pool(modules[position], features)
+        kept = np.sort(np.argsort(-pooled.weights, kind="stable")[:limit])
+        vectors = pooled.vectors(kept).detach().double().cpu()
+        features = pooled.features
+        whole = features["sentence_embedding"][0].double().cpu()
+        for module in modules[position + 1 :]:
+            features = module(features)
+        embedding = features["sentence_embedding"][0].cpu()[: model.truncate_dim]
+    if not bool(whole.isfinite().all() and embedding.isfinite().all()):
+        raise ValueError(
+            f"the model gave NaN or infinity for the text {text[:80]!r}; try float32, or check the model's weights"
+        )
+    weights, count = pooled.weights, len(reading.tokens)
+    shares = weights / weights.sum()
+    saliency = _spread(pooled.first, pooled.last, shares, count)
+    parts = torch.from_numpy(weights[kept])[:, None] * vectors
+    spans = [span_of(reading, int(pooled.first[k]), int(pooled.last[k]), float(weights[k])) for k in kept]
+    left = None
+    if len(kept) == len(weights):
+        _check_sum(parts, whole, vectors, modules[position], model.dtype)
+        kept_shares = shares
+    else:
+        parts = torch.cat([parts, (whole - parts.sum(0))[None]])
+        rest = float(weights.sum() - weights[kept].sum())
+        spans.append(Span(f"{len(weights) - len(kept):,} more", None, None, -1, -1, rest, "rest"))
+        left = np.clip(saliency - _spread(pooled.first[kept], pooled.last[kept], shares[kept], count), 0.0, None)
+        left = left / left.sum() if left.sum() > 0 else saliency
+        kept_shares = np.append(shares[kept], 1 - shares[kept].sum())
+    share = torch.from_numpy(kept_shares)
+    carried = tail(parts, share)
+    return Parts(
+        side=Side(
+            text,
+            reading.tokens,
+            tuple(spans),
+            None if left is None else tuple(left.tolist()),
+            len(weights),
+            reading.unread,
+        ),
+        unit=pooled.unit,
+        vectors=carried,
+        alone=carried if tail.exact else tail(parts, share, alone=True),
+        saliency=saliency,
+        sharpness=float(np.square(shares).sum()),
+        embedding=embedding,
+        exact=tail.exact,
+    )
+
+
+def _pooling(modules: Sequence[nn.Module]) -> int:
+    """Return the position of the pooling, or say why there is none to take apart."""
+    for position, module in enumerate(modules):
+        if isinstance(module, SpanPooling) or (position == 0 and isinstance(module, StaticEmbedding)):
+            return position
+        if isinstance(module, Pooling):
+            mode = module.pooling_mode
+            if mode in _POOLINGS:
+                return position
+            reason = (
+                f"pools with {mode!r}"
+                if isinstance(mode, str)
+                else f"concatenates the poolings {', '.join(map(repr, mode))}"
+            )
+            raise ValueError(
+                f"the model {reason}, which is no weighted sum of parts of the text; explanations are exact for "
+                f"{_SUPPORTED}"
+            )
+    names = ", ".join(type(module).__name__ for module in modules)
+    raise ValueError(f"the model ({names}) has no pooling that can be taken apart; supported are {_SUPPORTED}")
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """What a pooling did: the weight of each part, its first and last token, and how to get at the vectors of some."""
+
+    unit: Unit
+    weights: NDArray[np.float64]
+    first: NDArray[np.intp]
+    last: NDArray[np.intp]
+    vectors: Callable[[NDArray[np.intp]], Tensor]
+    features: dict[str, Any]
+
+
+def _pool(pooling: nn.Module, features: dict[str, Any]) -> _Pooled:
+    if isinstance(pooling, SpanPooling):
+        before = dict(features)
+        with pooling.returning_spans():
+            features = pooling(features)
+        table = features["span_weights"][0].double().cpu().numpy()
+        first, offset = np.nonzero(table)
+        last = first + offset
+        if not len(first):
+            raise ValueError("the text has no span that SpanPooling may look at; give at least one ordinary word")
+
+        def of_spans(kept: NDArray[np.intp]) -> Tensor:
+            return pooling.span_vectors(before, torch.from_numpy(np.stack([first[kept], last[kept]], axis=1)))
+
+        return _Pooled("span", table[first, offset], first, last, of_spans, features)
+    if isinstance(pooling, StaticEmbedding):
+        tokens = pooling.embedding.weight[features["input_ids"]]
+        weights = np.full(len(tokens), 1 / len(tokens))
+    else:
+        tokens = features["token_embeddings"][0]
+        # The unit vectors of the positions, pooled, are the weights: for every host version, prompt and padding.
+        units = torch.eye(len(tokens), device=tokens.device)[None]
+        weights = pooling({**features, "token_embeddings": units})["sentence_embedding"][0].double().cpu().numpy()
+    used = np.flatnonzero(weights)
+    if not len(used):
+        raise ValueError("the pooling leaves out every token of the text, only the prompt is left; give a longer text")
+    return _Pooled(
+        "token", weights[used], used, used, lambda kept: tokens[torch.from_numpy(used[kept])], pooling(features)
+    )
+
+
+def _check_sum(parts: Tensor, whole: Tensor, vectors: Tensor, pooling: nn.Module, dtype: torch.dtype | None) -> None:
+    """Refuse a pooling that is not the sum it should be (a subclass, say), instead of explaining something else."""
+    tolerance = 100 * torch.finfo(dtype or torch.float32).eps * float(vectors.abs().max())
+    if float((parts.sum(0) - whole).abs().max()) > tolerance:
+        raise ValueError(
+            f"the output of {type(pooling).__name__} is not the weighted sum of its inputs; supported are {_SUPPORTED}"
+        )
+
+
+def _spread(
+    first: NDArray[np.intp], last: NDArray[np.intp], values: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    """Spread each span's value evenly over its tokens and add up, ``(count,)``, in O(spans + count)."""
+    each = values / (last - first + 1)
+    change = np.zeros(count + 1)
+    np.add.at(change, first, each)
+    np.add.at(change, last + 1, -each)
+    return np.clip(np.cumsum(change)[:count], 0.0, None)

@@ -1,0 +1,305 @@
+"""Explanations as terminal pictures and as self-contained HTML pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from st_plugins.explain.render import (
+    STYLE,
+    cells,
+    legend_html,
+    matrix_html,
+    matrix_terminal,
+    strip_html,
+    strip_terminal,
+)
+from st_plugins.explain.spans import Side, Span
+from st_plugins.webpage import page, section
+
+if TYPE_CHECKING:
+    from st_plugins.explain.eraser import Faithfulness
+    from st_plugins.explain.pair import PairExplanation
+    from st_plugins.explain.single import Explanation
+
+__all__ = ["explanation_html", "explanation_terminal", "pair_html", "pair_terminal"]
+
+_TERMINAL_TOKENS, _PAGE_TOKENS = 12, 40
+_UNIFORM = (
+    "This model pools by a mean: the weights depend on positions alone, and say nothing about the words. "
+    "explain_pair shows what makes two texts similar."
+)
+_NOT_EXACT = (
+    "Not exact: an activation follows the pooling. The contributions add up to the similarity, but how its effect is "
+    "divided among them is a choice; if every part passed it by itself, the total would be off by {gap:+.4f}."
+)
+_CONTEXT = (
+    "The vector of a token or span has seen the whole text. A contribution says which positions the similarity is "
+    "read from; what it would be without them is what the deletion test measures."
+)
+
+
+def explanation_terminal(explanation: Explanation) -> Group:
+    """Return a heat map of one text for the terminal.
+
+    Args:
+        explanation: The explanation.
+
+    Returns:
+        Something rich prints.
+    """
+    table = Table(title=f"Heaviest of {explanation.side.total:,} {explanation.unit}s")
+    for column in ("weight", explanation.unit):
+        table.add_column(column, justify="right" if column == "weight" else "left")
+    for span in explanation.spans:
+        table.add_row(f"{span.weight:.4f}", Text(_shown(span)))
+    strip = strip_terminal(cells(explanation.text, explanation.side.tokens, explanation.saliency), _top(explanation))
+    parts: list[RenderableType] = [Padding(strip, (1, 0)), table, Text(_weights_line(explanation))]
+    parts += [Text(line) for line in _notes(explanation.side, explanation.unit)]
+    return Group(*parts, *_faithfulness_terminal(explanation.faithfulness))
+
+
+def explanation_html(explanation: Explanation) -> str:
+    """Return the page of one text.
+
+    Args:
+        explanation: The explanation.
+
+    Returns:
+        HTML text.
+    """
+    side = explanation.side
+    strip = strip_html(cells(side.text, side.tokens, explanation.saliency), _top(explanation))
+    legend = legend_html(_top(explanation), signed=False)
+    rows = [[_shown(span), _place(span), f"{span.weight:.4f}"] for span in explanation.spans]
+    body = [
+        "<h1>What the embedding is made of</h1>",
+        f'<p class="summary">{escape(_weights_line(explanation))}</p>',
+        *(f'<p class="note">{escape(line)}</p>' for line in _notes(side, explanation.unit)),
+        section("Weight of the tokens", strip + legend),
+        section(
+            f"Heaviest of {side.total:,} {explanation.unit}s",
+            _table([explanation.unit, "characters", "weight"], rows),
+        ),
+        *_faithfulness_html(explanation.faithfulness),
+    ]
+    return page("What an embedding is made of", body, STYLE)
+
+
+def pair_terminal(explanation: PairExplanation) -> Group:
+    """Return heat maps of two texts for the terminal.
+
+    Args:
+        explanation: The explanation.
+
+    Returns:
+        Something rich prints.
+    """
+    a, b = explanation.saliency_a, explanation.saliency_b
+    limit = float(max(np.abs(a).max(), np.abs(b).max()))
+    strips = [
+        Padding(strip_terminal(cells(side.text, side.tokens, values), limit), (0, 0, 1, 0))
+        for side, values in ((explanation.a, a), (explanation.b, b))
+    ]
+    table = Table(title=f"The pairs of {explanation.unit}s that add most to {explanation.similarity:.4f}")
+    table.add_column("contribution", justify="right")
+    table.add_column("first text")
+    table.add_column("second text")
+    for pair in explanation.top_pairs:
+        table.add_row(f"{pair.contribution:+.4f}", Text(_shown(pair.span_a)), Text(_shown(pair.span_b)))
+    tokens = _token_matrix(explanation, _TERMINAL_TOKENS)
+    matrix = matrix_terminal(
+        tokens.rows,
+        tokens.columns,
+        tokens.values,
+        shades=tokens.shades,
+        title=f"Token by token, × {tokens.scale:,g}",
+        scale=tokens.scale,
+    )
+    parts: list[RenderableType] = [Text(_total_line(explanation)), Text(), *strips, table, matrix]
+    for line in _pair_notes(explanation):
+        parts.append(Text(line))
+    return Group(*parts, *_faithfulness_terminal(explanation.faithfulness))
+
+
+def pair_html(explanation: PairExplanation) -> str:
+    """Return the page of two texts.
+
+    Args:
+        explanation: The explanation.
+
+    Returns:
+        HTML text.
+    """
+    a, b = explanation.saliency_a, explanation.saliency_b
+    limit = float(max(np.abs(a).max(), np.abs(b).max()))
+    strips = "".join(
+        strip_html(cells(side.text, side.tokens, values), limit)
+        for side, values in ((explanation.a, a), (explanation.b, b))
+    )
+    signed = bool(min(a.min(), b.min()) < 0)
+    rows = [[_shown(pair.span_a), _shown(pair.span_b), f"{pair.contribution:+.5f}"] for pair in explanation.top_pairs]
+    tokens = _token_matrix(explanation, _PAGE_TOKENS)
+    negative = " Negative ones are brown and underlined." if tokens.values.min() < 0 else ""
+    note = f"Contributions × {tokens.scale:,g}: rows are the first text, columns the second.{negative}"
+    body = [
+        f"<h1>Why {explanation.similarity:.4f}?</h1>",
+        f'<p class="summary">{escape(_total_line(explanation))}</p>',
+        section("What each token adds", strips + legend_html(limit, signed)),
+        section(
+            f"The pairs of {explanation.unit}s that add most",
+            _table(["first text", "second text", "contribution"], rows),
+        ),
+        section(
+            "Token by token",
+            f'<p class="note">{note}</p>'
+            + matrix_html(
+                tokens.rows,
+                tokens.columns,
+                tokens.values,
+                shades=tokens.shades,
+                title="Contribution of each pair of tokens",
+                scale=tokens.scale,
+            )
+            + legend_html(tokens.top, bool(tokens.shades.min() < 0)),
+        ),
+        *_faithfulness_html(explanation.faithfulness),
+        section("How to read this", "".join(f"<p>{escape(line)}</p>" for line in _pair_notes(explanation))),
+    ]
+    return page(f"Why {explanation.similarity:.4f}?", body, STYLE)
+
+
+def _top(explanation: Explanation) -> float:
+    """The weight that gets full colour: equal weights get half of it."""
+    return float(max(explanation.saliency.max(), 2 / len(explanation.saliency)))
+
+
+def _weights_line(explanation: Explanation) -> str:
+    unit, total = explanation.unit, explanation.side.total
+    listed = sum(span.weight for span in explanation.spans)
+    whole = sum(span.weight for span in explanation.side.spans)
+    return (
+        f"{total:,} {unit}s; the {len(explanation.spans)} heaviest hold {100 * listed / whole:.1f} % of the weight. "
+        f"Sharpness Σα² = {explanation.sharpness:.4f} (1 for a single {unit}, {1 / total:.4f} for equal weights)."
+    )
+
+
+def _total_line(explanation: PairExplanation) -> str:
+    rows, columns = explanation.contributions.shape
+    total = float(explanation.contributions.sum())
+    return (
+        f"{explanation.similarity_function.capitalize()} similarity {explanation.similarity:.4f}, the sum of {rows} × "
+        f"{columns} contributions of {explanation.unit}s, to within {abs(total - explanation.similarity):.0e}."
+    )
+
+
+def _notes(side: Side, unit: str) -> list[str]:
+    lines = [_UNIFORM] if unit == "token" else []
+    if side.unread:
+        lines.append(f"The model cut off the last {side.unread:,} characters of the text.")
+    return lines
+
+
+def _pair_notes(explanation: PairExplanation) -> list[str]:
+    lines = [] if explanation.exact else [_NOT_EXACT.format(gap=explanation.gap)]
+    lines.append(_CONTEXT)
+    for name, side in (("first", explanation.a), ("second", explanation.b)):
+        if side.unread:
+            lines.append(f"The model cut off the last {side.unread:,} characters of the {name} text.")
+        if side.rest is not None:
+            lines.append(
+                f"The {name} text has {side.total:,} {explanation.unit}s: the {len(side.spans) - 1:,} heaviest are "
+                "shown one by one, the others as one rest, which is exact as a whole."
+            )
+    return lines
+
+
+class _Matrix(NamedTuple):
+    """Contributions of tokens; gathered tokens have no shade, because their sums would outshine the others."""
+
+    rows: list[str]
+    columns: list[str]
+    values: NDArray[np.float64]
+    shades: NDArray[np.float64]
+    top: float
+    scale: float
+
+
+def _token_matrix(explanation: PairExplanation, most: int) -> _Matrix:
+    """Return the contributions of the tokens that count most, in text order, and of the others as one more."""
+    spreads, labels, single = [], [], []
+    for side, values in ((explanation.a, explanation.saliency_a), (explanation.b, explanation.saliency_b)):
+        spread = side.spread()
+        used = np.flatnonzero(spread.any(axis=0))  # not the special tokens that no span may hold
+        kept = used
+        if len(used) > most + 1:
+            kept = used[np.sort(np.argsort(-np.abs(values[used]), kind="stable")[:most])]
+        names = [side.tokens[k].text for k in kept]
+        chosen = spread[:, kept]
+        if len(kept) < len(used):
+            chosen = np.column_stack([chosen, 1 - chosen.sum(1)])
+            names.append(f"{len(used) - len(kept)} more")
+        spreads.append(chosen)
+        labels.append(names)
+        single.append(len(kept))
+    table = spreads[0].T @ explanation.contributions @ spreads[1]
+    top = float(np.abs(table[: single[0], : single[1]]).max())
+    shades = np.zeros_like(table)
+    shades[: single[0], : single[1]] = table[: single[0], : single[1]] / (top or 1.0)
+    return _Matrix(labels[0], labels[1], table, shades, top, _scale(top))
+
+
+def _scale(top: float) -> float:
+    """The power of ten that gives the largest number two digits before the point."""
+    return 10.0 ** (math.floor(-math.log10(top)) + 2) if top > 0 else 1.0
+
+
+def _shown(span: Span) -> str:
+    return span.text if span.kind == "text" else f"{span.text} ({span.kind})"
+
+
+def _place(span: Span) -> str:
+    return "" if span.start is None else f"{span.start} - {span.end}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        '<div class="scroll"><table class="text"><thead><tr>'
+        f"{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _faithfulness_terminal(found: Faithfulness | None) -> list[RenderableType]:
+    return [] if found is None else [Text(), found.to_table()]
+
+
+def _faithfulness_html(found: Faithfulness | None) -> list[str]:
+    if found is None:
+        return []
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in ["tokens", *found.columns()])
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{value:+.4f}</td>" for value in row) + "</tr>"
+        for name, row in found.rows()
+    )
+    note = (
+        f"The score of the whole text is {found.score:.4f}. “Without” is what it loses when so many of the most "
+        "salient tokens are deleted (high is good), “only” what it loses when they alone are left (low is good)."
+    )
+    return [
+        section(
+            "Faithfulness by deletion",
+            f'<p class="note">{note}</p><div class="scroll" role="region" tabindex="0" aria-label="Faithfulness">'
+            f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>',
+        )
+    ]

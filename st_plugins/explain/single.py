@@ -1,0 +1,168 @@
+"""Explain one embedding: what its pooling looks at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Group
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from typing_extensions import Self
+
+from st_plugins.explain.eraser import Faithfulness
+from st_plugins.explain.eraser import faithfulness as measure
+from st_plugins.explain.parts import Unit, take_apart
+from st_plugins.explain.spans import Side, Span
+
+__all__ = ["Explanation", "check_count", "explain", "to_json"]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What the embedding of one text is made of.
+
+    Args:
+        side: The text, its tokens and the heaviest spans.
+        unit: ``"span"`` (SpanPooling) or ``"token"`` (mean poolings).
+        saliency: ``(n,)``: weight of every token, that of a span spread evenly over its tokens; sums to 1.
+        sharpness: Σ α² over all spans: 1 for a single span, 1 / number of spans when all weigh the same.
+        faithfulness: What deletion says about it, if asked for.
+    """
+
+    side: Side
+    unit: Unit
+    saliency: NDArray[np.float64]
+    sharpness: float
+    faithfulness: Faithfulness | None = None
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return self.side.text
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The heaviest spans, in order of weight."""
+        spans = [span for span in self.side.spans if span.kind != "rest"]
+        return tuple(sorted(spans, key=lambda span: -span.weight))
+
+    def to_json(self) -> str:
+        """Return everything as JSON text, which :meth:`from_json` reads."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read :meth:`to_json` back.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The explanation.
+        """
+        stored = json.loads(text)
+        found = stored["faithfulness"]
+        return cls(
+            Side.from_dict(stored["side"]),
+            stored["unit"],
+            np.array(stored["saliency"]),
+            stored["sharpness"],
+            None if found is None else Faithfulness.from_dict(found),
+        )
+
+    def to_terminal(self) -> Group:
+        """Return a heat map of the text and its heaviest spans, for ``rich.console.Console().print``."""
+        from st_plugins.explain.report import explanation_terminal
+
+        return explanation_terminal(self)
+
+    def to_html(self) -> str:
+        """Return one self-contained HTML page."""
+        from st_plugins.explain.report import explanation_html
+
+        return explanation_html(self)
+
+
+def explain(
+    model: SentenceTransformer,
+    text: str,
+    top_k: int = 10,
+    *,
+    prompt: str | None = None,
+    faithfulness: bool = False,
+) -> Explanation:
+    """Say which spans of a text its embedding is made of.
+
+    With SpanPooling these are the attention weights the embedding is summed with: not an estimate, but what the model
+    does. With a mean pooling the weights are known without looking (every token counts the same, or by its position),
+    so that :func:`~st_plugins.explain.explain_pair` says more.
+
+    Args:
+        model: A model with SpanPooling, a mean pooling, or a StaticEmbedding; as it was afterwards.
+        text: The text.
+        top_k: How many spans to list. All spans count in ``saliency`` and ``sharpness``; none but these gets a vector.
+        prompt: Goes before the text, as in ``encode``; None takes the model's default prompt, ``""`` takes none.
+        faithfulness: Whether to measure by deletion how far the embedding moves (its cosine to itself) without the
+            most salient tokens, and with them alone.
+
+    Returns:
+        Spans with weights, and saliency of the tokens.
+
+    Raises:
+        ValueError: The pooling is not supported, there is nothing to explain in ``text``, or ``top_k`` is below 1.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> explanation = explain(untrained_encoder(), "A happy dog sleeps.", top_k=3)
+        >>> round(float(explanation.saliency.sum()), 6), len(explanation.spans)
+        (1.0, 3)
+    """
+    check_count(top_k, "top_k")
+    parts = take_apart(model, text, top_k, prompt)
+    found = None
+    if faithfulness:
+        whole = parts.embedding.float()
+
+        def score(embeddings: Tensor) -> Tensor:
+            return torch.cosine_similarity(embeddings.float(), whole.to(embeddings.device)[None])
+
+        found = measure(model, text, parts.saliency, score, gradient=False, prompt=prompt)
+    return Explanation(parts.side, parts.unit, parts.saliency, parts.sharpness, found)
+
+
+def check_count(value: int, name: str) -> None:
+    """Refuse what is no number of things.
+
+    Args:
+        value: The number.
+        name: Its argument.
+
+    Raises:
+        ValueError: It is below 1 or not whole.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def to_json(explanation: Any) -> str:
+    """Return an explanation as JSON text.
+
+    Args:
+        explanation: A dataclass; arrays in it become lists.
+
+    Returns:
+        JSON text.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+    return json.dumps(dataclasses.asdict(explanation), default=plain, indent=1, ensure_ascii=False) + "\n"

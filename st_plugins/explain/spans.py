@@ -1,0 +1,107 @@
+"""The spans of a text that have a vector of their own, and one side of an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from st_plugins.explain.tokens import Kind, Reading, Token
+
+__all__ = ["Side", "Span", "span_of"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some tokens in a row that have one vector in an embedding, or the rest of all spans.
+
+    Args:
+        text: The characters from its first token to its last.
+        start: Its first character in the text, None if unknown.
+        end: The character after its last.
+        first: Position of its first token, -1 for the rest.
+        last: Position of its last token (inclusive), -1 for the rest.
+        weight: What the pooling multiplies its vector by.
+        kind: ``"text"``, or ``"special"``, ``"prompt"`` for such a token, or ``"rest"``.
+    """
+
+    text: str
+    start: int | None
+    end: int | None
+    first: int
+    last: int
+    weight: float
+    kind: Kind
+
+
+def span_of(reading: Reading, first: int, last: int, weight: float) -> Span:
+    """Return the span of tokens ``first`` to ``last`` of a text.
+
+    Args:
+        reading: The text.
+        first: Position of the first token.
+        last: Position of the last token (inclusive).
+        weight: Its weight.
+
+    Returns:
+        The span, with its characters.
+    """
+    head, tail = reading.tokens[first], reading.tokens[last]
+    kind: Kind = head.kind if first == last else "text"
+    if head.start is None or tail.end is None:
+        words = " ".join(token.text for token in reading.tokens[first : last + 1])
+        return Span(words, None, None, first, last, weight, kind)
+    words = head.text if first == last else reading.text[head.start : tail.end]
+    return Span(words, head.start, tail.end, first, last, weight, kind)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A text as an explanation sees it.
+
+    Args:
+        text: The text.
+        tokens: Its n tokens, special ones included.
+        spans: The S spans in text order; the rest, if there is one, is the last.
+        rest: How the rest is spread over the tokens, n numbers that sum to 1; None without a rest.
+        total: Number of all spans, those in the rest included.
+        unread: Characters at the end that the model cut off.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    spans: tuple[Span, ...]
+    rest: tuple[float, ...] | None
+    total: int
+    unread: int
+
+    def spread(self) -> NDArray[np.float64]:
+        """Return ``(S, n)``: the share of each token in each span, evenly; rows sum to 1."""
+        table = np.zeros((len(self.spans), len(self.tokens)))
+        for row, span in zip(table, self.spans, strict=True):
+            if span.kind == "rest" and self.rest is not None:
+                row[:] = self.rest
+            else:
+                row[span.first : span.last + 1] = 1 / (span.last + 1 - span.first)
+        return table
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Return what ``dataclasses.asdict`` took apart, also after JSON.
+
+        Args:
+            stored: Its fields.
+
+        Returns:
+            The side.
+        """
+        made: dict[str, Any] = {
+            "tokens": tuple(Token(**token) for token in stored["tokens"]),
+            "spans": tuple(Span(**span) for span in stored["spans"]),
+            "rest": None if stored["rest"] is None else tuple(stored["rest"]),
+        }
+        return cls(**{**stored, **made})

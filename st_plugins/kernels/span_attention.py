@@ -1,0 +1,165 @@
+"""Softmax over all spans of a text and the weighted sum of their vectors, without ever holding the vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from st_plugins.kernels import span_attention_triton
+from st_plugins.kernels.span_attention_torch import TorchSpanAttention
+
+__all__ = ["SpanAttention", "span_attention", "span_reach"]
+
+
+# Blocks that depend on the mask are nothing to compile; the rest of a model still is.
+_apply: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(lambda function, *rest: function.apply(*rest))
+
+
+class SpanAttention(NamedTuple):
+    """What `span_attention` returns.
+
+    Attributes:
+        pooled: ``(B, d)``, the weighted sum of span vectors.
+        weights: ``(B, n, L)``; ``weights[b, i, k]`` is the weight of the span from token i to token i + k.
+        sharpness: ``(B,)``, the sum of squared weights: 1 for a single span, 1 / S for S equal weights.
+    """
+
+    pooled: Tensor
+    weights: Tensor
+    sharpness: Tensor
+
+
+def span_attention(
+    start: Tensor,
+    end: Tensor,
+    product: Tensor | None,
+    scorer: Tensor,
+    mask: Tensor,
+    max_span_length: int | None = None,
+    *,
+    segments: Tensor | None = None,
+    implementation: Literal["auto", "torch", "triton"] = "auto",
+) -> SpanAttention:
+    """Attend over all spans (i, j), i ≤ j, of each text.
+
+    A span has the vector ``h_ij = tanh(start_i + end_j + product_i ∘ product_j)`` and the score ``scorer · h_ij``; a
+    softmax over the spans of a text gives the weights α, and ``pooled = Σ α_ij h_ij``. (A bias of the score would
+    cancel in the softmax; one inside tanh belongs into ``start``.) Spans are made block by block and forgotten; the
+    backward pass makes them a second time. So the memory grows with the inputs and the weights, not with spans × d.
+    Gradients reach all four tensors, through all three outputs; there are no second derivatives.
+
+    Half-precision inputs are computed in float32, under autocast too. A text without a span gets zeros, and so does
+    its gradient. What masked tokens hold never matters, not even NaN.
+
+    Args:
+        start: What tokens contribute as first token of a span, ``(B, n, d)``.
+        end: What they contribute as last token, ``(B, n, d)``.
+        product: Factors of the multiplicative term, ``(B, n, d)``; None leaves the term out.
+        scorer: Weight vector of the score, ``(d,)``.
+        mask: ``(B, n)`` bool: the tokens that may be in a span. A span has no other token inside, so it never crosses
+            a separator that is masked out.
+        max_span_length: Longest span in tokens; None sets no limit.
+        segments: ``(B, n)`` integers; a span stays where this number stays the same. None: one segment.
+        implementation: ``"torch"``, ``"triton"`` (NVIDIA GPUs, float32 and half precision), or ``"auto"``: Triton
+            where it can run.
+
+    Returns:
+        ``pooled`` ``(B, d)`` in the type of ``start``; ``weights`` ``(B, n, L)``, L = min(n, max_span_length), exactly
+        0 where there is no span, and ``sharpness`` ``(B,)``, both float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: A shape, type, device or ``max_span_length`` does not fit, or Triton is asked for where it cannot
+            run.
+
+    Example:
+        >>> tokens = torch.eye(4)[None, :3]
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> result = span_attention(tokens, tokens, None, torch.ones(4), mask)
+        >>> [[round(value, 3) for value in row] for row in result.weights[0].tolist()]
+        [[0.267, 0.467, 0.0], [0.267, 0.0, 0.0], [0.0, 0.0, 0.0]]
+        >>> round(result.sharpness.item(), 3)  # 2 · 0.267² + 0.467²
+        0.36
+
+    Reference:
+        Sun et al., "Self-Explaining Structures Improve NLP Models" (2020), arXiv 2012.01786, section 3: the SIC and
+        the interpretation layer, with the multiplicative term of the authors' code, ``(W₄hᵢ) ∘ (W₄hⱼ)``. We differ:
+        spans are not enumerated in memory, and masked ones are left out instead of getting a score of -10⁶.
+    """
+    _check(start, end, product, scorer, mask, max_span_length, segments)
+    if implementation not in ("auto", "torch", "triton"):
+        raise ValueError(f"implementation must be 'auto', 'torch' or 'triton', got {implementation!r}")
+    obstacle = span_attention_triton.obstacle(start)
+    if implementation == "triton" and obstacle:
+        raise ValueError(f"implementation='triton' cannot run here: {obstacle}; use 'auto' or 'torch'")
+    function: Any = TorchSpanAttention
+    if implementation != "torch" and not obstacle:
+        function = span_attention_triton.TritonSpanAttention
+    length = start.shape[1] if max_span_length is None else min(start.shape[1], max_span_length)
+    reach = span_reach(mask, segments, length)
+    kind = torch.promote_types(start.dtype, torch.float32)
+    with torch.autocast(start.device.type, enabled=False):
+        outside = ~mask[..., None]
+        vectors = [None if x is None else x.to(kind).masked_fill(outside, 0.0) for x in (start, end, product)]
+        pooled, weights = _apply(function, *vectors, scorer.to(kind), reach, length)
+        return SpanAttention(pooled.to(start.dtype), weights, weights.square().sum((1, 2)))
+
+
+def _check(
+    start: Tensor,
+    end: Tensor,
+    product: Tensor | None,
+    scorer: Tensor,
+    mask: Tensor,
+    max_span_length: int | None,
+    segments: Tensor | None,
+) -> None:
+    if start.ndim != 3 or 0 in start.shape[1:]:
+        raise ValueError(f"start must have shape (texts, tokens, d), none of the last two 0, got {tuple(start.shape)}")
+    if not start.is_floating_point():
+        raise ValueError(f"start must be floating-point, got {start.dtype}; give token vectors, not token ids")
+    expected = {"end": start.shape, "product": start.shape, "scorer": start.shape[2:]}
+    for name, tensor in {"end": end, "product": product, "scorer": scorer, "mask": mask, "segments": segments}.items():
+        if tensor is None:
+            continue
+        shape = expected.get(name, start.shape[:2])
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(shape)}, as start is {tuple(start.shape)}; got {tuple(tensor.shape)}"
+            )
+        if tensor.device != start.device:
+            raise ValueError(f"{name} is on {tensor.device}, but start is on {start.device}; move it there")
+        if name in ("end", "product") and tensor.dtype != start.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, but start is {start.dtype}; convert one of them")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, got {mask.dtype}; use mask.bool()")
+    if max_span_length is not None and max_span_length < 1:
+        raise ValueError(f"max_span_length must be at least 1 token, or None for no limit, got {max_span_length}")
+
+
+def span_reach(mask: Tensor, segments: Tensor | None, length: int) -> Tensor:
+    """Count the spans that begin at each token.
+
+    Args:
+        mask: ``(B, n)`` bool: the tokens that may be in a span.
+        segments: ``(B, n)`` integers, or None.
+        length: Longest span in tokens.
+
+    Returns:
+        ``(B, n)`` int64: the spans (i, i), …, (i, i + reach - 1) are valid, no other that begins at i.
+
+    Example:
+        >>> span_reach(torch.tensor([[True, True, True, False, True]]), None, 2)
+        tensor([[2, 2, 1, 0, 1]])
+    """
+    tokens = mask.shape[1]
+    position = torch.arange(tokens, device=mask.device)
+    barrier = ~mask  # a span that began earlier ends before such a token
+    if segments is not None:
+        barrier = barrier | pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+    barriers = pad(torch.where(barrier, position, tokens)[:, 1:], (0, 1), value=tokens)
+    following = barriers.flip(1).cummin(1).values.flip(1)
+    return (following - position).clamp(max=length) * mask
