@@ -27,7 +27,7 @@ def compare(device: str, texts: int, tokens: int, dimension: int, length: int, w
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(texts, tokens, generator=generator) > 0.1
     mask[0], mask[-1] = True, False
-    vectors = torch.randn(3, texts, tokens, dimension, generator=generator).masked_fill(~mask[..., None], 0.0)
+    vectors = torch.randn(3, texts, tokens, dimension, generator=generator).masked_fill(~mask[..., None], torch.nan)
     scorer = torch.randn(dimension, generator=generator) / dimension**0.5
     toward = torch.randn(texts, dimension, generator=generator)
     gain = torch.randn(texts, tokens, length, generator=generator)

@@ -102,8 +102,7 @@ def span_attention(
     reach = span_reach(mask, segments, length)
     kind = torch.promote_types(start.dtype, torch.float32)
     with torch.autocast(start.device.type, enabled=False):
-        outside = ~mask[..., None]
-        vectors = [None if x is None else x.to(kind).masked_fill(outside, 0.0) for x in (start, end, product)]
+        vectors = [None if x is None else x.to(kind) for x in (start, end, product)]
         pooled, weights = _apply(function, *vectors, scorer.to(kind), reach, length)
         return SpanAttention(pooled.to(start.dtype), weights, weights.square().sum((1, 2)))
 

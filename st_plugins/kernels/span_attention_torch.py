@@ -41,9 +41,9 @@ class TorchSpanAttention(torch.autograd.Function):
 
         Args:
             ctx: Where the backward pass finds what it needs.
-            start: ``(B, n, d)``, finite for masked tokens too.
-            end: ``(B, n, d)``, likewise.
-            product: ``(B, n, d)``, likewise, or None.
+            start: ``(B, n, d)``.
+            end: ``(B, n, d)``.
+            product: ``(B, n, d)`` or None.
             scorer: ``(d,)``.
             reach: What `span_reach` returned, ``(B, n)``.
             length: L, tokens in the longest span.
@@ -61,7 +61,8 @@ class TorchSpanAttention(torch.autograd.Function):
             total = start.new_zeros(len(texts), 1, start.shape[2])
             for block in spans.blocks():
                 hidden = spans.hidden(block)
-                score = block.of(scores).add_(hidden @ scorer).flatten(1)
+                score = block.of(scores)
+                score = score.add_(torch.mv(hidden.flatten(0, 2), scorer).view_as(score)).flatten(1)
                 highest = torch.maximum(top, score.amax(1, keepdim=True))
                 total.mul_((top - highest).exp_()[..., None])
                 total.baddbmm_((score - highest).exp_()[:, None], hidden.flatten(1, 2))
@@ -104,7 +105,7 @@ class TorchSpanAttention(torch.autograd.Function):
             for block in spans.blocks():
                 hidden = spans.hidden(block)
                 weight = block.of(alpha)
-                along = (hidden.flatten(1, 2) @ toward.mT).view_as(weight)
+                along = torch.bmm(hidden.flatten(1, 2), toward.mT).view_as(weight)
                 delta = torch.addcmul(block.of(rest), weight, along)
                 own_scorer_grad.addmv_(hidden.flatten(0, 2).T, delta.flatten())
                 grad = scratch[: hidden.numel()].view_as(hidden)
@@ -152,10 +153,11 @@ class _Spans:
     """Cuts the spans of some texts into blocks, and makes the vectors of one block at a time, in the same memory."""
 
     def __init__(self, start: Tensor, end: Tensor, product: Tensor | None, reach: Tensor, texts: Tensor) -> None:
-        self.start, self.end = start[texts].mul_(2), end[texts].mul_(2)
-        self.factor = None if product is None else product[texts]
-        self.minus_one = start.new_tensor(-1.0)
         reach = reach[texts]
+        masked = (reach == 0)[..., None]  # blocks have masked tokens too, with weight 0, but 0 · NaN is NaN
+        self.start, self.end = (x[texts].mul_(2).masked_fill_(masked, 0.0) for x in (start, end))
+        self.factor = None if product is None else product[texts].masked_fill_(masked, 0.0)
+        self.minus_one = start.new_tensor(-1.0)
         tokens = torch.arange(reach.shape[1], device=reach.device)
         self.first = int(torch.where(reach > 0, tokens, reach.shape[1]).min())
         self.after = torch.where(reach > 0, tokens + reach, 0).amax(0).tolist()  # where spans that begin here stop

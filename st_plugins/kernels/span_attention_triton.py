@@ -63,9 +63,9 @@ class TritonSpanAttention(torch.autograd.Function):
 
         Args:
             ctx: Where the backward pass finds what it needs.
-            start: ``(B, n, d)``, finite for masked tokens too.
-            end: ``(B, n, d)``, likewise.
-            product: ``(B, n, d)``, likewise, or None.
+            start: ``(B, n, d)``.
+            end: ``(B, n, d)``.
+            product: ``(B, n, d)`` or None.
             scorer: ``(d,)``.
             reach: How many spans begin at each token, ``(B, n)``.
             length: L, tokens in the longest span.
