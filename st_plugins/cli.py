@@ -311,16 +311,20 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("st-plugins-demo"),
     seed: SeedOption = 0,
 ) -> None:
-    """Evaluate and whiten a small encoder in a miniature world; needs no network and about two minutes."""
+    """Evaluate, whiten and explain a small encoder in a miniature world; needs no network and about two minutes."""
     from st_plugins.console import pipelines_table
     from st_plugins.demo import BANNER, conclusion, run_demo
+    from st_plugins.demo_explain import run_explanation_demo
 
     results = run_demo(output, seed=seed)
     console = _console()
     console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
     _say(conclusion(results))
+    found = run_explanation_demo(output, seed=seed)
+    console.print(found.example.to_terminal())
+    _say(found.summary())
     _say(f"[yellow]{BANNER}[/yellow]")
-    _say(f"reports: {output}/*/report.html")
+    _say(f"reports: {output}/*/report.html, {output}/explanation.html")
 
 
 def _evaluator(

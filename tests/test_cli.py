@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins import cli
+from st_plugins import cli, demo_explain
 from st_plugins.data import miniature
 from st_plugins.evaluators import SuiteResult
 from st_plugins.evaluators.tables import number
@@ -203,7 +204,10 @@ def test_demo_prints_its_table_and_banner(run: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(miniature, "pretrained_encoder", lambda **_: miniature.untrained_encoder(32))
     monkeypatch.setattr(miniature, "corpus", lambda **_: texts)
     monkeypatch.setattr(miniature, "sts_tasks", lambda **_: tasks)
+    short = functools.partial(demo_explain.run_explanation_demo, steps=2, held_out=4)
+    monkeypatch.setattr(demo_explain, "run_explanation_demo", short)
     code, out, _ = run("demo", "--output", str(tmp_path / "demo"))
+    assert "Deciding words of 4 opinions" in out and (tmp_path / "demo" / "explanation.html").is_file()
     assert code == 0 and "first-last-avg" in out and "proves nothing about English" in out
     assert "'mean pooling' is " in out and "random token vectors whitened on the same corpus (" in out
     pages = list((tmp_path / "demo").glob("*/report.html"))
