@@ -2,7 +2,9 @@
 
 Same encoder, batch, device and type; a step is forward, backward and AdamW. The host's loss encodes its two columns
 one after the other (``default``); ``merged`` is a stricter peer that nobody gets by default: its loss on the two
-halves of one forward pass. The three take turns, and medians over the rounds count::
+halves of one forward pass. The three take turns, and medians over the rounds count. Memory is what a step needs beyond
+what was in use before it, at its peak: of the allocator on a GPU, else of the process (VmHWM, Linux), the largest of
+the rounds::
 
     python evaluation/benchmarks/consert_step.py --dtype bfloat16 --batch-size 96
     python evaluation/benchmarks/consert_step.py --shape tiny --batch-size 8 --length 16 --rounds 2
@@ -92,15 +94,13 @@ def main(
     for current in range(rounds + 2):  # two to warm up
         for name, loss in losses.items():
             _wait(device)
-            if device.startswith("cuda"):
-                torch.cuda.reset_peak_memory_stats()
+            before = _reset_peak(device)
             start = time.perf_counter()
             step(loss)
             _wait(device)
             if current >= 2:
                 seconds[name].append(time.perf_counter() - start)
-            if device.startswith("cuda"):
-                memory[name] = torch.cuda.max_memory_allocated()
+                memory[name] = max(memory.get(name, 0), _peak(device) - before)
     peers = [name for name in losses if name != "consert"]
     ratios = {
         peer: [ours / theirs for ours, theirs in zip(seconds["consert"], seconds[peer], strict=True)] for peer in peers
@@ -119,8 +119,8 @@ def main(
         "sentences_per_second": {name: batch_size / statistics.median(times) for name, times in seconds.items()},
         "time_ratio": {peer: statistics.median(values) for peer, values in ratios.items()},
         "time_ratio_spread": {peer: [min(values), max(values)] for peer, values in ratios.items()},
-        "peak_memory_bytes": memory or None,
-        "memory_ratio": {peer: memory["consert"] / memory[peer] for peer in peers} if memory else None,
+        "extra_memory_bytes": memory,
+        "memory_ratio": {peer: memory["consert"] / memory[peer] for peer in peers},
         "versions": library_versions(),
     }
     print(json.dumps(result, indent=1))
@@ -142,6 +142,24 @@ def _random(shape: str) -> SentenceTransformer:
         untrained_encoder().tokenizer.save_pretrained(folder)
         transformer = Transformer(folder)
         return SentenceTransformer(modules=[transformer, Pooling(hidden_size, "mean")], device="cpu")
+
+
+def _reset_peak(device: str) -> int:
+    """Forget the peak, and return the bytes in use: of the allocator on a GPU, else of the process (Linux)."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
 def _wait(device: str) -> None:
