@@ -2,9 +2,9 @@
 
 Same encoder, batch, device and type; a step is forward, backward and AdamW. The host's loss encodes its two columns
 one after the other (``default``); ``merged`` is a stricter peer that nobody gets by default: its loss on the two
-halves of one forward pass. The three take turns, and medians over the rounds count. Memory is what a step needs beyond
-what was in use before it, at its peak: of the allocator on a GPU, else of the process (VmHWM, Linux), the largest of
-the rounds::
+halves of one forward pass. The three take turns, and medians over the rounds count. Memory is what training needs
+beyond the model, at its peak: on a GPU what the allocator holds in a step, else the resident set of a fresh process
+over its first three steps (VmHWM, reset through /proc/self/clear_refs; Linux), AdamW's state included::
 
     python evaluation/benchmarks/consert_step.py --dtype bfloat16 --batch-size 96
     python evaluation/benchmarks/consert_step.py --shape tiny --batch-size 8 --length 16 --rounds 2
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -51,6 +53,7 @@ def main(
     rounds: int = 15,
     encoder_dropout: bool = True,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Print the ratios of times and of peak memory, and sentences per second."""
     torch.manual_seed(0)
@@ -89,18 +92,30 @@ def main(
         optimizer.step()
         optimizer.zero_grad()
 
+    if memory_of:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _status("VmRSS")
+        for _ in range(3):
+            step(losses[memory_of])
+        print(_status("VmHWM") - before)
+        return
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     memory: dict[str, int] = {}
     for current in range(rounds + 2):  # two to warm up
         for name, loss in losses.items():
             _wait(device)
-            before = _reset_peak(device)
+            if device.startswith("cuda"):
+                torch.cuda.reset_peak_memory_stats()
+                memory[name] = -torch.cuda.memory_allocated()
             start = time.perf_counter()
             step(loss)
             _wait(device)
             if current >= 2:
                 seconds[name].append(time.perf_counter() - start)
-                memory[name] = max(memory.get(name, 0), _peak(device) - before)
+            if device.startswith("cuda"):
+                memory[name] += torch.cuda.max_memory_allocated()
+    if not memory:
+        memory = {name: _in_fresh_process(name) for name in losses}
     peers = [name for name in losses if name != "consert"]
     ratios = {
         peer: [ours / theirs for ours, theirs in zip(seconds["consert"], seconds[peer], strict=True)] for peer in peers
@@ -144,17 +159,9 @@ def _random(shape: str) -> SentenceTransformer:
         return SentenceTransformer(modules=[transformer, Pooling(hidden_size, "mean")], device="cpu")
 
 
-def _reset_peak(device: str) -> int:
-    """Forget the peak, and return the bytes in use: of the allocator on a GPU, else of the process (Linux)."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
-
-
-def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else _status("VmHWM")
+def _in_fresh_process(name: str) -> int:
+    command = [sys.executable, *sys.argv, "--memory-of", name]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()[-1])
 
 
 def _status(key: str) -> int:
