@@ -80,9 +80,9 @@ def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path]
     scored = consert["steps"][str(consert["chosen"]["dev"])]
     assert {"plain", "whitened"} == set(scored["test"])
     assert all("test" not in scores for scores in results["views-shuffle-x-none-seed0"]["steps"].values())
-    names = ("none-seed0", "consert-seed0", "consert-seed1", "simcse-seed0", "joint-seed0", "sup-unsup-seed0")
-    averages = [ledger.chosen(results[name], "dev", "plain", "test")["average"][0] for name in names]
-    assert len({round(average, 6) for average in averages}) == len(names)
+    names = ("consert-seed0", "consert-seed1", "simcse-seed0", "joint-seed0", "sup-unsup-seed0")
+    courses = {tuple(numbers["uniformity"] for numbers in results[name]["log"]) for name in names}
+    assert len(courses) == len(names)  # every method, and every seed, trains in its own way
     for name in ("supervised-seed0", "joint-seed0", "sup-unsup-seed0"):  # rules without labels are not for these
         assert set(results[name]["steps"]) == {str(results[name]["chosen"]["dev"])}
 
