@@ -156,8 +156,7 @@ def rules_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[
     split = scored_split(results)
     gaps: dict[str, list[float]] = {rule: [] for rule in RULES}
     for name, seeds in results.items():
-        run = study.find(name)
-        if run.start or run.method in ("supervised", "joint"):
+        if study.uses_labels(study.find(name)):
             continue
         trained = [result for result in seeds if result["log"] and chosen(result, "dev", "plain", split)]
         if not trained:

@@ -19,7 +19,8 @@ from st_plugins.data.files import read_table
 
 __all__ = ["Run", "Study", "draw_texts", "read_study", "training_columns"]
 
-METHODS = ("none", "consert", "simcse", "supervised", "joint")
+PAIR_METHODS = ("supervised", "joint")
+METHODS = ("none", "consert", "simcse", *PAIR_METHODS)
 LABELS = {"contradiction": 0, "entailment": 1, "neutral": 2}  # as in the published code
 
 
@@ -123,6 +124,17 @@ class Study:
         """
         return [*(self.chain(self.find(run.start)) if run.start else []), run]
 
+    def uses_labels(self, run: Run) -> bool:
+        """Tell whether a run, or one that leads to it, is trained on labels.
+
+        Args:
+            run: The run.
+
+        Returns:
+            Whether it is.
+        """
+        return any(step.method in PAIR_METHODS for step in self.chain(run))
+
 
 def read_study(path: Path) -> Study:
     """Read and check a recipe.
@@ -155,7 +167,7 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{where} data={run.data!r} must be one of {', '.join(study.data)}")
         if run.start and run.start not in names[: names.index(run.name)]:
             raise ValueError(f"{where} start={run.start!r} must be a run above it")
-        if run.method in ("supervised", "joint") and "pairs" not in study.data[run.data]:
+        if run.method in PAIR_METHODS and "pairs" not in study.data[run.data]:
             raise ValueError(f"{where} data={run.data!r} has no pairs, which method={run.method!r} needs")
     if len(set(names)) != len(names):
         raise ValueError(f"{path}: two runs have one name")
@@ -197,7 +209,7 @@ def training_columns(study: Study, run: Run, data: Path) -> dict[str, list[Any]]
         ``{"text": [...]}``, or ``{"sentence1": [...], "sentence2": [...], "label": [...]}`` for labelled pairs.
     """
     source = study.data[run.data]
-    if run.method not in ("supervised", "joint"):
+    if run.method not in PAIR_METHODS:
         return {"text": draw_texts(source["texts"], data, source.get("size", 0))}
     columns: dict[str, list[Any]] = {"sentence1": [], "sentence2": [], "label": []}
     for file in source["pairs"]:

@@ -241,8 +241,7 @@ def measure(
     suites = {"dev": STSSuiteEvaluator(study.dev_task, data, 128, split="dev", show_progress_bar=False, **shared)}
     if not (dev_only or run.dev_only):
         suites["test"] = STSSuiteEvaluator(study.tasks, data, 128, show_progress_bar=False, **shared)
-    labels = run.start or run.method in ("supervised", "joint")
-    wanted = [found["chosen"]["dev"]] if labels and log else found["chosen"].values()
+    wanted = [found["chosen"]["dev"]] if study.uses_labels(run) and log else found["chosen"].values()
     for step in sorted(set(wanted)) or [0]:
         if states:
             model.load_state_dict(states[step])

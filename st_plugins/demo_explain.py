@@ -135,13 +135,11 @@ def train_classifier(
     """
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    if any(isinstance(module, SpanPooling) for module in model):
-        # With the published weight 1 the spans are sharp before anything has been learned, and stay so.
-        loss: SelfExplainingLoss | None = SelfExplainingLoss(model, _CLASSES, weight=0.2)
-    else:
-        loss = None
     head = nn.Linear(model.get_embedding_dimension() or 0, _CLASSES)
-    if loss is not None:
+    loss: SelfExplainingLoss | None = None
+    if isinstance(model[1], SpanPooling):
+        # With the published weight 1 the spans are sharp before anything has been learned, and stay so.
+        loss = SelfExplainingLoss(model, _CLASSES, weight=0.2)
         loss.head = head
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=3e-4)
     for _ in trange(steps, desc="Training", leave=False):

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from st_plugins.augment import AdversarialPerturbation, NoAugmentation, TokenCutoff
 from st_plugins.losses.consert import ConSERTLoss
 from st_plugins.losses.embedding import Features
-from st_plugins.losses.head import HeadedLoss, embedding_dimension
+from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
 
 __all__ = ["ConSERTJointLoss"]
 
@@ -111,17 +111,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         """
         if len(columns) != 2:
             raise ValueError(f"ConSERTJointLoss takes two text columns (premise, hypothesis), got {len(columns)}")
-        if labels is None:
-            raise ValueError(
-                "labels are missing: name the dataset's column of classes 'label', or use ConSERTLoss, which needs no "
-                "labels"
-            )
-        whole = not (labels.is_floating_point() or labels.dtype == torch.bool) and labels.ndim == 1
-        if not whole or not bool(((labels >= 0) & (labels < self.num_labels)).all()):
-            raise ValueError(
-                f"labels must be integers from 0 to {self.num_labels - 1}, one for each row, got {labels.dtype} "
-                f"{labels.flatten()[:8].tolist()}; drop unlabelled rows (-1 in SNLI), or set num_labels"
-            )
+        check_classes(labels, self.num_labels, ", or use ConSERTLoss, which needs no labels")
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
         """Compute both terms.

@@ -85,9 +85,9 @@ class ViewLoss(nn.Module, ABC):
                 "AdversarialPerturbation needs the gradient of the whole batch before its second pass, which "
                 "mini_batch_size is there to avoid; choose another view, or mini_batch_size=None"
             )
-        if self.views:
-            AugmentedPass(inner_model(model), self.views)  # views that this model cannot have are refused now
         clean = all(isinstance(part, NoAugmentation) for view in self.views for part in view)
+        if len(self.views) > 1 or not clean:  # one clean view is the model as it is
+            AugmentedPass(inner_model(model), self.views)  # impossible views are refused now
         if clean and len(self.views) > 1 and not (encoder_dropout and dropout_probabilities(inner_model(model))):
             logger.warning(
                 "The views differ by the encoder's dropout only, and that is 0: they will be identical. Set dropout "

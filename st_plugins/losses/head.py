@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -102,6 +103,27 @@ class HeadedLoss(ViewLoss):
             dist.broadcast(parameter.data, src=0)
             parameter.register_hook(_mean_over_processes)
         self._shared = True
+
+
+def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> None:
+    """Raise a ValueError if there is not one class for each row.
+
+    Args:
+        labels: What the trainer gave.
+        num_labels: Number of classes.
+        remedy: What else to do where there are no labels.
+
+    Raises:
+        ValueError: Labels are missing, or not integers from 0 to ``num_labels - 1``.
+    """
+    if labels is None:
+        raise ValueError(f"labels are missing: name the dataset's column of classes 'label'{remedy}")
+    whole = not (labels.is_floating_point() or labels.dtype == torch.bool) and labels.ndim == 1
+    if not whole or not bool(((labels >= 0) & (labels < num_labels)).all()):
+        raise ValueError(
+            f"labels must be integers from 0 to {num_labels - 1}, one for each row, got {labels.dtype} "
+            f"{labels.flatten()[:8].tolist()}; drop unlabelled rows (-1 in SNLI), or set num_labels"
+        )
 
 
 def embedding_dimension(model: SentenceTransformer) -> int:

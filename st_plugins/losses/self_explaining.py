@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from st_plugins.augment import AdversarialPerturbation, NoAugmentation
 from st_plugins.losses.embedding import Features, ViewLoss, inner_model
-from st_plugins.losses.head import HeadedLoss, embedding_dimension
+from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
 from st_plugins.modules.span_pooling import SpanPooling
 
 __all__ = ["SelfExplainingLoss", "SpanSharpnessRegularizer"]
@@ -150,14 +150,7 @@ class SelfExplainingLoss(HeadedLoss):
                 f"SelfExplainingLoss with pairs={self.pairs!r} takes {wanted} text column(s), got {len(columns)}; "
                 f"{remedy}"
             )
-        if labels is None:
-            raise ValueError("labels are missing: name the dataset's column of classes 'label'")
-        whole = not (labels.is_floating_point() or labels.dtype == torch.bool) and labels.ndim == 1
-        if not whole or not bool(((labels >= 0) & (labels < self.num_labels)).all()):
-            raise ValueError(
-                f"labels must be integers from 0 to {self.num_labels - 1}, one for each row, got {labels.dtype} "
-                f"{labels.flatten()[:8].tolist()}; drop unlabelled rows (-1 in SNLI), or set num_labels"
-            )
+        check_classes(labels, self.num_labels)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None = None, sharpness: Tensor | None = None

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from sentence_transformers.base.modules import Module
 from sentence_transformers.util import repad_flattened_features
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins.kernels.span_attention import SpanAttention, span_attention
+from st_plugins.modules.configured import ConfiguredModule
 from st_plugins.modules.product_attention import product_attention
 from st_plugins.modules.special_tokens import special_token_ids
 
 __all__ = ["SpanPooling"]
-
-logger = logging.getLogger(__name__)
 
 _DEFAULTS: dict[str, Any] = {
     "max_span_length": None,
@@ -31,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-class SpanPooling(Module):
+class SpanPooling(ConfiguredModule):
     """Attention over all spans of a text in place of mean pooling: which spans made the embedding can be read off.
 
     Every span (i, j), i <= j, of a text gets a vector from its first and its last token, a score and a weight::
@@ -91,6 +88,7 @@ class SpanPooling(Module):
         second separator (RoBERTa's ``</s></s>``) inside spans, and starts from random matrices.
     """
 
+    config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
     excluded_ids: Tensor | None
 
@@ -332,11 +330,6 @@ class SpanPooling(Module):
         """Return the width of the output."""
         return self.embedding_dimension
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, defaults left out."""
-        config = {key: getattr(self, key) for key in self.config_keys}
-        return {key: value for key, value in config.items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
-
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json`` and ``model.safetensors``.
 
@@ -379,10 +372,7 @@ class SpanPooling(Module):
         hub: dict[str, Any] = {"subfolder": subfolder, "token": token, "cache_folder": cache_folder}
         hub |= {"revision": revision, "local_files_only": local_files_only}
         config = (init_defaults or {}) | cls.load_config(model_name_or_path, **hub)
-        unknown = sorted(set(config) - set(cls.config_keys))
-        if unknown:
-            logger.warning("Ignoring %s in the configuration of SpanPooling: written by a newer version?", unknown)
-        module = cls(**{key: value for key, value in config.items() if key not in unknown})
+        module = cls.from_config(config, f"{model_name_or_path}/{subfolder}/{cls.config_file_name}")
         cls.load_torch_weights(model_name_or_path, model=module, **hub)
         return module
 

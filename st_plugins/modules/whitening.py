@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -10,24 +9,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers.base.modules import Module
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
 from st_plugins.modules import storage
+from st_plugins.modules.configured import ConfiguredModule
 from st_plugins.modules.moments import Moments
 from st_plugins.modules.transform import Transform, derive
 
 __all__ = ["Whitening"]
 
-logger = logging.getLogger(__name__)
-
 Array = NDArray[np.floating]
 _DEFAULTS = {"output_dimension": None, "shrinkage": 0.0, "rcond": None, "normalize": False}
 
 
-class Whitening(Module):
+class Whitening(ConfiguredModule):
     """Linear map that gives sentence embeddings zero mean and identity covariance, keeping the first few directions.
 
     With the mean ``μ`` and covariance ``Σ = U Λ Uᵀ`` of the texts it was fitted on (eigenvalues descending, ``Σ``
@@ -72,6 +69,7 @@ class Whitening(Module):
         cancels when the mean is large.
     """
 
+    config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
     mean: Tensor | None
     weight: Tensor | None
@@ -251,11 +249,6 @@ class Whitening(Module):
         """Share of the total variance that each kept direction carries, before shrinkage."""
         return self._derived().explained
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, defaults left out."""
-        config = {key: getattr(self, key) for key in self.config_keys}
-        return {key: value for key, value in config.items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
-
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json``, ``model.safetensors`` (transform and statistics) and ``fit.json`` (what it saw).
 
@@ -316,13 +309,7 @@ class Whitening(Module):
                 )
             paths[name] = Path(path)
         config = (init_defaults or {}) | storage.read_json(paths[cls.config_file_name])
-        unknown = sorted(set(config) - set(cls.config_keys))
-        if unknown:
-            logger.warning("Ignoring %s in %s: written by a newer version?", unknown, paths[cls.config_file_name])
-        try:
-            module = cls(**{key: value for key, value in config.items() if key not in unknown})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{paths[cls.config_file_name]} does not describe a Whitening: {error}") from error
+        module = cls.from_config(config, str(paths[cls.config_file_name]))
         sizes = module.embedding_dimension, module.output_dimension
         moments, transform, sources = storage.read(paths[storage.TENSORS], paths[storage.RECORD], *sizes)
         module._reset(moments, sources, transform)
