@@ -22,6 +22,8 @@ from sentence_transformers.sentence_transformer.evaluation import LabelAccuracyE
 from sentence_transformers.sentence_transformer.losses import (
     CoSENTLoss,
 )
+from sentence_transformers.sentence_transformer.modules import WordEmbeddings
+from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -391,3 +393,9 @@ def test_a_deciding_word_is_found(make_model: Callable[..., SentenceTransformer]
         start, offset = divmod(int(row.argmax()), row.shape[1])
         hits += bool({"happy", "sad"} & set(model.tokenizer.convert_ids_to_tokens(ids[start : start + offset + 1])))
     assert hits >= 36
+
+
+def test_an_encoder_that_cannot_be_augmented_is_fine() -> None:
+    words = WordEmbeddings(WhitespaceTokenizer(["good", "bad"]), torch.randn(2, 4))
+    model = SentenceTransformer(modules=[words, SpanPooling(4, include_special_tokens=True)], device="cpu")
+    assert SelfExplainingLoss(model, num_labels=2).num_labels == 2

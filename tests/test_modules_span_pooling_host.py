@@ -228,3 +228,21 @@ def test_a_compiled_model(span_model: Callable[..., SentenceTransformer]) -> Non
         loss.loss.model = compiled
         term = loss([model.preprocess(TEXTS), model.preprocess(TEXTS)], torch.rand(4))["span_sharpness"]
         torch.testing.assert_close(-term, expected["span_sharpness"].mean())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), r"model\.safetensors is damaged"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+        (lambda folder: (folder / "config.json").write_text('{"embedding'), r"config\.json"),
+        (lambda folder: (folder / "config.json").write_text('{"embedding_dimension": 0}'), "at least 1, got 0"),
+        (lambda folder: (folder / "config.json").write_text('{"embedding_dimension": 5}'), "does not fit"),
+    ],
+)
+def test_a_damaged_folder_is_named(tmp_path: Path, damage: Callable[[Path], Any], message: str) -> None:
+    SpanPooling(4).save(str(tmp_path))
+    torch.save({}, tmp_path / "pytorch_model.bin")  # never read
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        SpanPooling.load(str(tmp_path))

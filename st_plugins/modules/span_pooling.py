@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from sentence_transformers.util import repad_flattened_features
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins.kernels.span_attention import SpanAttention, span_attention
+from st_plugins.modules import storage
 from st_plugins.modules.configured import ConfiguredModule
 from st_plugins.modules.product_attention import product_attention
 from st_plugins.modules.special_tokens import special_token_ids
@@ -368,12 +371,22 @@ class SpanPooling(ConfiguredModule):
 
         Returns:
             The module.
+
+        Raises:
+            ValueError: A file is missing, damaged, or does not fit the other; the message names it.
         """
-        hub: dict[str, Any] = {"subfolder": subfolder, "token": token, "cache_folder": cache_folder}
-        hub |= {"revision": revision, "local_files_only": local_files_only}
-        config = (init_defaults or {}) | cls.load_config(model_name_or_path, **hub)
-        module = cls.from_config(config, f"{model_name_or_path}/{subfolder}/{cls.config_file_name}")
-        cls.load_torch_weights(model_name_or_path, model=module, **hub)
+        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "revision": revision}
+        hub |= {"local_files_only": local_files_only}
+        config, tensors = (
+            storage.find(cls, name, model_name_or_path, subfolder, **hub)
+            for name in (cls.config_file_name, storage.TENSORS)
+        )
+        module = cls.from_config((init_defaults or {}) | storage.read_json(config), str(config))
+        try:
+            # Not by the host's helper, which would also read a pickle.
+            module.load_state_dict(load_file(tensors))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ValueError(f"{tensors} is damaged or does not fit {config}: {error}") from error
         return module
 
     def _attend(self, tokens: Tensor, mask: Tensor) -> SpanAttention:

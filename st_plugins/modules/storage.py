@@ -1,4 +1,4 @@
-"""A fitted whitening on disk: safetensors for the numbers, JSON for what it was fitted on. No pickle."""
+"""Modules on disk: safetensors for the numbers, JSON for the rest. No pickle."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from sentence_transformers.base.modules import Module
 
 from st_plugins import __version__
 from st_plugins.modules.moments import Moments
 from st_plugins.modules.transform import Transform
 
-__all__ = ["RECORD", "TENSORS", "checksum", "read", "read_json", "write"]
+__all__ = ["RECORD", "TENSORS", "checksum", "find", "read", "read_json", "write"]
 
 TENSORS = "model.safetensors"
 RECORD = "fit.json"
@@ -106,6 +107,28 @@ def read(
     if record.get("checksum") != checksum(moments) or not isinstance(record.get("sources"), dict):
         raise ValueError(f"{tensors_path} does not match the checksum in {record_path}; save the model again")
     return moments, transform, {str(name): int(rows) for name, rows in record["sources"].items()}
+
+
+def find(module: type[Module], name: str, model: str, subfolder: str, **hub: Any) -> Path:
+    """Return where a file of a saved module is.
+
+    Args:
+        module: The module's class.
+        name: Name of the file.
+        model: Model folder or hub id.
+        subfolder: Folder of the module in it.
+        **hub: How to reach the hub.
+
+    Returns:
+        Its path.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = module.load_file_path(model, filename=name, subfolder=subfolder, **hub)
+    if path is None:
+        raise ValueError(f"{name} is missing from {Path(model) / subfolder}; save the model again")
+    return Path(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

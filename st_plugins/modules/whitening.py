@@ -300,14 +300,8 @@ class Whitening(ConfiguredModule):
             "revision": revision,
             "local_files_only": local_files_only,
         }
-        paths = {}
-        for name in (cls.config_file_name, storage.TENSORS, storage.RECORD):
-            path = cls.load_file_path(model_name_or_path, filename=name, subfolder=subfolder, **hub)
-            if path is None:
-                raise ValueError(
-                    f"{name} is missing from {Path(model_name_or_path) / subfolder}; save the model again"
-                )
-            paths[name] = Path(path)
+        names = (cls.config_file_name, storage.TENSORS, storage.RECORD)
+        paths = {name: storage.find(cls, name, model_name_or_path, subfolder, **hub) for name in names}
         config = (init_defaults or {}) | storage.read_json(paths[cls.config_file_name])
         module = cls.from_config(config, str(paths[cls.config_file_name]))
         sizes = module.embedding_dimension, module.output_dimension
