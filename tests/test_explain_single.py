@@ -190,3 +190,46 @@ def test_models_that_do_not_read_plain_text(make_model: Make) -> None:
         explain(model, "a dog")
     with pytest.raises(ValueError, match="starts with a Pooling"):
         explain(SentenceTransformer(modules=[Pooling(16)], device="cpu"), "a dog")
+
+
+@pytest.mark.parametrize("prompt", ["", "is: "])
+def test_a_pair_read_as_one(span_model: SentenceTransformer, prompt: str) -> None:
+    first, second = "A dog is here.", "  The man's café 😀"
+    reading = read(span_model, (first, second), prompt)
+    assert first in reading.text and reading.text.endswith(second)
+    words = [token for token in reading.tokens if token.kind == "text"]
+    assert all(reading.text[token.start : token.end] == token.text for token in words if token.piece != "[UNK]")
+    place = reading.text.index("man")
+    assert [token.start for token in words if token.text == "man"] == [place]
+    pair = span_model.preprocess([(first, second)], prompt=prompt)
+    assert reading.features["input_ids"].tolist() == pair["input_ids"].tolist()
+
+    found = explain(span_model, (first, second), 1000, prompt=prompt)
+    assert found.saliency.sum() == pytest.approx(1.0)
+    separator = [token.kind for token in reading.tokens].index("special", 1)
+    sides = [(span.first < separator, span.last < separator) for span in found.spans]
+    assert set(sides) == {(True, True), (False, False)}  # spans in both texts, and none across
+    assert "café" in found.to_html() and "‖" in found.to_html()
+    assert Explanation.from_json(found.to_json()).text == reading.text
+
+
+def test_a_cut_pair_says_what_was_cut_from_both(span_model: SentenceTransformer) -> None:
+    span_model.max_seq_length = 7  # [CLS] a dog [SEP] a man [SEP]
+    reading = read(span_model, ("a dog is", "a man was there"))
+    words = [token.text for token in reading.tokens if token.kind == "text"]
+    assert reading.unread == len("adogisamanwasthere") - sum(map(len, words)) + len("was there") - len("wasthere")
+
+
+def test_impossible_pairs(make_model: Make, tmp_path: Path) -> None:
+    model = make_model("bert")
+    for pair in (("a dog", " "), ("", "a dog")):
+        with pytest.raises(ValueError, match="is empty, there is nothing to explain"):
+            read(model, pair)
+    for wrong in (("a",), ("a", "b", "c"), ("a", 1)):
+        with pytest.raises(TypeError, match="text must be a string, or two strings"):
+            read(model, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no special token between"):
+        read(_model(_byte_level(), tmp_path), ("a dog", "a man"))
+    static = SentenceTransformer(modules=[StaticEmbedding(_byte_level(), embedding_dim=4)], device="cpu")
+    with pytest.raises(ValueError, match="StaticEmbedding cannot read two texts"):
+        read(static, ("a dog", "a man"))

@@ -399,3 +399,15 @@ def test_an_encoder_that_cannot_be_augmented_is_fine() -> None:
     words = WordEmbeddings(WhitespaceTokenizer(["good", "bad"]), torch.randn(2, 4))
     model = SentenceTransformer(modules=[words, SpanPooling(4, include_special_tokens=True)], device="cpu")
     assert SelfExplainingLoss(model, num_labels=2).num_labels == 2
+
+
+def test_without_weight_any_pooling_will_do(make_model: Callable[..., SentenceTransformer]) -> None:
+    model = make_model("bert").train()
+    with pytest.raises(ValueError, match="must have one SpanPooling, but has 0"):
+        SelfExplainingLoss(model, 3, weight=0.1)
+    loss = SelfExplainingLoss(model.eval(), 3, weight=0)
+    terms = loss([model.preprocess(["a dog", "a man"])], torch.tensor([2, 0]))
+    assert list(terms) == ["classification"]
+    probabilities = loss.predict(["a dog", "a man"])
+    expected = -(probabilities[0, 2].log() + probabilities[1, 0].log()) / 2
+    assert terms["classification"].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -102,7 +102,7 @@ class Faithfulness:
 
 def faithfulness(
     model: SentenceTransformer,
-    text: str,
+    text: str | Sequence[str],
     saliency: Sequence[float] | NDArray[np.floating],
     score: Callable[[Tensor], Tensor],
     *,
@@ -120,7 +120,7 @@ def faithfulness(
 
     Args:
         model: The model; as it was afterwards.
-        text: The text.
+        text: The text, or a pair of texts that the model reads as one.
         saliency: One number a token of ``model``, special tokens included, high for tokens that raise the score.
         score: From embeddings ``(B, k)`` to scores ``(B,)``: a similarity to another embedding, say, or the
             probability of a class. It is called on the CPU for deletions, and on the model's device for the gradient,
@@ -169,7 +169,7 @@ def faithfulness(
     free = np.array([position for position, token in enumerate(reading.tokens) if token.kind == "text"])
     if len(free) < 2:
         raise ValueError(
-            f"text {text[:80]!r} has {len(free)} token that can be deleted; give a text of at least two tokens"
+            f"text {reading.text[:80]!r} has {len(free)} token that can be deleted; give a text of at least two tokens"
         )
     generator = torch.Generator().manual_seed(seed)
     saliencies = {"explanation": values}

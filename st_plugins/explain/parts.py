@@ -73,12 +73,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def take_apart(model: SentenceTransformer, text: str, limit: int, prompt: str | None = None) -> Parts:
+def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int, prompt: str | None = None) -> Parts:
     """Take the embedding of one text apart into spans (SpanPooling) or tokens (mean poolings).
 
     Args:
         model: The model; as it was afterwards.
-        text: The text.
+        text: The text, or a pair of texts that the model reads as one.
         limit: Most spans to keep: the heaviest, the others become one rest.
         prompt: As for :func:`~st_plugins.explain.tokens.read`.
 
@@ -107,7 +107,8 @@ def take_apart(model: SentenceTransformer, text: str, limit: int, prompt: str | 
         embedding = features["sentence_embedding"][0].cpu()[: model.truncate_dim]
     if not bool(whole.isfinite().all() and embedding.isfinite().all()):
         raise ValueError(
-            f"the model gave NaN or infinity for the text {text[:80]!r}; try float32, or check the model's weights"
+            f"the model gave NaN or infinity for the text {reading.text[:80]!r}; try float32, or check the model's "
+            "weights"
         )
     weights, count = pooled.weights, len(reading.tokens)
     shares = weights / weights.sum()
@@ -129,7 +130,7 @@ def take_apart(model: SentenceTransformer, text: str, limit: int, prompt: str | 
     carried = tail(parts, share)
     return Parts(
         side=Side(
-            text,
+            reading.text,
             reading.tokens,
             tuple(spans),
             None if left is None else tuple(left.tolist()),

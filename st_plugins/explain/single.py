@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ class Explanation:
 
 def explain(
     model: SentenceTransformer,
-    text: str,
+    text: str | Sequence[str],
     top_k: int = 10,
     *,
     prompt: str | None = None,
@@ -105,7 +106,7 @@ def explain(
 
     Args:
         model: A model with SpanPooling, a mean pooling, or a StaticEmbedding; as it was afterwards.
-        text: The text.
+        text: The text; or a pair of texts that the model reads as one, as with `SelfExplainingLoss`.
         top_k: How many spans to list. All spans count in ``saliency`` and ``sharpness``; none but these gets a vector.
         prompt: Goes before the text, as in ``encode``; None takes the model's default prompt, ``""`` takes none.
         faithfulness: Whether to measure by deletion how far the embedding moves (its cosine to itself) without the

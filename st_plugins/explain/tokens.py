@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 __all__ = ["Kind", "Reading", "Token", "read"]
 
 Kind = Literal["text", "special", "prompt", "rest"]
+_BETWEEN = " ‖ "
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Reading:
     """A text turned into the input of a model.
 
     Args:
-        text: The text.
+        text: The text; of a pair both, with a mark between them.
         features: What the model's first module takes, a batch of one.
         tokens: One a position, special tokens and padding included.
         unread: Characters at the end that the model cut off.
@@ -50,19 +52,19 @@ class Reading:
     unread: int
 
 
-def read(model: SentenceTransformer, text: str, prompt: str | None = None) -> Reading:
+def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | None = None) -> Reading:
     """Tokenize a text as ``model.encode`` does, and keep track of the characters.
 
     Args:
         model: A model that starts with a Transformer or a StaticEmbedding.
-        text: The text, not empty.
+        text: The text, not empty; or a pair of texts that the model reads as one, ``[CLS] A [SEP] B [SEP]``.
         prompt: Goes before the text; None takes the model's default prompt, ``""`` takes none.
 
     Returns:
         Features on the CPU, tokens, and the number of characters cut off.
 
     Raises:
-        TypeError: ``text`` is no string.
+        TypeError: ``text`` is neither a string nor a pair of strings.
         ValueError: ``text`` is empty or has only special tokens, or the model reads text in another way.
 
     Example:
@@ -71,43 +73,62 @@ def read(model: SentenceTransformer, text: str, prompt: str | None = None) -> Re
         >>> [token.text for token in reading.tokens][:3], reading.tokens[1].start, reading.unread
         (['[CLS]', 'A', 'dog'], 0, 0)
     """
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a string, got {type(text).__name__}; explain one text at a time")
-    if not text.strip():
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    if not isinstance(text, str) and not (len(texts) == 2 and all(isinstance(part, str) for part in texts)):
+        raise TypeError(
+            "text must be a string, or two strings that the model reads as one text; got "
+            f"{type(text).__name__} {str(text)[:80]}; explain one text at a time"
+        )
+    if not all(part.strip() for part in texts):
         raise ValueError(f"text {text!r} is empty, there is nothing to explain; give at least one word")
     if prompt is None and model.default_prompt_name is not None:
         prompt = model.prompts.get(model.default_prompt_name)
     prompt = prompt or ""
     module = model[0]
     if isinstance(module, StaticEmbedding):
-        features = model.preprocess([text], prompt=prompt)
-        encoding = module.tokenizer.encode(prompt + text, add_special_tokens=False)
-        tokens = _tokens(text, len(prompt), encoding.tokens, encoding.offsets, [0] * len(encoding.tokens))
-        limit = None
-    elif isinstance(module, Transformer) and module.tokenizer is not None:
-        features, tokens = _transformer(model, module, text, prompt)
-        limit = model.max_seq_length
-    else:
+        if len(texts) == 2:
+            raise ValueError("a StaticEmbedding cannot read two texts as one; explain_pair explains their similarity")
+        features = model.preprocess([texts[0]], prompt=prompt)
+        encoding = module.tokenizer.encode(prompt + texts[0], add_special_tokens=False)
+        tokens = _tokens(texts[0], len(prompt), encoding.tokens, encoding.offsets, [0] * len(encoding.tokens))
+        return _reading(texts, features, [tokens], cut=False)
+    if not (isinstance(module, Transformer) and module.tokenizer is not None):
         raise ValueError(
             f"model starts with a {type(module).__name__}, but explanations need a Transformer or a StaticEmbedding"
         )
-    read_to = max((token.end for token in tokens if token.kind == "text" and token.end is not None), default=None)
-    if not any(token.kind == "text" for token in tokens):
-        raise ValueError(
-            f"text {text[:80]!r} has no tokens but special ones for this model, there is nothing to explain; give at "
-            "least one word that its tokenizer knows"
-        )
-    cut = limit is not None and len(tokens) >= limit and read_to is not None
-    return Reading(text, features, tokens, len(text[read_to:].strip()) if cut else 0)
+    features, parts = _transformer(model, module, texts, prompt)
+    return _reading(texts, features, parts, cut=sum(map(len, parts)) >= (model.max_seq_length or float("inf")))
+
+
+def _reading(texts: tuple[str, ...], features: dict[str, Any], parts: list[tuple[Token, ...]], cut: bool) -> Reading:
+    """Put the texts and their tokens, each with characters of its own text, into one."""
+    tokens: list[Token] = []
+    shift = unread = 0
+    for text, part in zip(texts, parts, strict=True):
+        if not any(token.kind == "text" for token in part):
+            raise ValueError(
+                f"text {text[:80]!r} has no tokens but special ones for this model, there is nothing to explain; give "
+                "at least one word that its tokenizer knows"
+            )
+        ends = [token.end for token in part if token.kind == "text" and token.end is not None]
+        unread += len(text[max(ends) :].strip()) if cut and ends else 0
+        for token in part:
+            if token.start is not None and token.end is not None:
+                token = replace(token, start=token.start + shift, end=token.end + shift)
+            tokens.append(token)
+        shift += len(text) + len(_BETWEEN)
+    return Reading(_BETWEEN.join(texts), features, tuple(tokens), unread)
 
 
 def _transformer(
-    model: SentenceTransformer, module: Transformer, text: str, prompt: str
-) -> tuple[dict[str, Any], tuple[Token, ...]]:
+    model: SentenceTransformer, module: Transformer, texts: tuple[str, ...], prompt: str
+) -> tuple[dict[str, Any], list[tuple[Token, ...]]]:
+    """Return the features, and the tokens of each text; a separator belongs to the text before it."""
     tokenizer: Any = module.tokenizer
     fast = bool(getattr(tokenizer, "is_fast", False))
     extra = {"return_special_tokens_mask": True, "return_offsets_mapping": fast}
-    features = model.preprocess([text], prompt=prompt, processing_kwargs={"text": extra})
+    given: Any = list(texts) if len(texts) == 1 else [texts]
+    features = model.preprocess(given, prompt=prompt, processing_kwargs={"text": extra})
     if features.get("modality", "text") != "text":
         raise ValueError(
             f"the model turns text into {features['modality']!r} input (a chat template?), whose tokens cannot be "
@@ -118,15 +139,31 @@ def _transformer(
     special = features.pop("special_tokens_mask", None)
     known = set(tokenizer.all_special_ids)
     mask = [i in known for i in identifiers] if special is None else special.reshape(-1).tolist()
-    return features, _tokens(text, len(prompt), tokenizer.convert_ids_to_tokens(identifiers), offsets, mask)
+    pieces, begin = tokenizer.convert_ids_to_tokens(identifiers), 0
+    parts = []
+    for number, text in enumerate(texts):
+        stop = len(pieces) if number == len(texts) - 1 else _separator(mask) + 1
+        own = offsets and offsets[begin:stop]
+        parts.append(_tokens(text, 0 if number else len(prompt), pieces[begin:stop], own, mask[begin:stop]))
+        begin = stop
+    return features, parts
+
+
+def _separator(special: Sequence[int | bool]) -> int:
+    """Return the position of the first special token after the first text of a pair."""
+    first = next((position for position, flag in enumerate(special) if not flag), 0)
+    found = next((position for position in range(first, len(special)) if special[position]), None)
+    if found is None:
+        raise ValueError("the tokenizer puts no special token between the texts of a pair; explain each by itself")
+    return found
 
 
 def _tokens(
     text: str,
     prompt_length: int,
     pieces: list[str],
-    offsets: list[tuple[int, int]] | None,
-    special: list[int] | list[bool],
+    offsets: Sequence[tuple[int, int]] | None,
+    special: Sequence[int | bool],
 ) -> tuple[Token, ...]:
     tokens: list[Token] = []
     for position, piece in enumerate(pieces):

@@ -39,7 +39,8 @@ class SelfExplainingLoss(HeadedLoss):
     ``classification`` and ``span_sharpness`` (weighted, negative), so that the trainer logs each and trains on their
     sum.
 
-    The published model is a Transformer and a `SpanPooling`; modules after it are part of what the head sees.
+    The published model is a Transformer and a `SpanPooling`; modules after it are part of what the head sees. With
+    ``weight=0`` there is no second term, and any pooling will do: the same classifier to compare with.
 
     Pairs of texts are classified in one of two ways. ``"joint"``, as published: one text column, whose entries are
     pairs; a pair is encoded as one text, ``[CLS] A [SEP] B [SEP]``, and no span crosses the separator. Make that
@@ -50,7 +51,7 @@ class SelfExplainingLoss(HeadedLoss):
     Unlike the contrastive losses of this package it evaluates as models do: without dropout in evaluation mode.
 
     Args:
-        model: The model to train, with one `SpanPooling`.
+        model: The model to train, with one `SpanPooling` unless ``weight`` is 0.
         num_labels: Number of classes; labels are integers from 0.
         weight: λ of the paper, at least 0.
         pairs: ``"joint"`` for one text column, of texts or of pairs; ``"siamese"`` for two.
@@ -96,8 +97,9 @@ class SelfExplainingLoss(HeadedLoss):
             raise ValueError(f"num_labels must be at least 2, got {num_labels}")
         if pairs not in ("joint", "siamese"):
             raise ValueError(f"pairs must be 'joint' or 'siamese', got {pairs!r}")
-        SpanPooling.of(model)
         self.num_labels, self.weight, self.pairs = num_labels, _check_weight(weight), pairs
+        if self.weight:
+            SpanPooling.of(model)
         width = embedding_dimension(model) * (1 if pairs == "joint" else 3)
         self.head = nn.Linear(width, num_labels, device=model.device)
 
@@ -118,12 +120,12 @@ class SelfExplainingLoss(HeadedLoss):
         columns = self._batch = list(sentence_features)
         predicting = labels is None and not torch.is_grad_enabled()
         self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
-        with SpanPooling.of(self.model).returning_spans():
+        with SpanPooling.of(self.model).returning_spans() if self.weight else contextlib.nullcontext():
             outputs = [self.model(features) for features in columns]
         embeddings = [output["sentence_embedding"][None] for output in outputs]
         if predicting:
             return [embedding[0] for embedding in embeddings], self._logits(embeddings)
-        sharpness = torch.cat([output[_TERM] for output in outputs])
+        sharpness = torch.cat([output[_TERM] for output in outputs]) if self.weight else None
         terms = self.compute_loss_from_embeddings(embeddings, labels, sharpness)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
