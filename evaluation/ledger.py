@@ -37,7 +37,7 @@ def load_results(study: Study, folder: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for run in study.runs:
         for seed in run.seeds or study.seeds:
-            path = result_file(folder, run, seed)
+            path = result_file(folder, run.name, seed)
             if path.is_file():
                 found.setdefault(run.name, []).append(json.loads(path.read_text(encoding="utf-8")))
     return found

@@ -19,7 +19,7 @@ from st_plugins.data.files import read_table
 
 __all__ = ["Run", "Study", "draw_texts", "read_study", "training_columns"]
 
-PAIR_METHODS = ("supervised", "joint")
+PAIR_METHODS = ("supervised", "joint", "cosent")
 METHODS = ("none", "consert", "simcse", *PAIR_METHODS)
 LABELS = {"contradiction": 0, "entailment": 1, "neutral": 2}  # as in the published code
 
@@ -30,12 +30,14 @@ class Run:
 
     Args:
         name: Row name, also the file name of its results.
-        method: ``"none"``, ``"consert"``, ``"simcse"``, ``"supervised"`` (softmax on pairs) or ``"joint"``.
-        data: Key of the recipe's ``[data]`` tables: unlabelled texts, or labelled pairs for supervised and joint.
+        method: ``"none"``, ``"consert"``, ``"simcse"``, ``"supervised"`` (softmax on pairs), ``"joint"`` or
+            ``"cosent"`` (on pairs with similarity scores).
+        data: Key of the recipe's ``[data]`` tables: unlabelled texts, or labelled pairs for the last three methods.
         start: Name of the run whose model (chosen on dev) this one starts from; empty for the recipe's model.
         views: Two views in short form, for consert and joint.
         temperature: τ.
         weight: α of the joint objective.
+        sharpness: λ, what sharp span weights are worth; needs ``pooling = "span"``.
         encoder_dropout: Whether the encoder's dropout is on.
         learning_rate: Peak of the learning rate; linear warm-up over a tenth of the steps, then linear decay.
         epochs: Passes over the data.
@@ -55,6 +57,7 @@ class Run:
     views: tuple[str, str] = ("feature-cutoff:0.2", "token-shuffle")
     temperature: float = 0.1
     weight: float = 0.15
+    sharpness: float = 0.0
     encoder_dropout: bool = True
     learning_rate: float = 5e-5
     epochs: float = 1.0
@@ -78,7 +81,7 @@ class Study:
         dev_task: Task whose dev split watches the training.
         corpus: Texts for the whitening, the floor and the geometry: files below ``--data``; ``file.tsv#column``.
         data: Named sources. ``texts`` lists files as ``corpus`` does, ``size`` draws that many of them; ``pairs``
-            lists files with columns label, sentence1, sentence2.
+            lists files with columns label (for cosent: score), sentence1, sentence2.
         runs: The rows.
         pooling: Pooling of the encoder.
         max_length: Texts are cut to this many tokens.
@@ -167,6 +170,8 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{where} data={run.data!r} must be one of {', '.join(study.data)}")
         if run.start and run.start not in names[: names.index(run.name)]:
             raise ValueError(f"{where} start={run.start!r} must be a run above it")
+        if run.sharpness and (run.pooling or study.pooling) != "span":
+            raise ValueError(f'{where} sharpness={run.sharpness} needs pooling = "span"')
         if run.method in PAIR_METHODS and "pairs" not in study.data[run.data]:
             raise ValueError(f"{where} data={run.data!r} has no pairs, which method={run.method!r} needs")
     if len(set(names)) != len(names):
@@ -206,7 +211,8 @@ def training_columns(study: Study, run: Run, data: Path) -> dict[str, list[Any]]
         data: Folder of the data.
 
     Returns:
-        ``{"text": [...]}``, or ``{"sentence1": [...], "sentence2": [...], "label": [...]}`` for labelled pairs.
+        ``{"text": [...]}``, or ``{"sentence1": [...], "sentence2": [...], "label": [...]}`` for labelled pairs, with
+        classes or scores.
     """
     source = study.data[run.data]
     if run.method not in PAIR_METHODS:
@@ -216,5 +222,8 @@ def training_columns(study: Study, run: Run, data: Path) -> dict[str, list[Any]]
         table = read_table(data / file)
         columns["sentence1"] += table.texts("sentence1")
         columns["sentence2"] += table.texts("sentence2")
-        columns["label"] += [LABELS[label] for label in table.texts("label")]
+        if run.method == "cosent":
+            columns["label"] += [float(score) for score in table.texts("score")]
+        else:
+            columns["label"] += [LABELS[label] for label in table.texts("label")]
     return columns

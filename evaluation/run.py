@@ -25,7 +25,7 @@ import torch
 import typer
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss, SoftmaxLoss
 from transformers import TrainerCallback
 
 from evaluation.recipe import Run, Study, draw_texts, read_study, training_columns
@@ -35,7 +35,7 @@ from st_plugins.atomic import write_text
 from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
 from st_plugins.evaluators.describe import library_versions
 from st_plugins.geometry import GeometryCallback
-from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, SimCSELoss
+from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, SimCSELoss, SpanSharpnessRegularizer
 
 __all__ = ["RULES", "main", "result_file", "train"]
 
@@ -91,13 +91,18 @@ def build_loss(run: Run, model: SentenceTransformer) -> torch.nn.Module:
     Returns:
         The loss.
     """
+    loss: torch.nn.Module
     if run.method == "simcse":
-        return SimCSELoss(model, run.temperature)
-    if run.method == "supervised":
-        return SoftmaxLoss(model, model.get_embedding_dimension() or 0, num_labels=3)
-    if run.method == "joint":
-        return ConSERTJointLoss(model, 3, run.views, run.weight, run.temperature, encoder_dropout=run.encoder_dropout)
-    return ConSERTLoss(model, run.views, run.temperature, encoder_dropout=run.encoder_dropout)
+        loss = SimCSELoss(model, run.temperature)
+    elif run.method == "supervised":
+        loss = SoftmaxLoss(model, model.get_embedding_dimension() or 0, num_labels=3)
+    elif run.method == "cosent":
+        loss = CoSENTLoss(model)
+    elif run.method == "joint":
+        loss = ConSERTJointLoss(model, 3, run.views, run.weight, run.temperature, encoder_dropout=run.encoder_dropout)
+    else:
+        loss = ConSERTLoss(model, run.views, run.temperature, encoder_dropout=run.encoder_dropout)
+    return SpanSharpnessRegularizer(loss, run.sharpness) if run.sharpness else loss
 
 
 def train(
@@ -261,18 +266,18 @@ def _choose(log: list[dict[str, float]], rule: str) -> int:
     return int(best(log, key=lambda numbers: numbers[key])["step"])
 
 
-def result_file(folder: Path, run: Run, seed: int) -> Path:
+def result_file(folder: Path, run: str, seed: int) -> Path:
     """Return the file of one run and seed.
 
     Args:
         folder: Results of the recipe.
-        run: The run.
+        run: Its name.
         seed: Seed.
 
     Returns:
         The path.
     """
-    return folder / f"{re.sub(r'[^a-z0-9]+', '-', run.name.lower()).strip('-')}-seed{seed}.json"
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', run.lower()).strip('-')}-seed{seed}.json"
 
 
 def main(
@@ -298,7 +303,7 @@ def main(
         jobs = [(run, 0) for run in runs if only in run.name]
     starts: dict[tuple[str, int], State] = {}
     for run, seed in jobs[index::count]:
-        path = result_file(folder, run, seed)
+        path = result_file(folder, run.name, seed)
         if path.is_file():
             continue
         found = measure(study, run, models, data, seed, dev_only, device, starts)

@@ -26,6 +26,7 @@ import torch
 import typer
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -35,6 +36,7 @@ from st_plugins.console import pipelines_table
 from st_plugins.data import load_task, read_texts
 from st_plugins.data.tasks import TASKS, resolve_tasks
 from st_plugins.evaluators import Difference, FloorResult, Score, STSSuiteEvaluator, SuiteResult
+from st_plugins.modules import SpanPooling
 
 KINDS = ("none", "corpus", "target", "pooled")
 
@@ -46,9 +48,9 @@ class Pipeline:
     Args:
         name: Row name, also the JSON's file name.
         model: Folder below ``--models``.
-        pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``, ``"first-last-avg"``, ``"static"`` (the encoder's word
-            embeddings alone, averaged by the host's ``StaticEmbedding``) or ``"as-is"`` (the folder is a whole
-            sentence-transformers model).
+        pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``, ``"first-last-avg"``, ``"span"`` (a new ``SpanPooling``),
+            ``"static"`` (the encoder's word embeddings alone, averaged by the host's ``StaticEmbedding``) or
+            ``"as-is"`` (the folder is a whole sentence-transformers model).
         whitening: ``"none"``, ``"corpus"`` (on unlabelled texts), ``"target"`` (on each task's own texts,
             transductive) or ``"pooled"`` (once, on the distinct test sentences of all tasks; transductive too).
         dimension: Dimensions kept by the whitening; 0 for all.
@@ -125,7 +127,7 @@ def build_model(row: Pipeline, models: Path, seed: int) -> SentenceTransformer:
     Args:
         row: The pipeline.
         models: Folder of the models.
-        seed: Seed of random weights.
+        seed: Seed of random weights and of a new ``SpanPooling``.
 
     Returns:
         The model, in evaluation mode.
@@ -150,8 +152,14 @@ def build_model(row: Pipeline, models: Path, seed: int) -> SentenceTransformer:
         if row.pooling == "static":
             table = transformer.model.get_input_embeddings().weight.detach()
             return SentenceTransformer(modules=[StaticEmbedding(tokenizer, table)]).eval()
-        mode = "mean" if row.pooling == "first-last-avg" else row.pooling
-        pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
+        width = transformer.get_embedding_dimension()
+        pooling: Module
+        if row.pooling == "span":
+            torch.manual_seed(seed)
+            pooling = SpanPooling(width)
+        else:
+            mode = "mean" if row.pooling == "first-last-avg" else row.pooling
+            pooling = Pooling(width, pooling_mode=mode)
         model = SentenceTransformer(modules=[transformer, pooling])
         if row.pooling == "first-last-avg":
             model = first_last_avg(model)

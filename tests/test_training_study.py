@@ -31,6 +31,8 @@ evaluations = 2
 texts = ["corpus.txt"]
 [data.nli]
 pairs = ["nli.tsv"]
+[data.stsb]
+pairs = ["scores.tsv"]
 [defaults]
 data = "texts"
 batch_size = 8
@@ -44,6 +46,7 @@ RUNS = {
     "supervised": 'method = "supervised"\ndata = "nli"\nseeds = [0]',
     "joint": 'method = "joint"\ndata = "nli"\nseeds = [0]\nviews = ["none", "token-cutoff:0.1"]',
     "sup-unsup": 'method = "consert"\nstart = "supervised"\nseeds = [0]',
+    "cosent": 'method = "cosent"\ndata = "stsb"\npooling = "span"\nsharpness = 0.5\nseeds = [0]',
     "views: shuffle x none": 'method = "consert"\nviews = ["token-shuffle", "none"]\ndev_only = true\nseeds = [0]',
 }
 
@@ -59,6 +62,8 @@ def _recipe(folder: Path, runs: dict[str, str], head: str = RECIPE) -> Path:
 def folders(sts_folder: Path, sentences: list[str], encoder_folder: Path, tmp_path: Path) -> dict[str, Path]:
     labels = ["contradiction", "entailment", "neutral"]
     rows = [f"{labels[i % 3]}\t{text}\t{sentences[-i]}" for i, text in enumerate(sentences)]
+    scores = [f"{i % 6}\t{text}\t{sentences[-i]}" for i, text in enumerate(sentences)]
+    (sts_folder / "scores.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *scores]), encoding="utf-8")
     (sts_folder / "nli.tsv").write_text("\n".join(["label\tsentence1\tsentence2", *rows]), encoding="utf-8")
     shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
     return {"models": tmp_path / "models", "data": sts_folder, "output": tmp_path / "out"}
@@ -68,7 +73,7 @@ def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path]
     recipe = _recipe(tmp_path, RUNS)
     run.main(recipe, **folders, device="cpu")
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
-    assert len(results) == 9  # two seeds of none and consert, one of the others
+    assert len(results) == 10  # two seeds of none and consert, one of the others
     consert = results["consert-seed0"]
     assert [numbers["step"] for numbers in consert["log"]] == [2, 4]
     assert set(consert["chosen"]) == set(run.RULES) and consert["chosen"]["last"] == 4
@@ -80,10 +85,15 @@ def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path]
     scored = consert["steps"][str(consert["chosen"]["dev"])]
     assert {"plain", "whitened"} == set(scored["test"])
     assert all("test" not in scores for scores in results["views-shuffle-x-none-seed0"]["steps"].values())
-    names = ("consert-seed0", "consert-seed1", "simcse-seed0", "joint-seed0", "sup-unsup-seed0")
+    names = ("consert-seed0", "consert-seed1", "simcse-seed0", "joint-seed0", "sup-unsup-seed0", "cosent-seed0")
     courses = {tuple(numbers["uniformity"] for numbers in results[name]["log"]) for name in names}
     assert len(courses) == len(names)  # every method, and every seed, trains in its own way
-    for name in ("supervised-seed0", "joint-seed0", "sup-unsup-seed0"):  # rules without labels are not for these
+    for name in (
+        "supervised-seed0",
+        "joint-seed0",
+        "sup-unsup-seed0",
+        "cosent-seed0",
+    ):  # rules without labels are not for these
         assert set(results[name]["steps"]) == {str(results[name]["chosen"]["dev"])}
 
     ledger.main(recipe, folders["output"])
@@ -178,4 +188,4 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
     folders = {"models": tmp_path / "models", "data": tmp_path / "data", "output": tmp_path / "out"}
     run.main(tmp_path / path.name, **folders, dry_run=True, dev_only=True, device="cpu")
     written = {file.stem for file in (tmp_path / "out").rglob("*.json")}
-    assert written == {run.result_file(tmp_path, row, 0).stem for row in study.runs}
+    assert written == {run.result_file(tmp_path, row.name, 0).stem for row in study.runs}

@@ -177,7 +177,8 @@ def faithfulness(
         saliencies["gradient"] = gradient_saliency(model, reading, score)
     orders = [free[np.argsort(-numbers[free], kind="stable")] for numbers in saliencies.values()]
     orders += [free[torch.randperm(len(free), generator=generator).numpy()] for _ in range(repeats)]
-    whole = float(score(encode_without(model, reading, [np.ones(len(reading.tokens), dtype=bool)])))
+    with torch.no_grad():
+        whole = float(score(encode_without(model, reading, [np.ones(len(reading.tokens), dtype=bool)])))
     changes = np.array(
         [[_changes(model, reading, orders, share, keep, score, whole) for share in bins] for keep in (False, True)]
     )
