@@ -16,6 +16,7 @@ from rich.text import Text
 
 from st_plugins.explain.render import (
     STYLE,
+    Cell,
     cells,
     legend_html,
     matrix_html,
@@ -104,12 +105,8 @@ def pair_terminal(explanation: PairExplanation) -> Group:
     Returns:
         Something rich prints.
     """
-    a, b = explanation.saliency_a, explanation.saliency_b
-    limit = float(max(np.abs(a).max(), np.abs(b).max()))
-    strips = [
-        Padding(strip_terminal(cells(side.text, side.tokens, values), limit), (0, 0, 1, 0))
-        for side, values in ((explanation.a, a), (explanation.b, b))
-    ]
+    strips, limit = _pair_strips(explanation)
+    drawn = [Padding(strip_terminal(strip, limit), (0, 0, 1, 0)) for strip in strips]
     table = Table(title=f"The pairs of {explanation.unit}s that add most to {explanation.similarity:.4f}")
     table.add_column("contribution", justify="right")
     table.add_column("first text")
@@ -125,7 +122,7 @@ def pair_terminal(explanation: PairExplanation) -> Group:
         title=f"Token by token, × {tokens.scale:,g}",
         scale=tokens.scale,
     )
-    parts: list[RenderableType] = [Text(_total_line(explanation)), Text(), *strips, table, matrix]
+    parts: list[RenderableType] = [Text(_total_line(explanation)), Text(), *drawn, table, matrix]
     for line in _pair_notes(explanation):
         parts.append(Text(line))
     return Group(*parts, *_faithfulness_terminal(explanation.faithfulness))
@@ -140,13 +137,9 @@ def pair_html(explanation: PairExplanation) -> str:
     Returns:
         HTML text.
     """
-    a, b = explanation.saliency_a, explanation.saliency_b
-    limit = float(max(np.abs(a).max(), np.abs(b).max()))
-    strips = "".join(
-        strip_html(cells(side.text, side.tokens, values), limit)
-        for side, values in ((explanation.a, a), (explanation.b, b))
-    )
-    signed = bool(min(a.min(), b.min()) < 0)
+    strips, limit = _pair_strips(explanation)
+    drawn = "".join(strip_html(strip, limit) for strip in strips)
+    signed = bool(min(explanation.saliency_a.min(), explanation.saliency_b.min()) < 0)
     rows = [[_shown(pair.span_a), _shown(pair.span_b), f"{pair.contribution:+.5f}"] for pair in explanation.top_pairs]
     tokens = _token_matrix(explanation, _PAGE_TOKENS)
     negative = " Negative ones are brown and underlined." if tokens.values.min() < 0 else ""
@@ -154,7 +147,7 @@ def pair_html(explanation: PairExplanation) -> str:
     body = [
         f"<h1>Why {explanation.similarity:.4f}?</h1>",
         f'<p class="summary">{escape(_total_line(explanation))}</p>',
-        section("What each token adds", strips + legend_html(limit, signed)),
+        section("What each token adds", drawn + legend_html(limit, signed)),
         section(
             f"The pairs of {explanation.unit}s that add most",
             _table(["first text", "second text", "contribution"], rows),
@@ -176,6 +169,13 @@ def pair_html(explanation: PairExplanation) -> str:
         section("How to read this", "".join(f"<p>{escape(line)}</p>" for line in _pair_notes(explanation))),
     ]
     return page(f"Why {explanation.similarity:.4f}?", body, STYLE)
+
+
+def _pair_strips(explanation: PairExplanation) -> tuple[list[list[Cell]], float]:
+    """Both texts with their saliencies, and the number that gets full colour in both."""
+    sides = ((explanation.a, explanation.saliency_a), (explanation.b, explanation.saliency_b))
+    limit = float(max(np.abs(values).max() for _, values in sides))
+    return [cells(side.text, side.tokens, values) for side, values in sides], limit
 
 
 def _top(explanation: Explanation) -> float:
