@@ -37,6 +37,7 @@ from sentence_transformers.sentence_transformer.evaluation import LabelAccuracyE
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from evaluation.batching import LengthGroupedBatchSampler, text_length
 from evaluation.classification_recipe import Run, Study, Text, read_labelled, read_study
 from evaluation.run import result_file
 from evaluation.sts import Pipeline, build_model
@@ -98,7 +99,7 @@ def train(study: Study, run: Run, seed: int, model: SentenceTransformer, data: P
     texts, labels = read_labelled(study, data / study.train)
     rows = Dataset.from_dict({"text": texts, "label": labels})
     dev_texts, dev_labels = read_labelled(study, data / study.dev)
-    order = sorted_by_length(dev_texts)
+    order = _by_length(dev_texts)
     examples: Any = [InputExample(texts=cast("Any", [dev_texts[row]]), label=dev_labels[row]) for row in order]
     loader: Any = DataLoader(examples, batch_size=128)
     best = BestEpoch(loss)
@@ -110,6 +111,7 @@ def train(study: Study, run: Run, seed: int, model: SentenceTransformer, data: P
                 num_train_epochs=study.epochs,
                 max_steps=max_steps or -1,
                 per_device_train_batch_size=study.batch_size,
+                batch_sampler=LengthGroupedBatchSampler,
                 learning_rate=study.learning_rate,
                 warmup_steps=study.warmup,
                 adam_beta1=study.adam[0],
@@ -135,18 +137,6 @@ def train(study: Study, run: Run, seed: int, model: SentenceTransformer, data: P
     return loss, best.course
 
 
-def sorted_by_length(texts: Sequence[Text]) -> list[int]:
-    """Return the order that puts texts of one length into one batch.
-
-    Args:
-        texts: Texts or pairs.
-
-    Returns:
-        Row numbers.
-    """
-    return sorted(range(len(texts)), key=lambda row: len("".join(texts[row])))
-
-
 def predict(loss: SelfExplainingLoss, texts: Sequence[Text]) -> np.ndarray[Any, Any]:
     """Return probabilities, in the order of the texts.
 
@@ -157,9 +147,13 @@ def predict(loss: SelfExplainingLoss, texts: Sequence[Text]) -> np.ndarray[Any, 
     Returns:
         ``(N, classes)``.
     """
-    order = sorted_by_length(texts)
+    order = _by_length(texts)
     found = loss.predict([texts[row] for row in order], batch_size=128).numpy()
     return found[np.argsort(order)]
+
+
+def _by_length(texts: Sequence[Text]) -> list[int]:
+    return sorted(range(len(texts)), key=lambda row: text_length(texts[row]))
 
 
 def measure_explanations(

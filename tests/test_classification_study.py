@@ -54,7 +54,7 @@ def folders(encoder_folder: Path, tmp_path: Path) -> dict[str, Path]:
     shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
     data = tmp_path / "data"
     data.mkdir()
-    texts = [f"the {animal} is {what} today ." for animal in ("dog", "cat", "man") for what in ("happy", "sad")] * 4
+    texts = [f"the {animal} is {what} today ." for animal in ("dog", "cat", "man") for what in ("happy", "sad .")] * 4
     rows = [("good" if "happy" in text else "bad", text) for text in texts]
     for name, part in (("train.tsv", rows), ("test.tsv", rows[:6])):
         lines = ["label\tsentence", *("\t".join(row) for row in part)]

@@ -1,0 +1,67 @@
+"""Batches of texts of similar length, which need little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+__all__ = ["LengthGroupedBatchSampler", "text_length"]
+
+_POOL = 50
+
+
+def text_length(texts: Any) -> int:
+    """Return the number of characters of a text, or of several together.
+
+    Args:
+        texts: A text, or a sequence of texts.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> text_length("dog"), text_length(["dog", "cat"])
+        (3, 6)
+    """
+    return len("".join(texts))
+
+
+class LengthGroupedBatchSampler(DefaultBatchSampler):
+    """Sort 50 batches' worth of shuffled rows by length, cut them into batches, and shuffle the batches.
+
+    The class goes into ``SentenceTransformerTrainingArguments(batch_sampler=...)``.
+
+    Args:
+        dataset: The rows; every column of texts, or lists of texts, counts.
+        **kwargs: As for the base class.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["a", "a long text", "b", "a longer text"]})
+        >>> sampler = LengthGroupedBatchSampler(rows, batch_size=2, drop_last=False, generator=torch.Generator())
+        >>> sorted(sorted(batch) for batch in sampler)
+        [[0, 2], [1, 3]]
+    """
+
+    def __init__(self, dataset: Dataset, **kwargs: Any) -> None:
+        super().__init__(dataset, **kwargs)
+        columns = [name for name in dataset.column_names if isinstance(dataset[0][name], str | list)]
+        self.lengths = [
+            sum(text_length(texts) for texts in row) for row in zip(*(dataset[c] for c in columns), strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield batches of row numbers."""
+        generator = (self.generator or torch.Generator()).manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        batches: list[list[int]] = []
+        for begin in range(0, len(order), _POOL * self.batch_size):
+            pool = sorted(order[begin : begin + _POOL * self.batch_size], key=self.lengths.__getitem__)
+            batches += [pool[k : k + self.batch_size] for k in range(0, len(pool), self.batch_size)]
+        if self.drop_last:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        for number in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[number]
