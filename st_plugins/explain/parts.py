@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 from st_plugins.explain.spans import Side, Span, span_of
 from st_plugins.explain.tail import Tail
 from st_plugins.explain.tokens import read
+from st_plugins.modes import evaluating
 from st_plugins.modules.span_pooling import SpanPooling
 
-__all__ = ["Parts", "Unit", "evaluating", "take_apart"]
+__all__ = ["Parts", "Unit", "take_apart"]
 
 Unit = Literal["span", "token"]
 _POOLINGS = ("mean", "weightedmean", "mean_sqrt_len_tokens")
@@ -52,25 +52,6 @@ class Parts:
     sharpness: float
     embedding: Tensor
     exact: bool
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a block, and every module of it back into its own mode after.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int, prompt: str | None = None) -> Parts:

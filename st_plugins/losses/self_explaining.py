@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from st_plugins.augment import AdversarialPerturbation, NoAugmentation
 from st_plugins.losses.embedding import Features, ViewLoss, inner_model
 from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
+from st_plugins.modes import evaluating
 from st_plugins.modules.span_pooling import SpanPooling
 
 __all__ = ["SelfExplainingLoss", "SpanSharpnessRegularizer"]
@@ -194,7 +195,7 @@ class SelfExplainingLoss(HeadedLoss):
             raise ValueError("texts must be pairs (text, text) for a loss with pairs='siamese'")
         model = inner_model(self.model)
         found = [torch.zeros(0, self.num_labels)]
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             for begin in range(0, len(texts), batch_size):
                 batch = list(texts[begin : begin + batch_size])
                 columns = [batch] if self.pairs == "joint" else [list(column) for column in zip(*batch, strict=True)]
@@ -338,14 +339,3 @@ def _recorded_sharpness(pooling: SpanPooling) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
