@@ -255,8 +255,8 @@ def measure(
     }
     if spans:
         found["sharpness"] = float(np.mean([explain(model, text, 1).sharpness for text in shown]))
-        first = next(other for other in study.runs if other.pooling == "span")
-        if run == first and seed == (run.seeds or study.seeds)[0]:
+        pictured = study.pictured or next(other.name for other in study.runs if other.pooling == "span")
+        if run.name == pictured and seed == (run.seeds or study.seeds)[0]:
             found["pictures"] = pictures(study, model, texts, gold, predicted)
     device_name = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
     found["seconds_training"], found["seconds"] = trained - begin, time.perf_counter() - begin

@@ -62,7 +62,8 @@ class Study:
         fp16: Whether to train in mixed precision, on a GPU.
         seeds: One training for each.
         explained: Number of test texts whose explanations are measured by deletion.
-        pictures: Number of right and of wrong answers that are drawn, of the first run with spans and its first seed.
+        pictures: Number of right and of wrong answers that are drawn.
+        pictured: Name of the run they are of, with its first seed; empty for the first run with spans.
         notes: Text below the table.
     """
 
@@ -86,6 +87,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     explained: int = 100
     pictures: int = 5
+    pictured: str = ""
     notes: str = ""
 
 
@@ -117,8 +119,11 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{path}: run {run.name!r}: pooling={run.pooling!r} must be mean, cls or span")
         if run.weight and run.pooling != "span":
             raise ValueError(f"{path}: run {run.name!r}: weight={run.weight} needs pooling='span'")
-    if len({run.name for run in runs}) != len(runs):
+    names = [run.name for run in runs]
+    if len(set(names)) != len(names):
         raise ValueError(f"{path}: two runs have one name")
+    if study.pictured and not any(run.name == study.pictured and run.pooling == "span" for run in runs):
+        raise ValueError(f"{path}: pictured={study.pictured!r} must be a run with pooling='span'")
     return study
 
 

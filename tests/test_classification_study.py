@@ -115,6 +115,7 @@ def test_pairs_full_stops_and_unknown_labels(folders: dict[str, Path], tmp_path:
         ('pooling = "cls"', 'pooling = "cls"\nweight = 1.0', "weight=1.0 needs pooling='span'"),
         ('name = "cls"', 'name = "mean"', "two runs have one name"),
         ("epochs", "epoches", "epoches"),
+        ("pictures", 'pictured = "mean"\npictures', "pictured='mean' must be a run with pooling='span'"),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, old: str, new: str, message: str) -> None:
