@@ -12,6 +12,7 @@ import pytest
 import sentence_transformers
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from sentence_transformers import (
     InputExample,
     SentenceTransformer,
@@ -347,11 +348,18 @@ def test_the_trainer_evaluates_and_brings_back_the_best_model(
     build, columns = case("text", sentences)
     loss = build(span_model())
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    run = trainer(loss, columns, tmp_path, **steps, load_best_model_at_end=True, max_steps=3, learning_rate=1e-2)
+    keep = HeadCheckpointCallback(loss)
+    # The second step makes it much worse, so that the best checkpoint is not the last one.
+    rates = {"learning_rate": 1.0, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    run = trainer(loss, columns, tmp_path, keep, **steps, load_best_model_at_end=True, max_steps=3, **rates)
     run.train()
     assert len(logged(run, "eval_loss")) == 3
-    best = st_plugins.load(run.state.best_model_checkpoint, device="cpu")
-    assert (best.encode("a cat") == loss.model.encode("a cat")).all()
+    best = run.state.best_model_checkpoint
+    assert best != str(tmp_path / "checkpoint-3")
+    assert (st_plugins.load(best, device="cpu").encode("a cat") == loss.model.encode("a cat")).all()
+    heads = {name: load_file(Path(name) / "loss_head.safetensors") for name in (best, str(tmp_path / "checkpoint-3"))}
+    assert torch.equal(loss.head.weight, heads[best]["weight"])
+    assert not torch.equal(*(head["weight"] for head in heads.values()))
 
 
 def test_a_deciding_word_is_found(make_model: Callable[..., SentenceTransformer]) -> None:

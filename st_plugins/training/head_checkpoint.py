@@ -16,7 +16,8 @@ class HeadCheckpointCallback(TrainerCallback):
     """Write a loss's head into every checkpoint, and read it back when a training is resumed.
 
     The host saves the model, the optimizer and the random state, but no parameters of the loss. Without this a resumed
-    training goes on with a new head. Deleting old checkpoints deletes their heads too.
+    training goes on with a new head, and one with ``load_best_model_at_end`` ends with the best model and the last
+    head. Deleting old checkpoints deletes their heads too.
 
     It also clears the head's gradients after each step. sentence-transformers 6.0 clears those of the model only, so
     that a head would sum up the gradients of all steps; later versions clear both themselves.
@@ -50,6 +51,13 @@ class HeadCheckpointCallback(TrainerCallback):
         """Read the head if the training is a resumed one; a checkpoint without a head is an error."""
         if state.global_step:
             self.loss.load_head(_checkpoint(args, state))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Bring back the head of the best checkpoint, whose model the trainer has just brought back."""
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            self.loss.load_head(state.best_model_checkpoint)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
