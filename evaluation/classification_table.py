@@ -136,20 +136,20 @@ def faithfulness_table(results: Results) -> list[str]:
     return lines
 
 
-def draw(results: Results, folder: Path) -> list[str]:
+def draw(study: Study, results: Results, folder: Path) -> list[str]:
     """Write the pictures and return the section that shows them.
 
     Args:
+        study: The study.
         results: Results by run.
         folder: Where to write ``examples/``.
 
     Returns:
         Markdown lines; none if nothing was explained.
     """
-    name, drawn = next(
-        ((run, result["pictures"]) for run, seeds in results.items() for result in seeds if "pictures" in result),
-        ("", []),
-    )
+    named = {name: seeds[0]["pictures"] for name, seeds in results.items() if "pictures" in seeds[0]}
+    name = study.pictured or next(iter(named), "")
+    drawn = named.get(name, [])
     if not drawn:
         return []
     lines = [
@@ -185,7 +185,7 @@ def main(
     explained = len(first["faithfulness"]["random"])
     lines = [f"# {study.title}", "", _ACCURACY.format(recipe=recipe.name), "", *accuracy_table(study, found), ""]
     lines += ["## Faithfulness", "", _FAITHFULNESS.format(count=explained), "", *faithfulness_table(found), ""]
-    lines += draw(found, folder)
+    lines += draw(study, found, folder)
     versions = ", ".join(f"{key} {value}" for key, value in first["versions"].items())
     lines += [study.notes.strip(), "", f"Trained on: {first['device']}. {versions}.", ""]
     write_text(folder / "table.md", "\n".join(lines))
