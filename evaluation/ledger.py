@@ -18,7 +18,7 @@ import numpy as np
 import typer
 
 from evaluation.recipe import Run, Study, read_study
-from evaluation.run import RULES, result_file
+from evaluation.run import RULES, SHARPNESS_TEXTS, result_file
 from st_plugins.atomic import write_text
 
 __all__ = ["main"]
@@ -139,6 +139,22 @@ def _paper(run: Run) -> str:
     return f"{run.paper['value']} with {run.paper['encoder']}" if run.paper else ""
 
 
+def sharpness_lines(results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return how sharp the span weights of the trained models are.
+
+    Args:
+        results: Results by run.
+
+    Returns:
+        Markdown lines; none if no model pools spans.
+    """
+    known = {name: [r["sharpness"] for r in seeds if "sharpness" in r] for name, seeds in results.items()}
+    rows = [f"| {name} | {statistics.mean(values):.3f} | {len(values)} |" for name, values in known.items() if values]
+    text = f"Mean Σα² over {SHARPNESS_TEXTS} corpus texts: 1 for a single span, nearly 0 for even weights."
+    head = ["## Sharpness of the span weights", "", text, "", "| run | Σα² | seeds |", "| --- | ---: | ---: |"]
+    return [*head, *rows, ""] if rows else []
+
+
 def rules_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Return what each way to choose a checkpoint costs in the runs that use no labels, against the labelled choice.
 
@@ -224,6 +240,7 @@ def main(
     first = next(iter(found.values()))[0]
     lines = [f"# {study.title}", "", *_introduction(study), "", *main_table(study, found), ""]
     lines += ["## Choosing a checkpoint", "", _RULES_TEXT, "", *rules_table(study, found), ""]
+    lines += sharpness_lines(found)
     picture = grid_picture(study, found)
     if picture is not None:
         write_text(folder / "views.svg", picture)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import statistics
 import tempfile
 import time
 from dataclasses import asdict
@@ -34,10 +35,11 @@ from st_plugins import whiten
 from st_plugins.atomic import write_text
 from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
 from st_plugins.evaluators.describe import library_versions
+from st_plugins.explain import explain
 from st_plugins.geometry import GeometryCallback
 from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, SimCSELoss, SpanSharpnessRegularizer
 
-__all__ = ["RULES", "main", "result_file", "train"]
+__all__ = ["RULES", "SHARPNESS_TEXTS", "main", "result_file", "train"]
 
 RULES = {
     "dev": ("dev", max),
@@ -50,6 +52,7 @@ RULES = {
 """How a checkpoint is chosen: on labelled dev pairs, not at all, or by a number that needs no labels."""
 
 HELD_OUT = 512
+SHARPNESS_TEXTS = 200
 _NUMBERS = {
     "eval_loss": "loss",
     "eval_dev_avg_spearman_cosine": "dev",
@@ -257,6 +260,11 @@ def measure(
             split: {form: summary(suite.evaluate(variant, run.name)) for form, variant in forms.items()}
             for split, suite in suites.items()
         }
+    if row.pooling == "span":
+        if states:
+            model.load_state_dict(states[found["chosen"]["dev"]])
+        looked_at = draw_texts(study.corpus, data, SHARPNESS_TEXTS)
+        found["sharpness"] = statistics.mean(explain(model, text, 1).sharpness for text in looked_at)
     device_name = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
     return {**found, "seconds": time.perf_counter() - start, "device": device_name, "versions": library_versions()}
 

@@ -96,6 +96,8 @@ def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path]
     ):  # rules without labels are not for these
         assert set(results[name]["steps"]) == {str(results[name]["chosen"]["dev"])}
 
+    assert 0 < results["cosent-seed0"]["sharpness"] <= 1 and "sharpness" not in consert
+
     ledger.main(recipe, folders["output"])
     table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
     assert "| consert |" in table and "72.74 with BERT-base" in table and "| views" not in table.split("##")[0]
