@@ -66,7 +66,9 @@ def interval(values: NDArray[np.float64], sign: bool = False) -> str:
     if values.min() == values.max():
         low = high = values[0]
     else:
-        found = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+        found = bootstrap(
+            (values,), np.mean, n_resamples=2000, method="percentile", random_state=np.random.default_rng(0)
+        )
         low, high = found.confidence_interval
     plus = "+" if sign else ""
     text = f"{100 * values.mean():{plus}.1f} [{100 * low:{plus}.1f}, {100 * high:{plus}.1f}]"
