@@ -99,7 +99,7 @@ def capture_attention(model: nn.Module, receive: Receiver | None = None) -> Iter
         ...     output = model(model.preprocess(["a cat slept", "the big dog ate"]))
         >>> query, key, scaling = layers[-1]
         >>> len(layers), query.shape, scaling
-        (2, torch.Size([2, 2, 6, 32]), 0.17677669529663687)
+        (2, torch.Size([2, 4, 6, 16]), 0.25)
         >>> maps = (query @ key.transpose(2, 3) * scaling).softmax(dim=3)  # of the longer text, which has no pads
         >>> round(float(maps[1].sum(dim=2).mean()), 4)
         1.0
@@ -139,8 +139,8 @@ class _Capture:
         self.passes = 0
         self.count = 0
         self._receive = receive
-        self._transformer = transformer
         self._modules = {id(module) for module in transformer.modules()}
+        self._checkpointing = any(getattr(part, "gradient_checkpointing", False) for part in transformer.modules())
         self._gradients = False
 
     def start(self, *_: Any) -> None:
@@ -153,7 +153,7 @@ class _Capture:
         # Gradient checkpointing runs layers again in the backward pass.
         if id(module) not in self._modules or torch._C._current_graph_task_id() != -1:
             return
-        if self._gradients and self._transformer.is_gradient_checkpointing and self._transformer.training:
+        if self._gradients and self._checkpointing and module.training:
             if not torch.is_grad_enabled():
                 raise ValueError(
                     "gradient checkpointing in its reentrant form loses the gradients of captured queries and keys; "
