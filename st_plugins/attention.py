@@ -73,8 +73,9 @@ def capture_attention(model: nn.Module, receive: Receiver | None = None) -> Iter
     end, whatever happens. Blocks for several models may be open at the same time, and so may several blocks for one
     model: each gets all layers.
 
-    Not for a model that several threads use at the same time. Gradient checkpointing is fine in its non-reentrant
-    form; the layers run again in the backward pass are not captured again.
+    Not for a model that several threads use at the same time. Under gradient checkpointing (non-reentrant) captured
+    tensors stay in memory, and layers that run again in the backward pass are not captured again. Compiled models are
+    captured too, with a graph break in each layer.
 
     Args:
         model: A transformers model, or what contains exactly one: a SentenceTransformer, a CrossEncoder, a
@@ -101,7 +102,7 @@ def capture_attention(model: nn.Module, receive: Receiver | None = None) -> Iter
         >>> len(layers), query.shape, scaling
         (2, torch.Size([2, 4, 6, 16]), 0.25)
         >>> maps = (query @ key.transpose(2, 3) * scaling).softmax(dim=3)  # of the longer text, which has no pads
-        >>> round(float(maps[1].sum(dim=2).mean()), 4)
+        >>> round(maps[1].sum(dim=2).mean().item(), 4)
         1.0
     """
     transformer = _transformer(model)
@@ -215,7 +216,10 @@ def _record_and_attend(
         capture.record(module, query, key, kwargs.get("scaling"))
     # The names that the module's forward itself reads; eager attention is registered nowhere.
     names = inspect.unwrap(type(module).forward).__globals__
-    attend: Any = names["ALL_ATTENTION_FUNCTIONS"].get_interface(name, names.get("eager_attention_forward"))
+    functions = names.get("ALL_ATTENTION_FUNCTIONS") or AttentionInterface()
+    attend: Any = functions.get_interface(name, names.get("eager_attention_forward"))
+    if attend is None:
+        raise ValueError(f'{type(module).__name__} hides its eager attention; load it with attn_implementation="sdpa"')
     config: Any = module.config
     captured = config._attn_implementation
     try:
