@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor
 
 __all__ = ["PairInputs", "Span", "TeacherInput", "check_tokenizers", "take"]
+
+logger = logging.getLogger(__name__)
 
 Features = dict[str, Any]
 _PROBE = ("a", "b")
@@ -114,6 +117,15 @@ class PairInputs:
             )
         self._types = "token_type_ids" in probe
         self._rest = {name: value for name, value in probe.items() if not isinstance(value, Tensor)}
+        longest, room = student.max_seq_length, self._room()
+        if room is not None and longest is not None and longest > room:
+            logger.warning(
+                "A pair of two texts of %d tokens is longer than the %d tokens that the teacher takes, which will be "
+                "an error; set model.max_seq_length = %d if your texts may be so long.",
+                longest,
+                self._limit,
+                room,
+            )
         self._margins = self._shared_specials() if include_specials else [(0, 0), (0, 0)]
 
     def column(self, features: Features, index: int) -> Column:
@@ -218,17 +230,20 @@ class PairInputs:
         return torch.cat(parts, dim=1), words[0].new_tensor([*types, 0])
 
     def _too_long(self, row: int, length: int, spans: tuple[Span, Span], words: list[Tensor]) -> None:
-        limit = self._limit or 0
         shown = [
             _short(self._tokenizer.decode(ids[row][: int(span.lengths[row])]))
             for ids, span in zip(words, spans, strict=True)
         ]
-        single, pair = (sum(map(len, template.specials)) for template in (self._single, self._pair))
         raise ValueError(
-            f"pair {row} of the batch has {length} tokens, but the teacher takes {limit}: {shown[0]} | {shown[1]}; "
-            f"set model.max_seq_length = {(limit - pair) // 2 + single}, so that each text is truncated before the "
+            f"pair {row} of the batch has {length} tokens, but the teacher takes {self._limit}: {shown[0]} | {shown[1]}; "
+            f"set model.max_seq_length = {self._room()}, so that each text is truncated before the "
             "pair is made"
         )
+
+    def _room(self) -> int | None:
+        """Return the length of a single text, with its special tokens, of which two fit into the teacher."""
+        single, pair = (sum(map(len, template.specials)) for template in (self._single, self._pair))
+        return None if self._limit is None else (self._limit - pair) // 2 + single
 
     def _shared_specials(self) -> list[tuple[int, int]]:
         """Return how many tokens before and after each text are the same in both inputs and no other text's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -213,7 +214,8 @@ def pair_distance(student: PairAttention, target: TargetMaps, options: MapOption
     tensors = student[:4]
     first_lengths, second_lengths = student.first_lengths, student.second_lengths
     full = (first_lengths > 0) & (second_lengths > 0)
-    weights = full / full.sum().clamp(min=1) / 2
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    weights = full.to(dtype) / full.sum().clamp(min=1) / 2
 
     def evaluate(rows: slice, *part: Tensor) -> Tensor:
         first_query, first_key, second_query, second_key = part
@@ -227,7 +229,6 @@ def pair_distance(student: PairAttention, target: TargetMaps, options: MapOption
         return (distances * weights[rows]).sum()
 
     with torch.autocast(tensors[0].device.type, enabled=False):
-        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         numbers = tensors[0].shape[1] * tensors[0].shape[2] * tensors[2].shape[2]
         pairs = max(1, _BLOCK.get(tensors[0].device.type, _BLOCK_ELSEWHERE) // max(numbers, 1))
         result: Tensor = _EvaluateWithGradient.apply(
@@ -242,7 +243,7 @@ def _student_map(query: Tensor, key: Tensor, scaling: float, lengths: Tensor, op
     if options.heads == "match":
         return maps
     if log:
-        mean: Tensor = maps.logsumexp(dim=1, keepdim=True) - torch.tensor(float(maps.shape[1])).log()
+        mean: Tensor = maps.logsumexp(dim=1, keepdim=True) - math.log(maps.shape[1])
         return mean
     return maps.mean(dim=1, keepdim=True)
 
