@@ -147,8 +147,8 @@ def test_a_pair_longer_than_the_teacher_takes_is_named(make_model: Model, make_t
     inputs = PairInputs(student, teacher)
     _, texts = columns(inputs, student, ["dog", "a man is reading ."], ["dog", "a dog is running in the park ."])
     message = (
-        r"pair 1 of the batch has 16 tokens, but the teacher takes 12: 'a man is reading .' \| 'a dog is running in the "
-        r"park .'; set model.max_seq_length = 6, so that each text is truncated before"
+        r"pair 1 of the batch has 16 tokens, but the teacher takes 12: 'a man is reading .' \| 'a dog is running in "
+        r"the park .'; set model.max_seq_length = 6, so that each text is truncated before"
     )
     with pytest.raises(ValueError, match=message):
         inputs.teacher_input(*texts)
@@ -202,7 +202,7 @@ def test_tokenizers_must_be_the_same(make_model: Model, make_teacher: Teacher) -
     check_tokenizers(student.tokenizer, teacher.tokenizer)
     other = copy.deepcopy(teacher.tokenizer)
     other.add_tokens(["zebra"])
-    with pytest.raises(ValueError, match="different tokenizers: .*'zebra' is None in the student's and 58 in the"):
+    with pytest.raises(ValueError, match=r"different tokenizers: .*'zebra' is None in the student's and 58 in the"):
         check_tokenizers(student.tokenizer, other)
     with pytest.raises(ValueError, match="different special tokens: around a pair"):
         check_tokenizers(student.tokenizer, formatted(teacher, ROBERTA).tokenizer)

@@ -23,7 +23,7 @@ from st_plugins.losses.virt_maps import (
 HEADS, DEPTH, SCALING = 3, 4, 0.5
 FIRST, SECOND = [3, 1, 4, 0, 2], [2, 1, 5, 3, 0]
 CHOICES = [
-    MapOptions(heads, target, distance)  # type: ignore[arg-type]
+    MapOptions(heads, target, distance)
     for heads, target, distance in itertools.product(
         ("match", "mean"), ("softmax_slice", "full_row_slice", "logits"), ("mse", "frobenius", "kl")
     )
@@ -132,7 +132,7 @@ def test_gradients_are_those_of_finite_differences(options: MapOptions) -> None:
     student, target = pairs(0), target_of(pairs(1), options)
 
     def distance(*tensors: Tensor) -> Tensor:
-        return pair_distance(PairAttention(*tensors, *student[4:]), target, options)  # type: ignore[call-arg]
+        return pair_distance(PairAttention(*tensors, *student[4:]), target, options)
 
     assert torch.autograd.gradcheck(distance, [tensor.requires_grad_() for tensor in student[:4]], fast_mode=True)
 
@@ -155,7 +155,7 @@ def test_without_gradients_the_value_is_the_same() -> None:
     target = target_of(pairs(1), options)
     inputs = [tensor.requires_grad_() for tensor in student[:4]]
     with torch.no_grad():
-        value = pair_distance(PairAttention(*inputs, *student[4:]), target, options)  # type: ignore[call-arg]
+        value = pair_distance(PairAttention(*inputs, *student[4:]), target, options)
     assert not value.requires_grad and value == pair_distance(student, target, options)
 
 
@@ -198,7 +198,7 @@ def test_equal_maps_have_no_distance_and_a_finite_gradient() -> None:
         if options.target != "full_row_slice":
             student = pairs(0)
             inputs = [tensor.requires_grad_() for tensor in student[:4]]
-            teacher = PairAttention(*(t.detach() for t in inputs), *student[4:])  # type: ignore[call-arg]
+            teacher = PairAttention(*(t.detach() for t in inputs), *student[4:])
             value = pair_distance(student, target_of(teacher, options), options)
             assert value.item() == pytest.approx(0, abs=1e-12)
             assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, inputs))
@@ -218,7 +218,7 @@ def test_half_precision_is_computed_in_float32(options: MapOptions, dtype: torch
     inputs = [tensor.requires_grad_() for tensor in student[:4]]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = pair_distance(student, target_of(teacher, options), options)
-    exact = PairAttention(*(tensor.detach().double() for tensor in inputs), *student[4:])  # type: ignore[call-arg]
+    exact = PairAttention(*(tensor.detach().double() for tensor in inputs), *student[4:])
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(pair_distance(exact, target_of(teacher, options), options).item(), rel=1e-4)
     for gradient in torch.autograd.grad(value, inputs):

@@ -235,9 +235,9 @@ class PairInputs:
             for ids, span in zip(words, spans, strict=True)
         ]
         raise ValueError(
-            f"pair {row} of the batch has {length} tokens, but the teacher takes {self._limit}: {shown[0]} | {shown[1]}; "
-            f"set model.max_seq_length = {self._room()}, so that each text is truncated before the "
-            "pair is made"
+            f"pair {row} of the batch has {length} tokens, but the teacher takes {self._limit}: {shown[0]} | "
+            f"{shown[1]}; set model.max_seq_length = {self._room()}, so that each text is truncated before the pair "
+            "is made"
         )
 
     def _room(self) -> int | None:

@@ -49,18 +49,22 @@ def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Itera
     wanted = list(layers)
     inner = inner_model(model)
     with column_merging_disabled(), capture_attention(inner) as running:
+        same: list[int] = []
         latest: Any = None
 
-        def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            nonlocal latest
+        def recognise(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             features = arguments[0] if arguments else next(iter(keywords.values()), {})
-            if not running or running[0].query is latest:  # a loss that answers from its own cache
+            # Wrappers copy dictionaries, but not the tensors in them.
+            same[:] = [
+                index for index, column in enumerate(columns) if column["input_ids"] is features.get("input_ids")
+            ]
+
+        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            nonlocal latest
+            # A loss may answer from its own cache, without running the model.
+            if not same or not running or running[0].query is latest:
                 return
             latest = running[0].query
-            # Wrappers copy dictionaries, but not the tensors in them.
-            same = [index for index, column in enumerate(columns) if column["input_ids"] is features.get("input_ids")]
-            if not same:
-                return
             index = next((index for index in same if not captured[index]), None)
             if index is None:
                 raise ValueError(
@@ -69,11 +73,15 @@ def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Itera
                 )
             captured[index].update({layer: running[layer] for layer in wanted if layer < len(running)})
 
-        handle = inner.register_forward_hook(keep, with_kwargs=True)
+        handles = [
+            inner.register_forward_pre_hook(recognise, with_kwargs=True),
+            inner.register_forward_hook(keep),
+        ]
         try:
             yield captured
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 def check_captured(captured: ColumnLayers, columns: Sequence[Features], layers: Iterable[int], what: str) -> None:
