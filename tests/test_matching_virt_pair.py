@@ -36,7 +36,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from st_plugins.losses import NonFiniteLossError
+from st_plugins.losses import NonFiniteLossError, VIRTLoss
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
 from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, content_tokens, fuse
 from st_plugins.training.head_checkpoint import HeadCheckpointCallback
@@ -621,7 +621,7 @@ def test_columns_that_do_not_suit_and_a_loss_that_is_not_finite(
         loss([column, column], torch.tensor([0, 1]))
 
 
-def trainer(loss: VIRTPairLoss, columns: dict[str, Any], folder: Path, *callbacks: Any, **arguments: Any) -> Any:
+def trainer(loss: Any, columns: dict[str, Any], folder: Path, *callbacks: Any, **arguments: Any) -> Any:
     settings: dict[str, Any] = {
         "max_steps": 4,
         "per_device_train_batch_size": 4,
@@ -685,6 +685,22 @@ def test_a_batch_is_learned_by_heart(model: SentenceTransformer, sentences: list
     trainer(loss, columns, tmp_path, HeadCheckpointCallback(loss), **settings).train()
     pairs = list(zip(columns["premise"], columns["hypothesis"], strict=True))
     assert classifier.predict(pairs).argmax(axis=1).tolist() == columns["label"]
+
+
+def test_it_is_the_task_loss_of_virt(
+    model: SentenceTransformer, encoder_folder: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    teacher = CrossEncoder(str(encoder_folder), num_labels=1, device="cpu")
+    task = VIRTPairLoss(VIRTPairClassifier(model, 3))
+    loss = VIRTLoss(model, teacher, task)
+    columns, labels = [model.preprocess(sentences[:3]), model.preprocess(sentences[3:6])], torch.tensor([0, 1, 2])
+    terms = loss(columns, labels)
+    expected = task([model.preprocess(sentences[:3]), model.preprocess(sentences[3:6])], labels)
+    assert list(terms) == ["task", "virt"] and terms["task"] == expected and terms["virt"] > 0
+    before = copy.deepcopy(task.head.state_dict())
+    short = [text.replace(" .", "") for text in sentences]
+    trainer(loss, columns_of(short, 3), tmp_path, HeadCheckpointCallback(task), max_steps=2).train()
+    assert not any(torch.equal(before[name], tensor) for name, tensor in task.head.state_dict().items())
 
 
 def test_trains_in_fit(model: SentenceTransformer, sentences: list[str], tmp_path: Path) -> None:
