@@ -261,7 +261,8 @@ def joined(columns: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def cosine_loss(student: SentenceTransformer, columns: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
     """Return the task loss."""
-    return CosineSimilarityLoss(student)(columns, labels)  # type: ignore[no-any-return]
+    loss: Tensor = CosineSimilarityLoss(student)(columns, labels)
+    return loss
 
 
 @contextmanager
@@ -294,7 +295,8 @@ def plain_virt(captured: dict[str, list[Tensor]], teacher: CrossEncoder, columns
     heads, layers = attentions[0].shape[1], len(attentions)
 
     def split(tensor: Tensor) -> Tensor:  # without [CLS] and [SEP]
-        return tensor.float().unflatten(2, (heads, -1)).transpose(1, 2)[:, :, 1:-1]
+        parts: Tensor = tensor.float().unflatten(2, (heads, -1))
+        return parts.transpose(1, 2)[:, :, 1:-1]
 
     values = []
     for layer, attention in enumerate(attentions):
@@ -306,7 +308,8 @@ def plain_virt(captured: dict[str, list[Tensor]], teacher: CrossEncoder, columns
             target = target / target.sum(dim=3, keepdim=True)
             own = (rows @ keys.transpose(2, 3) / rows.shape[3] ** 0.5).softmax(dim=3)
             values.append((own - target).square().sum(dim=3).mean())
-    return torch.stack(values).mean()
+    mean: Tensor = torch.stack(values).mean()
+    return mean
 
 
 def make_student(shape: str, attention: str) -> SentenceTransformer:
@@ -327,21 +330,25 @@ def make_teacher(shape: str, attention: str, device: torch.device) -> CrossEncod
         tokenizer: Any = untrained_encoder().tokenizer
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
         tokenizer.save_pretrained(folder)
-        teacher = CrossEncoder(folder, device=str(device), model_kwargs={"attn_implementation": attention})
+        teacher: CrossEncoder = CrossEncoder(
+            folder, device=str(device), model_kwargs={"attn_implementation": attention}
+        )
     teacher.max_seq_length = 512
-    return teacher.eval()
+    teacher.eval()
+    return teacher
 
 
 def _configuration(shape: str) -> BertConfig:
     hidden_size, layers, heads = SHAPES[shape]
-    return BertConfig(
+    config = BertConfig(
         hidden_size=hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * hidden_size,
-        num_labels=1,
         initializer_range=0.1,  # so that attention is not uniform
     )
+    config.num_labels = 1
+    return config
 
 
 def _status(key: str) -> float:
