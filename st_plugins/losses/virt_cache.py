@@ -111,11 +111,12 @@ class MapCache:
         """Tell whether there is an entry of this name."""
         return key in self._where or key in self._new
 
-    def get(self, key: str) -> Tensor:
+    def get(self, key: str, size: int | None = None) -> Tensor:
         """Return an entry.
 
         Args:
             key: Its name.
+            size: How many numbers it must have; None for any.
 
         Returns:
             The tensor, on the CPU, in half precision.
@@ -128,6 +129,8 @@ class MapCache:
         path = self._where[key]
         with _damage(path):
             tensor: Tensor = self._shard(path).get_tensor(key)
+            if size is not None and tensor.shape != (size,):
+                raise OSError(f"an entry has the shape {tuple(tensor.shape)}, not ({size},)")
         return tensor
 
     def put(self, key: str, tensor: Tensor) -> None:

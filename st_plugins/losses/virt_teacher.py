@@ -158,7 +158,8 @@ class TeacherMaps:
         ]
         if any(m and key not in cache for key, (m, _) in zip(keys, shapes, strict=True)):
             self._fill(cache, pair, keys, shapes)
-        flat = [cache.get(key) if m else None for key, (m, _) in zip(keys, shapes, strict=True)]
+        cells = 2 * len(self._wanted) * self._heads
+        flat = [cache.get(key, cells * m * n) if m else None for key, (m, n) in zip(keys, shapes, strict=True)]
         device = pair.lengths.device
         first, second = (span.width for span in pair.teacher)
         for place, layer in enumerate(self._wanted):
@@ -177,7 +178,7 @@ class TeacherMaps:
             self._announced = True
             size = 4 * self._heads * len(self._wanted) * sum(m * n for m, n in shapes) / len(keys)
             logger.warning(
-                "The cache of the teacher's maps in %s takes about %.1f kB a pair, %.1f GB for 100,000 pairs like "
+                "The cache of the teacher's maps in %s takes about %.3g kB a pair, %.3g GB for 100,000 pairs like "
                 "these.",
                 cache.folder,
                 size / 1e3,
