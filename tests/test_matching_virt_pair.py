@@ -164,7 +164,7 @@ def test_a_text_without_tokens_gives_zeros_and_finite_gradients(length: int) -> 
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    x, y, x_mask, y_mask = random_pair(torch.float64)
+    x, y, x_mask, y_mask = (tensor[1:3] for tensor in random_pair(torch.float64))
     assert torch.autograd.gradcheck(
         lambda a, b: attended_means(a, b, x_mask, y_mask), (x.requires_grad_(), y.requires_grad_())
     )
@@ -681,7 +681,7 @@ def test_a_batch_is_learned_by_heart(model: SentenceTransformer, sentences: list
     classifier = VIRTPairClassifier(model, 2)
     columns = {name: values[:8] for name, values in columns_of(sentences, 2).items()}
     loss = VIRTPairLoss(classifier)
-    settings = {"max_steps": 60, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    settings = {"max_steps": 30, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
     trainer(loss, columns, tmp_path, HeadCheckpointCallback(loss), **settings).train()
     pairs = list(zip(columns["premise"], columns["hypothesis"], strict=True))
     assert classifier.predict(pairs).argmax(axis=1).tolist() == columns["label"]
