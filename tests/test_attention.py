@@ -57,8 +57,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "ernie": SHAPE,
     "eurobert": GROUPED,
     "gemma": GROUPED,
-    "gemma3_text": GROUPED,
-    "gpt2": {"vocab_size": 60, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40},
+    "gemma3_text": {**GROUPED, "query_pre_attn_scalar": 4},  # a scaling of its own
+    "gpt2": {
+        "vocab_size": 60,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 40,
+        "scale_attn_by_inverse_layer_idx": True,
+    },
     "llama": GROUPED,
     "mistral": GROUPED,
     "mobilebert": {**SHAPE, "embedding_size": 16, "intra_bottleneck_size": 8, "true_hidden_size": 8},
