@@ -12,7 +12,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from st_plugins.losses.virt_maps import Heads, PairAttention, TargetMaps, interaction_map, row_mask
+from st_plugins.losses.virt_maps import Block, Heads, PairAttention, TargetMaps, interaction_map, row_mask
 from st_plugins.losses.virt_student import capture_columns, check_captured, pair_attention
 from st_plugins.losses.virt_teacher import TeacherMaps
 
@@ -115,7 +115,8 @@ def _agreement(attention: PairAttention, target: TargetMaps, heads: Heads) -> Te
         (attention.second_query, attention.first_key, second, first),
     )
     total = torch.zeros(3, dtype=torch.float64)
-    for (query, key, rows, columns), other in zip(directions, target(slice(None)), strict=True):
+    block = Block(slice(None), attention.first_key.shape[2], attention.second_key.shape[2], even=False)
+    for (query, key, rows, columns), other in zip(directions, target(block), strict=True):
         if not other.numel():
             continue
         own = interaction_map(query.float(), key.float(), attention.scaling, columns)

@@ -25,11 +25,13 @@ class Span(NamedTuple):
         starts: ``(B,)`` position of the first token.
         lengths: ``(B,)`` number of tokens.
         width: The largest number of tokens, or more.
+        start: The first token's position if all rows share it; None if they may differ.
     """
 
     starts: Tensor
     lengths: Tensor
     width: int
+    start: int | None = None
 
 
 class Column(NamedTuple):
@@ -71,7 +73,7 @@ class _Template(NamedTuple):
 
 
 def take(tensor: Tensor, span: Span) -> Tensor:
-    """Copy the tokens of a span to the beginning of their rows.
+    """Bring the tokens of a span to the beginning of their rows.
 
     Args:
         tensor: ``(B, H, n, d)``.
@@ -85,9 +87,13 @@ def take(tensor: Tensor, span: Span) -> Tensor:
         >>> take(tensor, Span(torch.tensor([1, 2]), torch.tensor([2, 1]), 2))[:, 0, :, 0].tolist()
         [[1, 2], [6, 7]]
     """
-    positions = _positions(span, tensor.shape[2])
-    index = positions[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-    return tensor.gather(2, index)
+    if span.start is not None:
+        return tensor[:, :, span.start : span.start + span.width]
+    # As rows of all heads: models keep them together, and whole rows are copied fast.
+    batch, heads, tokens, size = tensor.shape
+    index = _positions(span, tokens) + torch.arange(batch, device=tensor.device)[:, None] * tokens
+    rows = tensor.transpose(1, 2).reshape(batch * tokens, heads * size).index_select(0, index.flatten())
+    return rows.view(batch, span.width, heads, size).transpose(1, 2)
 
 
 class PairInputs:
@@ -168,8 +174,8 @@ class PairInputs:
         prompt = features.get("prompt_length", 0)
         skip = max(int(prompt.flatten()[0] if isinstance(prompt, Tensor) else prompt or 0), len(before))
         lengths = (counts - skip - len(after)).clamp(min=0)
-        span = Span(begins + counts - len(after) - lengths, lengths, int(lengths.max()) if len(lengths) else 0)
-        return Column(ids, span, prompted=skip > len(before))
+        starts = begins + counts - len(after) - lengths
+        return Column(ids, Span(starts, lengths, *_extent(starts, lengths)), prompted=skip > len(before))
 
     def teacher_input(self, first: Column, second: Column) -> TeacherInput:
         """Join two columns.
@@ -207,12 +213,15 @@ class PairInputs:
         if self._types:
             features["token_type_ids"] = types.expand_as(source).gather(1, index)
         full = (spans[0].lengths > 0) & (spans[1].lengths > 0)
+        begin = len(self._pair.specials[0])
+        inside = [span._replace(starts=at, start=None) for span, at in zip(spans, starts, strict=True)]
+        inside[0] = inside[0]._replace(start=begin)
         student, teacher = (
             tuple(
-                _widen(Span(begin, span.lengths, span.width), margin, column.prompted, full)
-                for begin, span, margin, column in zip(begins, spans, self._margins, (first, second), strict=True)
+                _widen(span, margin, column.prompted, full)
+                for span, margin, column in zip(both, self._margins, (first, second), strict=True)
             )
-            for begins in ([span.starts for span in spans], starts)
+            for both in (spans, inside)
         )
         return TeacherInput(features, total, (student[0], student[1]), (teacher[0], teacher[1]))
 
@@ -319,7 +328,17 @@ def _widen(span: Span, margin: tuple[int, int], prompted: bool, full: Tensor) ->
     before, after = margin
     if prompted:  # which separates the text from the special tokens before it
         before = 0
-    return Span(span.starts - before, (span.lengths + before + after) * full, span.width + before + after)
+    lengths = (span.lengths + before + after) * full
+    start = None if span.start is None else span.start - before
+    return Span(span.starts - before, lengths, span.width + before + after, start)
+
+
+def _extent(starts: Tensor, lengths: Tensor) -> tuple[int, int | None]:
+    """Return the largest length, and the start that all rows share if there is one."""
+    if not len(starts):
+        return 0, 0
+    longest, low, high = torch.stack([lengths.max(), *starts.aminmax()]).tolist()
+    return longest, low if low == high else None
 
 
 def _at(ids: Tensor, positions: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import mse_loss
 
 __all__ = [
     "AttentionTarget",
+    "Block",
     "Distance",
     "Heads",
     "MapOptions",
@@ -62,12 +64,34 @@ class PairAttention(NamedTuple):
     second_lengths: Tensor
 
 
-# From rows of a batch to the teacher's maps of them: first to second text (b, H, m, n), and back (b, H, n, m).
-TargetMaps = Callable[[slice], tuple[Tensor, Tensor]]
+class Block(NamedTuple):
+    """Some pairs of a batch.
+
+    Attributes:
+        rows: Which pairs.
+        first: Tokens of the longest first text among them.
+        second: Tokens of the longest second text.
+        even: Whether all of them are known to have that many, so that nothing is padding.
+    """
+
+    rows: slice
+    first: int
+    second: int
+    even: bool
+
+
+# From a block to the teacher's maps of it: first to second text (b, H, m, n), and back (b, H, n, m).
+TargetMaps = Callable[[Block], tuple[Tensor, Tensor]]
 
 
 def interaction_map(
-    query: Tensor, key: Tensor, scaling: float, lengths: Tensor, *, softmax: bool = True, log: bool = False
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    lengths: Tensor | None = None,
+    *,
+    softmax: bool = True,
+    log: bool = False,
 ) -> Tensor:
     """Return what each token of one text attends to in the other, as far as only the other's tokens can be chosen.
 
@@ -77,7 +101,8 @@ def interaction_map(
         query: ``(B, H, m, d_head)``, of the text that attends.
         key: ``(B, H, n, d_head)``, of the other text.
         scaling: What the products are multiplied with.
-        lengths: ``(B,)`` tokens of the other text. Columns behind them are 0, or the logarithm of nearly 0.
+        lengths: ``(B,)`` tokens of the other text. Columns behind them are 0, or the logarithm of nearly 0. None if
+            no text has padding.
         softmax: Whether rows are turned into distributions; otherwise the map is the scaled products.
         log: Whether the logarithms of the distributions are returned.
 
@@ -90,11 +115,13 @@ def interaction_map(
         tensor([[[[0.7311, 0.2689, 0.0000]]]])
     """
     scores = (query * scaling) @ key.transpose(2, 3)
-    behind = _behind(lengths, key.shape[2])[:, None, None, :]
+    if lengths is not None:
+        real = row_mask(lengths, key.shape[2])
+        if not softmax:
+            return scores.masked_fill(~real[:, None, None, :], 0.0)
+        scores += _penalty(real, scores.dtype)
     if not softmax:
-        return scores.masked_fill(behind, 0.0)
-    # Half the lowest number: differences to it do not overflow, and a row without any token stays finite.
-    scores = scores.masked_fill_(behind, torch.finfo(scores.dtype).min / 2)
+        return scores
     return scores.log_softmax(dim=3) if log else scores.softmax(dim=3)
 
 
@@ -125,13 +152,17 @@ def map_distance(student: Tensor, target: Tensor, lengths: Tensor, distance: Dis
     if distance == "kl":
         rows = (torch.xlogy(target, target) - target * student).sum(dim=3) + 1 - target.sum(dim=3)
     else:
-        rows = (student - target).square().sum(dim=3)
-    rows = rows.masked_fill(_behind(lengths, rows.shape[2])[:, None, :], 0.0)
+        rows = mse_loss(student, target, reduction="none").sum(dim=3)  # one pass forth and one back
+    rows = rows.masked_fill(~row_mask(lengths, rows.shape[2])[:, None, :], 0.0)
     if distance == "frobenius":
         squares = rows.sum(dim=2)
         equal = squares == 0  # where the root has no derivative
         return squares.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0).mean(dim=1)
     return rows.sum(dim=2).mean(dim=1) / lengths.clamp(min=1)
+
+
+# Queries, keys, lengths and the width of a block of one of the two texts.
+_Side = tuple[Tensor, Tensor, Tensor, int]
 
 
 class AttentionTarget:
@@ -155,32 +186,33 @@ class AttentionTarget:
         self._options = options
         self._row_key, self._row_lengths = row_key, row_lengths
 
-    def __call__(self, rows: slice) -> tuple[Tensor, Tensor]:
+    def __call__(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return the maps from first to second and from second to first text.
 
         Args:
-            rows: Which pairs.
+            block: Which pairs.
 
         Returns:
             ``(b, H, m, n)`` and ``(b, H, n, m)``.
         """
         part = self._attention
-        return (
-            self._map(part.first_query, part.second_key, part.second_lengths, rows),
-            self._map(part.second_query, part.first_key, part.first_lengths, rows),
-        )
+        first = (part.first_query, part.first_key, part.first_lengths, block.first)
+        second = (part.second_query, part.second_key, part.second_lengths, block.second)
+        return self._map(block, first, second), self._map(block, second, first)
 
-    def _map(self, query: Tensor, key: Tensor, lengths: Tensor, rows: slice) -> Tensor:
-        query, key, lengths, scaling = query[rows], key[rows], lengths[rows], self._attention.scaling
+    def _map(self, block: Block, own: _Side, other: _Side) -> Tensor:
+        rows, scaling = block.rows, self._attention.scaling
+        query, key = own[0][rows, :, : own[3]], other[1][rows, :, : other[3]]
+        lengths = None if block.even else other[2][rows]
         if self._row_key is None or self._row_lengths is None:
-            softmax = self._options.target != "logits"
-            maps = interaction_map(query, key, scaling, lengths, softmax=softmax)
+            maps = interaction_map(query, key, scaling, lengths, softmax=self._options.target != "logits")
         else:
             every = (query * scaling) @ self._row_key[rows].transpose(2, 3)
-            behind = _behind(self._row_lengths[rows], every.shape[3])[:, None, None, :]
-            total = every.masked_fill_(behind, torch.finfo(every.dtype).min / 2).logsumexp(dim=3, keepdim=True)
-            maps = interaction_map(query, key, scaling, lengths, softmax=False).sub_(total).exp_()
-            maps = maps.masked_fill_(_behind(lengths, key.shape[2])[:, None, None, :], 0.0)
+            every += _penalty(row_mask(self._row_lengths[rows], every.shape[3]), every.dtype)
+            maps = interaction_map(query, key, scaling, softmax=False)
+            if lengths is not None:
+                maps += _penalty(row_mask(lengths, maps.shape[3]), maps.dtype)
+            maps = maps.sub_(every.logsumexp(dim=3, keepdim=True)).exp_()
         return maps.mean(dim=1, keepdim=True) if self._options.heads == "mean" else maps
 
 
@@ -217,27 +249,42 @@ def pair_distance(student: PairAttention, target: TargetMaps, options: MapOption
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     weights = full.to(dtype) / full.sum().clamp(min=1) / 2
 
-    def evaluate(rows: slice, *part: Tensor) -> Tensor:
+    def evaluate(block: Block, *part: Tensor) -> Tensor:
+        rows, even = block.rows, block.even
         first_query, first_key, second_query, second_key = part
         first, second = first_lengths[rows], second_lengths[rows]
-        first_target, second_target = target(rows)
-        first_map = _student_map(first_query, second_key, student.scaling, second, options)
-        distances = map_distance(first_map, first_target, first, options.distance)
-        del first_map, first_target
-        second_map = _student_map(second_query, first_key, student.scaling, first, options)
-        distances = distances + map_distance(second_map, second_target, second, options.distance)
+        first_target, second_target = (maps.to(dtype) for maps in target(block))
+        maps = _student_map(first_query, second_key, student.scaling, None if even else second, options)
+        distances = map_distance(maps, first_target, first, options.distance)
+        maps = _student_map(second_query, first_key, student.scaling, None if even else first, options)
+        distances = distances + map_distance(maps, second_target, second, options.distance)
         return (distances * weights[rows]).sum()
 
     with torch.autocast(tensors[0].device.type, enabled=False):
-        numbers = tensors[0].shape[1] * tensors[0].shape[2] * tensors[2].shape[2]
-        pairs = max(1, _BLOCK.get(tensors[0].device.type, _BLOCK_ELSEWHERE) // max(numbers, 1))
         result: Tensor = _EvaluateWithGradient.apply(
-            evaluate, pairs, torch.is_grad_enabled(), *(tensor.to(dtype) for tensor in tensors)
+            evaluate, _blocks(student), torch.is_grad_enabled(), *(tensor.to(dtype) for tensor in tensors)
         )
         return result
 
 
-def _student_map(query: Tensor, key: Tensor, scaling: float, lengths: Tensor, options: MapOptions) -> Tensor:
+def _blocks(attention: PairAttention) -> list[Block]:
+    """Divide a batch so that the maps of a block are small, and on a CPU without padding that none needs."""
+    batch, heads, first, _ = attention.first_query.shape
+    second = attention.second_query.shape[2]
+    device = attention.first_query.device.type
+    pairs = max(1, _BLOCK.get(device, _BLOCK_ELSEWHERE) // max(heads * first * second, 1))
+    slices = [slice(begin, begin + pairs) for begin in range(0, batch, pairs)]
+    if device != "cpu":  # where looking at the lengths would wait for the device
+        return [Block(rows, first, second, even=False) for rows in slices]
+    blocks = []
+    for rows in slices:
+        both = [lengths[rows] for lengths in (attention.first_lengths, attention.second_lengths)]
+        m, n = (int(lengths.max()) for lengths in both)
+        blocks.append(Block(rows, m, n, even=all(bool((lengths == lengths[0]).all()) for lengths in both)))
+    return blocks
+
+
+def _student_map(query: Tensor, key: Tensor, scaling: float, lengths: Tensor | None, options: MapOptions) -> Tensor:
     log = options.distance == "kl"
     maps = interaction_map(query, key, scaling, lengths, softmax=options.target != "logits", log=log)
     if options.heads == "match":
@@ -249,20 +296,24 @@ def _student_map(query: Tensor, key: Tensor, scaling: float, lengths: Tensor, op
 
 
 class _EvaluateWithGradient(torch.autograd.Function):
-    """The sum of a function over blocks of rows; its gradient is computed at once and kept instead of its graph."""
+    """The sum of a function over blocks of pairs; its gradient is computed at once and kept instead of its graph."""
 
     @staticmethod
-    def forward(ctx: Any, evaluate: Callable[..., Tensor], size: int, gradients: bool, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, evaluate: Callable[..., Tensor], blocks: list[Block], gradients: bool, *tensors: Tensor
+    ) -> Tensor:
         total = tensors[0].new_zeros(())
-        kept = [torch.empty_like(tensor) for tensor in tensors] if gradients else []
-        for begin in range(0, len(tensors[0]), size):
-            rows = slice(begin, begin + size)
-            parts = [tensor[rows].detach().requires_grad_(gradients) for tensor in tensors]
+        kept = [torch.zeros_like(tensor) for tensor in tensors] if gradients else []
+        for block in blocks:
+            places = [(block.rows, slice(None), slice(width)) for width in (block.first,) * 2 + (block.second,) * 2]
+            parts = [
+                tensor[place].detach().requires_grad_(gradients) for tensor, place in zip(tensors, places, strict=True)
+            ]
             with torch.set_grad_enabled(gradients):
-                value = evaluate(rows, *parts)
+                value = evaluate(block, *parts)
             if gradients:
-                for whole, gradient in zip(kept, torch.autograd.grad(value, parts), strict=True):
-                    whole[rows] = gradient
+                for whole, place, gradient in zip(kept, places, torch.autograd.grad(value, parts), strict=True):
+                    whole[place] = gradient
             total += value.detach()
         ctx.save_for_backward(*kept)
         return total
@@ -290,5 +341,7 @@ def row_mask(lengths: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
-def _behind(lengths: Tensor, width: int) -> Tensor:
-    return ~row_mask(lengths, width)
+def _penalty(real: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what to add to scores so that only real columns are attended to."""
+    # Half the lowest number: differences to it do not overflow, and a row without any real column stays finite.
+    return (~real).to(dtype).mul_(torch.finfo(dtype).min / 2)[:, None, None, :]

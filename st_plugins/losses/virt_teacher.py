@@ -16,6 +16,7 @@ from st_plugins.losses.virt_cache import MapCache, fingerprint, pair_key
 from st_plugins.losses.virt_inputs import PairInputs, TeacherInput, check_tokenizers, take
 from st_plugins.losses.virt_maps import (
     AttentionTarget,
+    Block,
     Distance,
     Heads,
     MapOptions,
@@ -185,7 +186,7 @@ class TeacherMaps:
                 size / 1e4,
             )
         with torch.no_grad():
-            every = slice(None)
+            every = Block(slice(None), pair.teacher[0].width, pair.teacher[1].width, even=False)
             self._run(pair, lambda _, target: layers.append(_half(*target(every))))
         for row, (key, (m, n)) in enumerate(zip(keys, shapes, strict=True)):
             if m:
@@ -259,4 +260,8 @@ def _half(forth: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slices(forth: Tensor, back: Tensor) -> TargetMaps:
-    return lambda rows: (forth[rows].float(), back[rows].float())
+    def maps(block: Block) -> tuple[Tensor, Tensor]:
+        rows, m, n, _ = block
+        return forth[rows, :, :m, :n].float(), back[rows, :, :n, :m].float()
+
+    return maps
