@@ -30,6 +30,10 @@ def text_length(texts: Any) -> int:
     return len("".join(texts))
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value[0] if isinstance(value, list) and value else value, str)
+
+
 class LengthGroupedBatchSampler(DefaultBatchSampler):
     """Sort 50 batches' worth of shuffled rows by length, cut them into batches, and shuffle the batches.
 
@@ -48,7 +52,7 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
 
     def __init__(self, dataset: Dataset, **kwargs: Any) -> None:
         super().__init__(dataset, **kwargs)
-        columns = [name for name in dataset.column_names if isinstance(dataset[0][name], str | list)]
+        columns = [name for name, value in dataset[0].items() if _is_text(value)]
         self.lengths = [
             sum(text_length(texts) for texts in row) for row in zip(*(dataset[c] for c in columns), strict=True)
         ]

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_folder", "write_text"]
+__all__ = ["atomic_file", "atomic_folder", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -21,16 +21,31 @@ def write_text(path: str | Path, text: str) -> None:
         path: The file to create or replace.
         text: Its whole content.
     """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file to write to; it becomes ``path`` when the block ends without an exception.
+
+    Args:
+        path: The file to create or replace. Parent folders are created.
+
+    Yields:
+        The temporary file, next to ``path``.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

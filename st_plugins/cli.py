@@ -311,10 +311,11 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("st-plugins-demo"),
     seed: SeedOption = 0,
 ) -> None:
-    """Evaluate, whiten and explain a small encoder in a miniature world; needs no network and about two minutes."""
+    """Evaluate, whiten, explain and teach a small encoder in a miniature world, offline, in about three minutes."""
     from st_plugins.console import pipelines_table
     from st_plugins.demo import BANNER, conclusion, run_demo
     from st_plugins.demo_explain import run_explanation_demo
+    from st_plugins.demo_virt import run_virt_demo
 
     results = run_demo(output, seed=seed)
     console = _console()
@@ -323,6 +324,7 @@ def demo(
     found = run_explanation_demo(output, seed=seed)
     console.print(found.example.to_terminal())
     _say(found.summary())
+    _say(run_virt_demo(seed=seed).summary())
     _say(f"[yellow]{BANNER}[/yellow]")
     _say(f"reports: {output}/*/report.html, {output}/explanation.html")
 

@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -203,6 +203,31 @@ def make_model(
             pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
             _built_models[key] = SentenceTransformer(modules=[transformer, pooling], device="cpu")
         return copy.deepcopy(_built_models[key]).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def _built_teachers() -> dict[str, CrossEncoder]:
+    return {}
+
+
+@pytest.fixture
+def make_teacher(
+    _saved_encoder: Callable[[str], Path], _built_teachers: dict[str, CrossEncoder]
+) -> Callable[..., CrossEncoder]:
+    """Return a factory: ``make_teacher("bert", num_labels=3)`` gives a fresh CrossEncoder that attends unevenly."""
+
+    def build(kind: str = "bert", num_labels: int = 1) -> CrossEncoder:
+        key = f"{kind}/{num_labels}"
+        if key not in _built_teachers:
+            teacher = CrossEncoder(str(_saved_encoder(kind)), num_labels=num_labels, device="cpu")
+            generator = torch.Generator().manual_seed(1)
+            for parameter in teacher.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter.data, std=0.3, generator=generator)
+            _built_teachers[key] = teacher
+        return copy.deepcopy(_built_teachers[key]).eval()
 
     return build
 

@@ -40,3 +40,9 @@ def test_pairs_count_together() -> None:
     )
     batches = LengthGroupedBatchSampler(rows, batch_size=2, drop_last=False, generator=torch.Generator())
     assert sorted(sorted(batch) for batch in batches) == [[0, 1], [2, 3]]
+
+
+def test_labels_that_are_lists_of_numbers_do_not_count() -> None:
+    columns = {"sentence1": ["a", "bb"], "sentence2": ["c", "d"], "label": [[0.25, 0.75], [1.0, 0.0]]}
+    sampler = LengthGroupedBatchSampler(Dataset.from_dict(columns), batch_size=1, drop_last=False)
+    assert sampler.lengths == [2, 3]

@@ -7,14 +7,19 @@ from st_plugins.losses.consert_joint import ConSERTJointLoss
 from st_plugins.losses.nonfinite import NonFiniteLossError
 from st_plugins.losses.self_explaining import SelfExplainingLoss, SpanSharpnessRegularizer
 from st_plugins.losses.simcse import SimCSELoss, simcse_loss
+from st_plugins.losses.virt import VIRTLoss
+from st_plugins.losses.virt_agreement import LayerAgreement, map_agreement
 
 __all__ = [
     "ConSERTJointLoss",
     "ConSERTLoss",
+    "LayerAgreement",
     "NonFiniteLossError",
     "SelfExplainingLoss",
     "SimCSELoss",
     "SpanSharpnessRegularizer",
+    "VIRTLoss",
+    "map_agreement",
     "nt_xent",
     "simcse_loss",
 ]

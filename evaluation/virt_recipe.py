@@ -1,0 +1,337 @@
+"""Recipes of the VIRT study: tasks, the budget of each, and the rows that are compared on them."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+import numpy as np
+
+from st_plugins.data.files import read_table
+
+__all__ = ["Examples", "Grid", "Row", "Study", "Task", "read_examples", "read_study", "training_and_dev"]
+
+KINDS = ("cross-encoder", "siamese", "interaction")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its data and its budget.
+
+    Args:
+        train: Files below ``--data``; columns label (classes) or score, sentence1, sentence2.
+        tests: Files of the reported sets by name.
+        dev: File of the development set; empty to put ``aside`` pairs of the training data aside for it.
+        aside: How many pairs that is.
+        classes: Labels in the order of the classifier's outputs; empty for a task of graded scores.
+        scale: Lowest and highest score.
+        positive: Class whose F1 is reported beside the accuracy; empty for none.
+        steps: Training steps; 0 leaves it to ``epochs``. The pairs are drawn with the seed, each seen at most once an
+            epoch.
+        epochs: Passes over the training data.
+        teacher_steps: Training steps of the cross-encoder; 0 for as many as the rows have.
+        max_length: Each text is cut to this many tokens, special ones included, in all rows.
+    """
+
+    train: list[str]
+    tests: dict[str, str]
+    dev: str = ""
+    aside: int = 0
+    classes: tuple[str, ...] = ()
+    scale: tuple[float, float] = (0.0, 5.0)
+    positive: str = ""
+    steps: int = 0
+    epochs: float = 2.0
+    teacher_steps: int = 0
+    max_length: int = 48
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Args:
+        name: Its name.
+        kind: ``"cross-encoder"`` (the teacher itself), ``"siamese"`` (sentence vectors; softmax on [u; v; |u - v|]
+            for classes, cosine for scores) or ``"interaction"`` (`VIRTPairClassifier` on token vectors).
+        distillation: Share of the teacher's answers in what is learned, the rest is the gold label: 0 for none.
+        weight: α of `VIRTLoss`; 0 for no VIRT.
+        layers: As for `VIRTLoss`: ``"all"`` or a list of the student's layers.
+        target: As for `VIRTLoss`.
+        distance: As for `VIRTLoss`.
+        heads: As for `VIRTLoss`.
+        special_tokens: As for `VIRTLoss`.
+        learning_rate: Peak; linear warm-up over a tenth of the steps, then linear decay.
+        regression: Host's loss on the cosine where the task has scores: ``"mse"`` or ``"cosent"``.
+        fusion: Of the interaction.
+        steps: Training steps; 0 for the task's.
+        tasks: Tasks it is run on; empty for all.
+        seeds: Seeds; empty for the recipe's.
+        dev_only: Whether it is never scored on a reported set.
+        grid: Whether it is a cell of the ablation picture.
+    """
+
+    name: str
+    kind: str = "siamese"
+    distillation: float = 0.0
+    weight: float = 0.0
+    layers: str | tuple[int, ...] = "all"
+    target: str = "softmax_slice"
+    distance: str = "mse"
+    heads: str = "match"
+    special_tokens: str = "exclude"
+    learning_rate: float = 1e-4
+    regression: str = "mse"
+    fusion: str = "difference"
+    steps: int = 0
+    tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    dev_only: bool = False
+    grid: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The ablation: target × layers × weight on one task's dev set, every combination a row of its own.
+
+    Args:
+        task: The task.
+        steps: Training steps of each cell.
+        targets: Panels of the picture.
+        layers: Lines of each panel.
+        weights: Columns of each panel. Those of one target need not mean the same for another.
+        seeds: Seeds.
+    """
+
+    task: str
+    steps: int
+    targets: list[str]
+    layers: list[str | list[int]]
+    weights: list[float]
+    seeds: tuple[int, ...] = (0,)
+
+    def rows(self, defaults: dict[str, Any]) -> list[Row]:
+        """Return the cells, and before them the Siamese encoder that they are compared with.
+
+        Args:
+            defaults: Settings of all rows of the recipe.
+
+        Returns:
+            One row a combination.
+        """
+        shared = {**defaults, "steps": self.steps, "tasks": (self.task,), "seeds": tuple(self.seeds)}
+        plain = Row(**{**shared, "name": "grid: without", "dev_only": True, "grid": True})
+        return [plain] + [
+            replace(
+                plain,
+                name=f"grid: {target}, {layer_name(layers)}, {weight:g}",
+                target=target,
+                layers=_layers(layers),
+                weight=weight,
+            )
+            for target, layers, weight in itertools.product(self.targets, self.layers, self.weights)
+        ]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe.
+
+    Args:
+        title: Heading of the table.
+        model: Folder below ``--models``; cross-encoder and students start from it.
+        tasks: The tasks by name.
+        rows: The rows, cells of the grid among them.
+        grid: The ablation, if there is one.
+        pooling: As in ``evaluation/sts.py``.
+        seeds: One training for each.
+        batch_size: Pairs a step.
+        teacher_learning_rate: Of the cross-encoder.
+        eval_limit: Dev sets are cut to this many pairs; 0 leaves them whole. Reported sets are never cut.
+        agreement_pairs: Dev pairs on which attention maps are compared.
+        notes: Text below the table.
+    """
+
+    title: str
+    model: str
+    tasks: dict[str, Task]
+    rows: list[Row]
+    grid: Grid | None = None
+    pooling: str = "mean"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch_size: int = 32
+    teacher_learning_rate: float = 1e-4
+    eval_limit: int = 2000
+    agreement_pairs: int = 256
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pairs with their labels.
+
+    Args:
+        first: First texts.
+        second: Second texts.
+        gold: Class numbers, or scores from 0 to 1.
+    """
+
+    first: list[str] = field(default_factory=list)
+    second: list[str] = field(default_factory=list)
+    gold: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.gold)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The texts, two by two."""
+        return list(zip(self.first, self.second, strict=True))
+
+    def take(self, rows: Any) -> Examples:
+        """Return some of the pairs.
+
+        Args:
+            rows: Their positions.
+
+        Returns:
+            The pairs, in the order of the positions.
+        """
+        return Examples(*([column[row] for row in rows] for column in (self.first, self.second, self.gold)))
+
+
+def layer_name(layers: Any) -> str:
+    """Return what a choice of layers is called in names and pictures.
+
+    Args:
+        layers: As in a row.
+
+    Returns:
+        ``"all"``, or ``"layers 2+3"``.
+
+    Example:
+        >>> layer_name("all"), layer_name([2, -1])
+        ('all', 'layers 2+-1')
+    """
+    return layers if isinstance(layers, str) else "layers " + "+".join(map(str, layers))
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a recipe.
+
+    Args:
+        path: The TOML file.
+
+    Returns:
+        The study.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not TOML, a key is missing or unknown, or a value is not allowed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
+    try:
+        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        defaults = raw.pop("defaults", {})
+        rows = [Row(**{**defaults, **row}) for row in raw.pop("row")]
+        tasks = {name: Task(**task) for name, task in raw.pop("task").items()}
+        grid = Grid(**raw.pop("grid")) if "grid" in raw else None
+        rows = [replace(row, layers=_layers(row.layers)) for row in rows]
+        rows += grid.rows(defaults) if grid else []
+        study = Study(rows=rows, tasks=tasks, grid=grid, **raw)
+    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    for row in study.rows:
+        where = f"{path}: row {row.name!r}:"
+        unknown = [name for name in row.tasks if name not in tasks]
+        if unknown:
+            raise ValueError(f"{where} tasks={unknown} must be among {', '.join(tasks)}")
+        if row.kind not in KINDS:
+            raise ValueError(f"{where} kind={row.kind!r} must be one of {', '.join(KINDS)}")
+        if row.regression not in ("mse", "cosent"):
+            raise ValueError(f"{where} regression={row.regression!r} must be mse or cosent")
+        if row.distillation and row.kind == "interaction":
+            raise ValueError(
+                f"{where} distillation={row.distillation} is for siamese rows; the pair head takes labels"
+            )
+    for name, task in tasks.items():
+        if bool(task.dev) == bool(task.aside):
+            raise ValueError(f"{path}: task {name!r} needs either a dev file or a number of pairs put aside")
+    if len({row.name for row in study.rows}) != len(study.rows):
+        raise ValueError(f"{path}: two rows have one name")
+    return study
+
+
+def _layers(given: Any) -> str | tuple[int, ...]:
+    return given if isinstance(given, str) else tuple(given)
+
+
+def read_examples(task: Task, files: list[str], data: Path) -> Examples:
+    """Read pairs and their labels.
+
+    Args:
+        task: Whose labels they are.
+        files: Files below ``data``.
+        data: Folder of the data.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: A label is none of the task's classes, or a score is outside its scale.
+    """
+    found = Examples()
+    low, high = task.scale
+    for file in files:
+        table = read_table(data / file)
+        found.first.extend(table.texts("sentence1"))
+        found.second.extend(table.texts("sentence2"))
+        if task.classes:
+            labels = table.texts("label")
+            unknown = sorted(set(labels) - set(task.classes))
+            if unknown:
+                raise ValueError(f"{file}: labels {unknown} are not among the task's classes {list(task.classes)}")
+            found.gold.extend(task.classes.index(label) for label in labels)
+        else:
+            scores = [(score - low) / (high - low) for score in table.scores("score")]
+            if min(scores) < 0 or max(scores) > 1:
+                raise ValueError(f"{file}: scores lie outside the task's scale {low:g} to {high:g}")
+            found.gold.extend(scores)
+    return found
+
+
+def training_and_dev(study: Study, task: Task, data: Path) -> tuple[Examples, Examples]:
+    """Read a task's training pairs, and its dev pairs cut to the study's limit. Both are the same for all seeds.
+
+    Args:
+        study: The study.
+        task: The task.
+        data: Folder of the data.
+
+    Returns:
+        Training pairs and dev pairs.
+
+    Raises:
+        ValueError: There are not enough pairs.
+    """
+    training = read_examples(task, task.train, data)
+    generator = np.random.default_rng(0)
+    order = generator.permutation(len(training))
+    if task.dev:
+        dev = read_examples(task, [task.dev], data)
+        dev = dev.take(generator.permutation(len(dev)))
+    else:
+        dev, order = training.take(order[: task.aside]), order[task.aside :]
+    training = training.take(order)
+    if len(training) < study.batch_size:
+        raise ValueError(f"{len(training)} training pairs are fewer than one batch, batch_size={study.batch_size}")
+    return training, dev.take(range(min(len(dev), study.eval_limit or len(dev))))

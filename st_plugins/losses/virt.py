@@ -1,0 +1,239 @@
+"""VIRT: a bi-encoder learns what a cross-encoder attends to between two texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.losses import uses_gradient_cache
+from torch import Tensor, nn
+
+from st_plugins.losses.embedding import Features, inner_model
+from st_plugins.losses.virt_inputs import TeacherInput
+from st_plugins.losses.virt_maps import Distance, Heads, Target, TargetMaps, pair_distance
+from st_plugins.losses.virt_student import ColumnLayers, capture_columns, check_captured, pair_attention
+from st_plugins.losses.virt_teacher import TeacherMaps
+
+__all__ = ["VIRTLoss"]
+
+
+class VIRTLoss(nn.Module):
+    """Train a bi-encoder to attend from one text to another, which it never sees, as a cross-encoder does.
+
+    A cross-encoder reads both texts at once: in each layer its tokens attend to those of the other text. From the
+    queries of a bi-encoder for one text and its keys for the other the same kind of map can be formed, and this loss
+    makes it similar to the cross-encoder's, layer by layer and in both directions, next to the task's own loss. The
+    maps are needed in training only. The model stays what it was, and is saved, loaded and served as always.
+
+    For layer l and head h, with Q and K the queries and keys and i, j tokens of the texts X and Y:
+
+        ``V_{x→y} = softmax_j(Q_x K_yᵀ / √d_head)`` of the student, ``T_{x→y}`` the same of the teacher's tokens
+        ``loss = weight · mean over layers, pairs and both directions of mean_{h,i} Σ_j (V_ij - T_ij)²``
+
+    The teacher is frozen and in evaluation mode. It is no part of the loss's parameters or checkpoints, and is moved
+    to the student's device. Its input is made of the token ids that the student got, so each text is truncated by
+    itself first, and prompts are left out. The student embeds each column once, in ``task_loss``. Queries and keys are
+    captured with the attention implementation that the models have; see `capture_attention` for the supported models.
+
+    Args:
+        model: The student.
+        teacher: A trained ``CrossEncoder``, or the path of one, with the student's vocabulary. How many labels it has
+            does not matter, only its attention is used.
+        task_loss: A loss on the same model that embeds each text column in one pass: ``CoSENTLoss``, ``SoftmaxLoss``,
+            ``MultipleNegativesRankingLoss``, ``MarginMSELoss`` and most others of the host, `SelfExplainingLoss`;
+            not the ``Cached…`` ones, nor losses that augment texts. None trains on the maps alone.
+        weight: α of the paper, at least 0; 0 leaves out the teacher. Its meaning depends on ``target`` and
+            ``distance``.
+        layers: ``"all"`` of the student's layers, a list of some (0 is the first, -1 the last), or a mapping from
+            student's to teacher's layers. Without a mapping layer s of L learns from the teacher's layer
+            ``ceil(s · L' / L)`` of L', counted from 1.
+        heads: ``"match"`` compares head by head; ``"mean"`` the mean over the heads, for models that have different
+            numbers of them.
+        target: ``"softmax_slice"``: the teacher's scores between the texts through a softmax over the other text,
+            which is its attention, normalised again over the other text. ``"full_row_slice"``: the teacher's attention
+            over its whole input, of which the other text gets a part; the student's rows sum to 1, so the loss does
+            not reach 0. ``"logits"``: scores on both sides, without a softmax.
+        distance: ``"mse"`` as above, ``"kl"`` from the student's to the teacher's rows, or ``"frobenius"``, the norm
+            of the difference of whole maps; see `map_distance`.
+        special_tokens: ``"exclude"`` compares the texts' own tokens only. ``"include"`` adds the special tokens next
+            to a text that are the same in both inputs: for BERT the [CLS] and [SEP] of X and the [SEP] of Y. The
+            [CLS] of Y has no counterpart in the teacher's input and stays out.
+        cache: A folder for the teacher's maps in half precision, so that only the first epoch runs the teacher; see
+            `MapCache`. The first batch logs how large it will be.
+
+    Inputs:
+        +-----------------------------------------------+-------------------------+
+        | Texts                                         | Labels                  |
+        +===============================================+=========================+
+        | (text, text) pairs                            | as for ``task_loss``    |
+        +-----------------------------------------------+-------------------------+
+        | (anchor, positive, negative, …)               | as for ``task_loss``    |
+        +-----------------------------------------------+-------------------------+
+
+    With more than two columns the first one is paired with each of the others. A pair with an empty text adds nothing.
+
+    Distilling the teacher's scores as well is the task loss's affair: put its predictions into the label column and
+    use ``CosineSimilarityLoss`` or ``CoSENTLoss`` for pairs, and ``MarginMSELoss`` or ``DistillKLDivLoss`` for more
+    columns.
+
+    Scores are compared as queries and keys tell them. What else a layer adds, such as the window of ModernBERT's local
+    layers or a decoder's causal mask, is left out on both sides.
+
+    Example:
+        >>> import tempfile
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model, folder = untrained_encoder(), tempfile.mkdtemp()
+        >>> untrained_encoder(seed=1).save(folder, create_model_card=False)
+        >>> teacher = CrossEncoder(folder, num_labels=1, device="cpu")  # in earnest: a trained one
+        >>> loss = VIRTLoss(model, teacher)
+        >>> columns = [model.preprocess(["a cat slept", "a dog ate"]), model.preprocess(["the big cat ate", "a cat"])]
+        >>> terms = loss(columns)
+        >>> {name: f"{value.item():.1e}" for name, value in terms.items()}  # random weights attend evenly
+        {'virt': '1.4e-04'}
+
+    Reference:
+        Li et al., "VIRT: Improving Representation-based Text Matching via Virtual Interaction" (EMNLP 2022), arXiv
+        2112.04195. From the paper: the teacher's blocks between the texts, taken before the softmax, as supervision;
+        the student's maps from one text's queries and the other's keys; their L2 distance, added to the task's loss
+        with a weight α; a fine-tuned, frozen teacher; nothing added to the model. Our choices, for want of the
+        authors' code and of details: a softmax over the other text on both sides (scores that differ by a constant in
+        a row mean the same attention, and unbounded ones overflow in half precision), the averages, which layers and
+        heads, special tokens excluded, the distances other than "mse". The paper's VIRT-adapted interaction is
+        `VIRTPairClassifier`.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        teacher: CrossEncoder | str | Path,
+        task_loss: nn.Module | None = None,
+        weight: float = 1.0,
+        layers: Literal["all"] | Sequence[int] | Mapping[int, int] = "all",
+        heads: Heads = "match",
+        target: Target = "softmax_slice",
+        distance: Distance = "mse",
+        special_tokens: Literal["exclude", "include"] = "exclude",
+        cache: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"weight must be at least 0, got {weight}")
+        inner = inner_model(model)
+        if task_loss is not None:
+            _check_task_loss(task_loss, inner)
+        self.model: nn.Module = model
+        self.task_loss = task_loss
+        self.weight, self.cache = weight, cache
+        self.special_tokens = special_tokens
+        self.teacher_maps = TeacherMaps(inner, teacher, layers, heads, target, distance, special_tokens, cache)
+
+    @property
+    def teacher(self) -> CrossEncoder:
+        """The teacher."""
+        teacher: CrossEncoder = self.teacher_maps.model
+        return teacher
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the task's loss and compare the maps.
+
+        Args:
+            sentence_features: One tokenized batch for each text column.
+            labels: As for the task loss.
+
+        Returns:
+            The terms of the task loss by name (``"task"`` if it has one without), and ``"virt"``, weighted.
+
+        Raises:
+            ValueError: There are fewer than two columns, the task loss does not embed each of them in one pass, or a
+                text does not line up with the teacher's input.
+        """
+        columns = list(sentence_features)
+        if len(columns) < 2:
+            raise ValueError(
+                f"VIRTLoss compares pairs of texts, but got {len(columns)} text column; give the dataset two or more"
+            )
+        if self.weight == 0:
+            terms = self._task_terms(columns, labels)
+            return {**terms, "virt": torch.zeros((), device=inner_model(self.model).device)}
+        inputs = self.teacher_maps.inputs
+        texts = [inputs.column(features, index) for index, features in enumerate(columns)]
+        pairs = [inputs.teacher_input(texts[0], other) for other in texts[1:]]
+        layers = self.teacher_maps.layers
+        batches = [dict(features) for features in columns]
+        with capture_columns(self.model, columns, layers) as captured:
+            terms = self._task_terms(columns, labels)
+        what = "the model" if self.task_loss is None else type(self.task_loss).__name__
+        check_captured(captured, batches, layers, what)
+        values = [self._compare(pair, captured, index) for index, pair in enumerate(pairs, start=1)]
+        return {**terms, "virt": self.weight * torch.stack(values).mean()}
+
+    def _task_terms(self, columns: list[Features], labels: Tensor | None) -> dict[str, Tensor]:
+        if self.task_loss is None:
+            for features in columns:
+                self.model(features)
+            return {}
+        terms = self.task_loss(columns, labels)
+        return dict(terms) if isinstance(terms, Mapping) else {"task": terms}
+
+    def _compare(self, pair: TeacherInput, captured: ColumnLayers, index: int) -> Tensor:
+        """Return the mean over the layers for the first column and another one."""
+        maps = self.teacher_maps
+        values: list[Tensor] = []
+
+        def consume(layer: int, target: TargetMaps) -> None:
+            for own, other in maps.layers.items():
+                if other == layer:
+                    first, second = (captured[column][own] for column in (0, index))
+                    values.append(pair_distance(pair_attention(pair, first, second), target, maps.options))
+
+        maps.visit(pair, consume)
+        return torch.stack(values).mean()
+
+    def close(self) -> None:
+        """Write what the cache has not yet written; the end of the process does it too."""
+        self.teacher_maps.close()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the constructor arguments, ready for JSON, with the teacher's path and the task loss's class name."""
+        maps = self.teacher_maps
+        return {
+            "teacher": maps.name,
+            "task_loss": None if self.task_loss is None else type(self.task_loss).__name__,
+            "weight": self.weight,
+            "layers": maps.layers,
+            **maps.options._asdict(),
+            "special_tokens": self.special_tokens,
+            "cache": None if self.cache is None else str(self.cache),
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for model cards."""
+        return """
+@inproceedings{li-etal-2022-virt,
+    title = "{VIRT}: Improving Representation-based Text Matching via Virtual Interaction",
+    author = "Li, Dan and Yang, Yang and Tang, Hongyin and Liu, Jiahao and Wang, Qifan and Wang, Jingang and
+              Xu, Tong and Wu, Wei and Chen, Enhong",
+    booktitle = "Proceedings of the 2022 Conference on Empirical Methods in Natural Language Processing",
+    year = "2022",
+    pages = "914--925",
+    url = "https://arxiv.org/abs/2112.04195",
+}
+"""
+
+
+def _check_task_loss(task_loss: nn.Module, inner: SentenceTransformer) -> None:
+    if not isinstance(task_loss, nn.Module):
+        raise TypeError(f"task_loss must be a loss, built with the model, got {task_loss!r}")
+    for part in task_loss.modules():
+        if uses_gradient_cache(part):
+            raise ValueError(
+                f"task_loss {type(part).__name__} embeds parts of a batch, and a second time for the gradients, so "
+                "that VIRTLoss cannot follow it; use the loss without caching, or gradient accumulation"
+            )
+    own = getattr(task_loss, "model", None)
+    if isinstance(own, nn.Module) and inner_model(own) is not inner:
+        raise ValueError("task_loss has another model than VIRTLoss; build both with the same one")

@@ -1,0 +1,347 @@
+"""The mathematics of VIRT: attention maps between two texts, and how far a student's are from a teacher's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import mse_loss
+
+__all__ = [
+    "AttentionTarget",
+    "Block",
+    "Distance",
+    "Heads",
+    "MapOptions",
+    "PairAttention",
+    "Target",
+    "interaction_map",
+    "map_distance",
+    "pair_distance",
+    "row_mask",
+]
+
+Heads = Literal["match", "mean"]
+Target = Literal["softmax_slice", "full_row_slice", "logits"]
+Distance = Literal["mse", "frobenius", "kl"]
+
+# Numbers in the maps of one block: what stays in a core's cache, or keeps a GPU busy.
+_BLOCK = {"cpu": 2**18}
+_BLOCK_ELSEWHERE = 2**25
+
+
+class MapOptions(NamedTuple):
+    """What maps are made of, and how they are compared; see `VIRTLoss`."""
+
+    heads: Heads = "match"
+    target: Target = "softmax_slice"
+    distance: Distance = "mse"
+
+
+class PairAttention(NamedTuple):
+    """Queries and keys of one layer for B pairs of texts, each text at the beginning of its rows.
+
+    Attributes:
+        first_query: ``(B, H, m, d_head)``, of the first texts.
+        first_key: ``(B, H, m, d_head)``.
+        second_query: ``(B, H, n, d_head)``, of the second texts.
+        second_key: ``(B, H, n, d_head)``.
+        scaling: What products are multiplied with.
+        first_lengths: ``(B,)`` tokens of the first texts; what is behind them is never looked at.
+        second_lengths: ``(B,)`` tokens of the second texts.
+    """
+
+    first_query: Tensor
+    first_key: Tensor
+    second_query: Tensor
+    second_key: Tensor
+    scaling: float
+    first_lengths: Tensor
+    second_lengths: Tensor
+
+
+class Block(NamedTuple):
+    """Some pairs of a batch.
+
+    Attributes:
+        rows: Which pairs.
+        first: Tokens of the longest first text among them.
+        second: Tokens of the longest second text.
+        even: Whether all of them are known to have that many, so that nothing is padding.
+    """
+
+    rows: slice
+    first: int
+    second: int
+    even: bool
+
+
+# From a block to the teacher's maps of it: first to second text (b, H, m, n), and back (b, H, n, m).
+TargetMaps = Callable[[Block], tuple[Tensor, Tensor]]
+
+
+def interaction_map(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    lengths: Tensor | None = None,
+    *,
+    softmax: bool = True,
+    log: bool = False,
+) -> Tensor:
+    """Return what each token of one text attends to in the other, as far as only the other's tokens can be chosen.
+
+    Computed in the type of ``query``, which should be float32 or wider.
+
+    Args:
+        query: ``(B, H, m, d_head)``, of the text that attends.
+        key: ``(B, H, n, d_head)``, of the other text.
+        scaling: What the products are multiplied with.
+        lengths: ``(B,)`` tokens of the other text. Columns behind them are 0, or the logarithm of nearly 0. None if
+            no text has padding.
+        softmax: Whether rows are turned into distributions; otherwise the map is the scaled products.
+        log: Whether the logarithms of the distributions are returned.
+
+    Returns:
+        ``(B, H, m, n)``.
+
+    Example:
+        >>> query, key = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[2.0, 5.0], [0.0, 1.0], [9.0, 9.0]]]])
+        >>> interaction_map(query, key, 0.5, torch.tensor([2]))  # softmax of 1 and 0; the third token is padding
+        tensor([[[[0.7311, 0.2689, 0.0000]]]])
+    """
+    scores = (query * scaling) @ key.transpose(2, 3)
+    if lengths is not None:
+        real = row_mask(lengths, key.shape[2])
+        if not softmax:
+            return scores.masked_fill(~real[:, None, None, :], 0.0)
+        scores += _penalty(real, scores.dtype)
+    if not softmax:
+        return scores
+    return scores.log_softmax(dim=3) if log else scores.softmax(dim=3)
+
+
+def map_distance(student: Tensor, target: Tensor, lengths: Tensor, distance: Distance = "mse") -> Tensor:
+    """Return how far the student's map of each pair is from the teacher's.
+
+    With V the student's map and T the target, i a row, j a column, and averages over heads and over the real rows:
+
+    - ``"mse"``: the average of ``Σ_j (V_ij - T_ij)²``;
+    - ``"kl"``: the average of ``Σ_j T_ij log(T_ij / V_ij) + 1 - Σ_j T_ij``, which is Kullback and Leibler's where T
+      sums to 1, and their generalised divergence where it sums to less;
+    - ``"frobenius"``: the average over heads of ``sqrt(Σ_ij (V_ij - T_ij)²)``, which grows with the number of rows.
+
+    Args:
+        student: ``(B, H, m, n)`` as from `interaction_map`: for ``"kl"`` its logarithms.
+        target: ``(B, H, m, n)``, 0 in columns that are padding.
+        lengths: ``(B,)`` real rows; a map without any has the distance 0.
+        distance: The distance.
+
+    Returns:
+        ``(B,)``.
+
+    Example:
+        >>> student, target = torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([[[[0.9, 0.1]]]])
+        >>> map_distance(student, target, torch.tensor([1]))  # 0.4² + 0.4²
+        tensor([0.3200])
+    """
+    if distance == "kl":
+        rows = (torch.xlogy(target, target) - target * student).sum(dim=3) + 1 - target.sum(dim=3)
+    else:
+        rows = mse_loss(student, target, reduction="none").sum(dim=3)  # one pass forth and one back
+    rows = rows.masked_fill(~row_mask(lengths, rows.shape[2])[:, None, :], 0.0)
+    if distance == "frobenius":
+        squares = rows.sum(dim=2)
+        equal = squares == 0  # where the root has no derivative
+        return squares.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0).mean(dim=1)
+    return rows.sum(dim=2).mean(dim=1) / lengths.clamp(min=1)
+
+
+# Queries, keys, lengths and the width of a block of one of the two texts.
+_Side = tuple[Tensor, Tensor, Tensor, int]
+
+
+class AttentionTarget:
+    """The teacher's maps, formed for some pairs at a time.
+
+    Args:
+        attention: The teacher's queries and keys of the two texts inside its input.
+        options: Which maps are wanted.
+        row_key: ``(B, H, w, d_head)``, the keys of everything in the teacher's input; for ``"full_row_slice"``.
+        row_lengths: ``(B,)`` tokens in the teacher's input; for ``"full_row_slice"``.
+    """
+
+    def __init__(
+        self,
+        attention: PairAttention,
+        options: MapOptions,
+        row_key: Tensor | None = None,
+        row_lengths: Tensor | None = None,
+    ) -> None:
+        self._attention = attention
+        self._options = options
+        self._row_key, self._row_lengths = row_key, row_lengths
+
+    def __call__(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Return the maps from first to second and from second to first text.
+
+        Args:
+            block: Which pairs.
+
+        Returns:
+            ``(b, H, m, n)`` and ``(b, H, n, m)``.
+        """
+        part = self._attention
+        first = (part.first_query, part.first_key, part.first_lengths, block.first)
+        second = (part.second_query, part.second_key, part.second_lengths, block.second)
+        return self._map(block, first, second), self._map(block, second, first)
+
+    def _map(self, block: Block, own: _Side, other: _Side) -> Tensor:
+        rows, scaling = block.rows, self._attention.scaling
+        query, key = own[0][rows, :, : own[3]], other[1][rows, :, : other[3]]
+        lengths = None if block.even else other[2][rows]
+        if self._row_key is None or self._row_lengths is None:
+            maps = interaction_map(query, key, scaling, lengths, softmax=self._options.target != "logits")
+        else:
+            every = (query * scaling) @ self._row_key[rows].transpose(2, 3)
+            every += _penalty(row_mask(self._row_lengths[rows], every.shape[3]), every.dtype)
+            maps = interaction_map(query, key, scaling, softmax=False)
+            if lengths is not None:
+                maps += _penalty(row_mask(lengths, maps.shape[3]), maps.dtype)
+            maps = maps.sub_(every.logsumexp(dim=3, keepdim=True)).exp_()
+        return maps.mean(dim=1, keepdim=True) if self._options.heads == "mean" else maps
+
+
+def pair_distance(student: PairAttention, target: TargetMaps, options: MapOptions) -> Tensor:
+    """Return the distance of one layer: the average over pairs of the average of both directions.
+
+    A pair with an empty text has no map and is left out of the average; without any other pair the distance is 0.
+
+    The maps of a few pairs exist at a time. Gradients are computed along with them, so that what waits for the
+    backward pass is no map, but one gradient of the size of the queries and keys.
+
+    Args:
+        student: The student's queries and keys, in any floating type; maps are computed in float32, or float64 if
+            that is given, under autocast too.
+        target: The teacher's maps.
+        options: Which maps, and how they are compared.
+
+    Returns:
+        A number.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> two, three = torch.tensor([2]), torch.tensor([3])
+        >>> teacher = PairAttention(*(torch.randn(1, 4, n, 8) for n in (2, 2, 3, 3)), 0.35, two, three)
+        >>> student = PairAttention(*(torch.randn(1, 4, n, 8) for n in (2, 2, 3, 3)), 0.35, two, three)
+        >>> options = MapOptions()
+        >>> same = pair_distance(teacher, AttentionTarget(teacher, options), options)
+        >>> round(float(same), 4), round(float(pair_distance(student, AttentionTarget(teacher, options), options)), 4)
+        (0.0, 0.3056)
+    """
+    tensors = student[:4]
+    first_lengths, second_lengths = student.first_lengths, student.second_lengths
+    full = (first_lengths > 0) & (second_lengths > 0)
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    weights = full.to(dtype) / full.sum().clamp(min=1) / 2
+
+    def evaluate(block: Block, *part: Tensor) -> Tensor:
+        rows, even = block.rows, block.even
+        first_query, first_key, second_query, second_key = part
+        first, second = first_lengths[rows], second_lengths[rows]
+        first_target, second_target = (maps.to(dtype) for maps in target(block))
+        maps = _student_map(first_query, second_key, student.scaling, None if even else second, options)
+        distances = map_distance(maps, first_target, first, options.distance)
+        maps = _student_map(second_query, first_key, student.scaling, None if even else first, options)
+        distances = distances + map_distance(maps, second_target, second, options.distance)
+        return (distances * weights[rows]).sum()
+
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        result: Tensor = _EvaluateWithGradient.apply(
+            evaluate, _blocks(student), torch.is_grad_enabled(), *(tensor.to(dtype) for tensor in tensors)
+        )
+        return result
+
+
+def _blocks(attention: PairAttention) -> list[Block]:
+    """Divide a batch so that the maps of a block are small, and on a CPU without padding that none needs."""
+    batch, heads, first, _ = attention.first_query.shape
+    second = attention.second_query.shape[2]
+    device = attention.first_query.device.type
+    pairs = max(1, _BLOCK.get(device, _BLOCK_ELSEWHERE) // max(heads * first * second, 1))
+    slices = [slice(begin, begin + pairs) for begin in range(0, batch, pairs)]
+    if device != "cpu":  # where looking at the lengths would wait for the device
+        return [Block(rows, first, second, even=False) for rows in slices]
+    blocks = []
+    for rows in slices:
+        both = [lengths[rows] for lengths in (attention.first_lengths, attention.second_lengths)]
+        m, n = (int(lengths.max()) for lengths in both)
+        blocks.append(Block(rows, m, n, even=all(bool((lengths == lengths[0]).all()) for lengths in both)))
+    return blocks
+
+
+def _student_map(query: Tensor, key: Tensor, scaling: float, lengths: Tensor | None, options: MapOptions) -> Tensor:
+    log = options.distance == "kl"
+    maps = interaction_map(query, key, scaling, lengths, softmax=options.target != "logits", log=log)
+    if options.heads == "match":
+        return maps
+    if log:
+        mean: Tensor = maps.logsumexp(dim=1, keepdim=True) - math.log(maps.shape[1])
+        return mean
+    return maps.mean(dim=1, keepdim=True)
+
+
+class _EvaluateWithGradient(torch.autograd.Function):
+    """The sum of a function over blocks of pairs; its gradient is computed at once and kept instead of its graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, evaluate: Callable[..., Tensor], blocks: list[Block], gradients: bool, *tensors: Tensor
+    ) -> Tensor:
+        total = tensors[0].new_zeros(())
+        kept = [torch.zeros_like(tensor) for tensor in tensors] if gradients else []
+        for block in blocks:
+            places = [(block.rows, slice(None), slice(width)) for width in (block.first,) * 2 + (block.second,) * 2]
+            parts = [
+                tensor[place].detach().requires_grad_(gradients) for tensor, place in zip(tensors, places, strict=True)
+            ]
+            with torch.set_grad_enabled(gradients):
+                value = evaluate(block, *parts)
+            if gradients:
+                for whole, place, gradient in zip(kept, places, torch.autograd.grad(value, parts), strict=True):
+                    whole[place] = gradient
+            total += value.detach()
+        ctx.save_for_backward(*kept)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(gradient * kept for kept in ctx.saved_tensors)
+
+
+def row_mask(lengths: Tensor, width: int) -> Tensor:
+    """Say which tokens are real.
+
+    Args:
+        lengths: ``(B,)`` number of tokens.
+        width: Places in a row.
+
+    Returns:
+        ``(B, width)``, True up to each length.
+
+    Example:
+        >>> row_mask(torch.tensor([1, 0]), 2).tolist()
+        [[True, False], [False, False]]
+    """
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
+
+
+def _penalty(real: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what to add to scores so that only real columns are attended to."""
+    # Half the lowest number: differences to it do not overflow, and a row without any real column stays finite.
+    return (~real).to(dtype).mul_(torch.finfo(dtype).min / 2)[:, None, None, :]

@@ -1,0 +1,183 @@
+"""The adapted interaction of VIRT: attention between the token vectors of two texts that were encoded apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from sentence_transformers.util import repad_flattened_features
+from torch import Tensor, nn
+
+__all__ = ["FUSIONS", "PairHead", "attended_means", "content_tokens", "fuse", "pair_means"]
+
+# What is concatenated, as a number of vectors.
+FUSIONS = {"concatenation": 2, "difference": 3, "product": 4}
+
+
+def attended_means(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of what the tokens of each text find in the other text.
+
+    With ``A = softmax(X Yᵀ / √d)`` over the tokens of the second text, ``u`` is the mean of the rows of ``A Y``; ``v``
+    is the same with the texts exchanged. ``A Y`` is never formed: its mean is the mean row of ``A`` times ``Y``, and
+    the scores serve both directions. Scores, softmax and sums are float32 at least, under autocast too.
+
+    Args:
+        x: Token vectors of the first texts, ``(N, m, d)``; ``(1, m, d)`` for one text against many.
+        y: Token vectors of the second texts, ``(N, n, d)``.
+        x_mask: Which tokens of the first texts count, ``(N, m)`` or ``(1, m)``, boolean.
+        y_mask: Which tokens of the second texts count, ``(N, n)``, boolean.
+
+    Returns:
+        ``u``, a mean of vectors of the second text, and ``v``, a mean of vectors of the first, both ``(N, d)``; zeros
+        where either text has no token that counts.
+
+    Example:
+        >>> x, y = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0], [0.0, 3.0], [9.0, 9.0]]])
+        >>> u, v = attended_means(x, y, torch.ones(1, 1) > 0, torch.tensor([[True, True, False]]))
+        >>> u.tolist(), v.tolist()  # a zero vector attends to all tokens that count alike
+        ([[0.5, 1.5]], [[0.0, 0.0]])
+    """
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        # Whatever padding holds must not reach a product: 0 · NaN is NaN.
+        x = x.to(dtype).masked_fill(~x_mask[..., None], 0.0)
+        y = y.to(dtype).masked_fill(~y_mask[..., None], 0.0)
+        # einsum makes one product of it where one text meets many.
+        scores = torch.einsum("bmd,bnd->bmn", x / math.sqrt(x.shape[-1]), y)
+        outside = ~(x_mask[:, :, None] & y_mask[:, None, :])
+        scores = scores.masked_fill(outside, torch.finfo(scores.dtype).min)
+        to_second = scores.softmax(dim=2).masked_fill(outside, 0.0).sum(dim=1)
+        to_first = scores.softmax(dim=1).masked_fill(outside, 0.0).sum(dim=2)
+        u = (to_second[:, None] @ y)[:, 0] / x_mask.sum(dim=1, keepdim=True).clamp(min=1)
+        v = (to_first[:, None] @ x)[:, 0] / y_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return u, v
+
+
+def fuse(u: Tensor, v: Tensor, fusion: str) -> Tensor:
+    """Join the two vectors of a pair.
+
+    Args:
+        u: ``(N, d)``.
+        v: ``(N, d)``.
+        fusion: ``"concatenation"``, ``"difference"`` or ``"product"``.
+
+    Returns:
+        ``[u; v]``, ``[u; v; |u - v|]`` or ``[u; v; |u - v|; u ∘ v]``.
+
+    Raises:
+        ValueError: ``fusion`` is none of these.
+
+    Example:
+        >>> fuse(torch.tensor([[2.0]]), torch.tensor([[5.0]]), "product").tolist()
+        [[2.0, 5.0, 3.0, 10.0]]
+    """
+    check_fusion(fusion)
+    return torch.cat([u, v, (u - v).abs(), u * v][: FUSIONS[fusion]], dim=-1)
+
+
+def check_fusion(fusion: str) -> None:
+    """Raise a ValueError if there is no such fusion.
+
+    Args:
+        fusion: Its name.
+
+    Raises:
+        ValueError: There is none; the message lists those there are.
+    """
+    if fusion not in FUSIONS:
+        raise ValueError(f"fusion must be {', '.join(map(repr, FUSIONS))}, got {fusion!r}")
+
+
+def content_tokens(features: Mapping[str, Any], special_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the token vectors of a batch and which of them are content: no padding, special token or prompt.
+
+    The tokens of a prompt are the same in every text and would find each other only. Which tokens are special is seen
+    from the ids, so padding may be on either side, and an unknown word is a word.
+
+    Args:
+        features: What a model made of a batch: ``token_embeddings`` ``(N, n, d)``, ``input_ids`` and
+            ``attention_mask`` ``(N, n)``, or all of them flattened, with ``cu_seq_lens_q``; ``prompt_length``.
+        special_ids: Ids of the special tokens.
+
+    Returns:
+        The vectors ``(N, n, d)`` and the mask ``(N, n)``, boolean.
+
+    Raises:
+        ValueError: There are no token vectors, or not one for each input token.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.modules.special_tokens import special_token_ids
+        >>> model = untrained_encoder()
+        >>> features = model(model.preprocess(["a dog", "a dog runs"]))
+        >>> content_tokens(features, special_token_ids(model.tokenizer))[1].int().tolist()
+        [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]]
+    """
+    found = dict(features)
+    if "cu_seq_lens_q" in found:
+        found = repad_flattened_features(found)
+    tokens, ids = found.get("token_embeddings"), found.get("input_ids")
+    if tokens is None or ids is None or tokens.shape[:-1] != ids.shape:
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (tokens, ids)]
+        raise ValueError(
+            "the model must give one vector for each input token, but token_embeddings and input_ids have shapes "
+            f"{shapes[0]} and {shapes[1]}; use an encoder that keeps its tokens (static embeddings do not)"
+        )
+    attention = found.get("attention_mask")
+    mask = torch.ones_like(ids, dtype=torch.bool) if attention is None else attention.bool()
+    if found.get("prompt_length") is not None:  # a number, or one a row; padding may precede the prompt
+        mask = mask & (mask.cumsum(dim=1) > torch.as_tensor(found["prompt_length"], device=ids.device).reshape(-1, 1))
+    return tokens, mask & ~torch.isin(ids, torch.tensor(special_ids, device=ids.device, dtype=ids.dtype))
+
+
+def pair_means(outputs: Sequence[Mapping[str, Any]], special_ids: Sequence[int]) -> Tensor:
+    """Compute `attended_means` from what a model made of the two columns of a batch.
+
+    Args:
+        outputs: The features of the first and of the second texts; see `content_tokens`.
+        special_ids: Ids of the special tokens.
+
+    Returns:
+        ``u`` and ``v``, ``(N, 2, d)``.
+    """
+    (x, x_mask), (y, y_mask) = (content_tokens(features, special_ids) for features in outputs)
+    return torch.stack(attended_means(x, y, x_mask, y_mask), dim=1)
+
+
+class PairHead(nn.Module):
+    """Fusion of the two vectors of a pair, and a perceptron with one hidden layer on top.
+
+    Args:
+        width: Width d of the vectors.
+        num_labels: Number of outputs.
+        fusion: See `fuse`.
+        hidden: Width of the hidden layer.
+        dropout: Dropout of the hidden layer.
+
+    Example:
+        >>> tuple(PairHead(8, 3, "difference", hidden=16, dropout=0.1)(torch.randn(5, 2, 8)).shape)
+        (5, 3)
+    """
+
+    def __init__(self, width: int, num_labels: int, fusion: str, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.inner = nn.Linear(FUSIONS[fusion] * width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.outer = nn.Linear(hidden, num_labels)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            means: ``u`` and ``v``, ``(N, 2, d)``.
+
+        Returns:
+            ``(N, num_labels)``, float32 at least.
+        """
+        u, v = means.to(self.inner.weight.dtype).unbind(dim=1)
+        hidden = nn.functional.gelu(self.inner(fuse(u, v, self.fusion)))
+        logits: Tensor = self.outer(self.dropout(hidden))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

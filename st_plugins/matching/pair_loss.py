@@ -1,0 +1,154 @@
+"""The loss that trains a pair head together with its encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from st_plugins.augment import NoAugmentation
+from st_plugins.losses.embedding import Features
+from st_plugins.losses.head import HeadedLoss, check_classes
+from st_plugins.matching.interaction import pair_means
+from st_plugins.matching.virt_pair import VIRTPairClassifier
+
+__all__ = ["VIRTPairLoss"]
+
+_CITATION = """
+@inproceedings{li-etal-2022-virt,
+    title = "{VIRT}: Improving Representation-based Text Matching via Virtual Interaction",
+    author = "Li, Dan and Yang, Yang and Tang, Hongyin and Liu, Jiahao and Wang, Qifan and Wang, Jingang and Xu, Tong
+        and Wu, Wei and Chen, Enhong",
+    booktitle = "Proceedings of the 2022 Conference on Empirical Methods in Natural Language Processing",
+    year = "2022",
+    pages = "914--925",
+}
+"""
+
+
+class VIRTPairLoss(HeadedLoss):
+    """Train a `VIRTPairClassifier`: cross-entropy of its classes, or binary cross-entropy of its score.
+
+    Give the trainer (or ``SentenceTransformer.fit``) the classifier's encoder as its model, and this as its loss.
+    Encoder and head are trained in place, so that the classifier is ready when the training is. As ``task_loss`` of
+    `VIRTLoss` the encoder learns from a cross-encoder's attention at the same time; each column goes through the
+    encoder once.
+
+    The head is no part of the encoder: see `HeadedLoss`. Checkpoints need `HeadCheckpointCallback`; with
+    ``load_best_model_at_end`` call ``loss.load_head(trainer.state.best_model_checkpoint)`` after the training.
+
+    Args:
+        classifier: What to train; encoder and head are shared, not copied.
+
+    Inputs:
+        +--------------------------------+----------------------------------------------------------+
+        | Texts                          | Labels                                                   |
+        +================================+==========================================================+
+        | (text, text) in two columns    | class, 0 … num_labels - 1; from 0 to 1 for one label     |
+        +--------------------------------+----------------------------------------------------------+
+
+    The host's ``LabelAccuracyEvaluator(dataloader, softmax_model=loss)`` measures accuracy during the training; its
+    evaluators of cross-encoders take the classifier.
+
+    Example:
+        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> loss = VIRTPairLoss(VIRTPairClassifier(untrained_encoder().train(), num_labels=2))
+        >>> columns = [loss.model.preprocess(corpus(8)), loss.model.preprocess(corpus(8, seed=1))]
+        >>> bool(0.3 < loss(columns, labels=torch.arange(8) % 2) < 1.2)  # untrained: about log 2 = 0.7
+        True
+
+    Reference:
+        Li et al., "VIRT: Improving Representation-based Text Matching via Virtual Interaction" (EMNLP 2022), arXiv
+        2112.04195: the cross-entropy of the adapted interaction. The score for graded labels is ours, trained as the
+        host trains its cross-encoders.
+    """
+
+    def __init__(self, classifier: VIRTPairClassifier) -> None:
+        if not isinstance(classifier, VIRTPairClassifier):
+            raise TypeError(f"classifier must be a VIRTPairClassifier, got {type(classifier).__name__}")
+        super().__init__(classifier.model, (NoAugmentation(),))
+        self.head = classifier.head
+        self.num_labels, self.special_ids = classifier.num_labels, classifier.special_ids
+        self._config = classifier.get_config_dict()
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
+        """Compute the loss, or, without labels, what ``LabelAccuracyEvaluator`` asks for.
+
+        Args:
+            sentence_features: The tokenized batch of the first texts and that of the second.
+            labels: ``(N,)``; None, without gradients only, for prediction.
+
+        Returns:
+            The loss; without labels ``u`` and ``v`` in a list, and the logits ``(N, num_labels)``.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite.
+            ValueError: The columns or labels do not suit the loss.
+        """
+        columns = self._batch = list(sentence_features)
+        predicting = labels is None and not torch.is_grad_enabled()
+        self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
+        self.head.train(self.model.training)  # a trainer sets the mode of its model only
+        means = list(pair_means([self.model(features) for features in columns], self.special_ids).unbind(dim=1))
+        if predicting:
+            return means, self._logits(means)
+        loss = self.compute_loss_from_embeddings(means, labels)
+        if not torch.isfinite(loss):
+            finite = torch.stack([mean.isfinite().all(dim=1) for mean in means]).all(dim=0)
+            raise self.non_finite(f"the loss is {loss.item()}", (~finite).nonzero().flatten().tolist())
+        return loss
+
+    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
+        """Raise a ValueError if there are not two text columns, or a row has no label of the right kind.
+
+        Args:
+            columns: One tokenized batch for each text column.
+            labels: The labels, if the dataset has them.
+        """
+        if len(columns) != 2:
+            raise ValueError(f"VIRTPairLoss takes 2 text columns, got {len(columns)}; give both texts of each pair")
+        if self.num_labels > 1:
+            check_classes(labels, self.num_labels)
+            return
+        if labels is None:
+            raise ValueError("labels are missing: name the dataset's column of scores 'label'")
+        if labels.ndim != 1 or not bool(((labels >= 0) & (labels <= 1)).all()):
+            raise ValueError(
+                f"labels must be scores from 0 to 1, one for each row, got {labels.flatten()[:8].tolist()}; divide "
+                "them by the highest, or set num_labels to the number of classes"
+            )
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Compute the loss from what the interaction gave.
+
+        Args:
+            embeddings: ``u`` and ``v``, ``(N, d)`` each.
+            labels: ``(N,)``.
+
+        Returns:
+            A number.
+
+        Raises:
+            ValueError: There are no labels.
+        """
+        if labels is None:
+            raise ValueError("labels are missing: give one for each row")
+        logits = self._logits(embeddings)
+        if self.num_labels > 1:
+            return cross_entropy(logits, labels)
+        return binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))
+
+    def _logits(self, means: list[Tensor]) -> Tensor:
+        return self.apply_head(torch.stack(means, dim=1))
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the classifier's options: ``VIRTPairLoss(VIRTPairClassifier(model, **config))`` builds the same."""
+        return dict(self._config)
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entry of the paper."""
+        return _CITATION
