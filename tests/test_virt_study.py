@@ -158,6 +158,18 @@ def test_every_row_is_trained_scored_and_tabulated(
     }
 
 
+def test_all_seeds_may_learn_from_one_cross_encoder(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, ROWS)
+    recipe.write_text("teacher_seed = 0\n" + recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    where = {key: folders[key] for key in ("models", "data", "cache")}
+    first, second = (virt.Setting(read_study(recipe), "nli", seed, **where, device="cpu") for seed in (0, 1))
+    pairs = first.dev.pairs
+    answers = [m.predict(pairs) for m in (first.teacher, second.teacher, first.cross_encoder, second.cross_encoder)]
+    assert (answers[0] == answers[1]).all() and (answers[0] == answers[2]).all()
+    assert not (answers[0] == answers[3]).all()
+    assert len(list(folders["cache"].iterdir())) == 2
+
+
 def test_a_row_is_the_same_every_time(folders: dict[str, Path], tmp_path: Path) -> None:
     setting = _setting(_recipe(tmp_path, ROWS), folders)
     first, second = (setting.measure(Row("a", learning_rate=1e-2)) for _ in range(2))
