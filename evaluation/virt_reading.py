@@ -2,9 +2,9 @@
 
 A masked language model that has seen single sentences does not look from one text to the other, and a cross-encoder
 made of it can take longer to learn that than small budgets allow. So words of one text are masked, and the model
-recovers them with the help of another that says the same: the translation language modelling of Lample & Conneau (2019)
-within one language, with words masked in one of the two texts only. ``evaluation/virt.py`` does it by itself; before it
-is started twice with ``--shard``, run it once::
+recovers them with the help of another that says the same: the translation language modelling of Lample & Conneau
+(2019) within one language, with words masked in one of the two texts only. ``evaluation/virt.py`` does it by itself;
+before it is started twice with ``--shard``, run it once::
 
     python -m evaluation.virt_reading RECIPE --models MODELS --data DATA --cache CACHE
 """
