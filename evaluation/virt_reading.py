@@ -1,10 +1,9 @@
 """Teaching a small encoder to read two texts at once, before it becomes a cross-encoder.
 
 A masked language model that has seen single sentences does not look from one text to the other, and a cross-encoder
-made of it can take longer to learn that than small budgets allow. So words of one text are masked, and the model
-recovers them with the help of another that says the same: the translation language modelling of Lample & Conneau
-(2019) within one language, with words masked in one of the two texts only. ``evaluation/virt.py`` does it by itself;
-before it is started twice with ``--shard``, run it once::
+made of it can take longer to learn that than small budgets allow. So it first learns to tell pairs that say the same
+from pairs that were put together at random. ``evaluation/virt.py`` does it by itself; before it is started twice with
+``--shard``, run it once::
 
     python -m evaluation.virt_reading RECIPE --models MODELS --data DATA --cache CACHE
 """
@@ -13,28 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
-from datasets import Dataset
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
-from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-from evaluation.batching import LengthGroupedBatchSampler
-from evaluation.virt_recipe import Reading, Study, read_study
+from evaluation.virt_recipe import Examples, Reading, Study, read_study
+from evaluation.virt_training import predict, train
 from st_plugins.atomic import atomic_folder
 from st_plugins.data.files import read_table
 
-__all__ = ["Masking", "alike", "main", "reader"]
+__all__ = ["alike", "main", "mixed", "reader"]
 
-_IGNORED = -100
-_KEPT = 0.1  # of what is asked for stays visible, as in BERT
+logger = logging.getLogger(__name__)
+
+_HELD_BACK = 500  # pairs, to see how well it went
 
 
 def alike(reading: Reading, data: Path) -> list[tuple[str, str]]:
@@ -64,67 +62,31 @@ def alike(reading: Reading, data: Path) -> list[tuple[str, str]]:
     return found
 
 
-@dataclass
-class Masking:
-    """Turn pairs into batches in which words of the second text are masked; which text comes second is drawn.
+def mixed(pairs: list[tuple[str, str]], count: int, seed: int = 0) -> Examples:
+    """Draw pairs, each once as it is and once with a second text like the others' in length; half of all are swapped.
 
     Args:
-        tokenizer: A fast tokenizer.
-        share: Share of the second text's tokens that are asked for.
-        max_length: Tokens of both texts.
-        generator: Source of the draws.
+        pairs: Pairs that say the same.
+        count: How many are wanted; they are drawn again and again until it is reached.
+        seed: Of the draws.
+
+    Returns:
+        The pairs, with 1 for those that say the same and 0 for the others.
     """
-
-    tokenizer: Any
-    share: float
-    max_length: int
-    generator: torch.Generator
-
-    def __call__(self, rows: list[dict[str, str]]) -> dict[str, Tensor]:
-        """Make a batch.
-
-        Args:
-            rows: Pairs: ``sentence1``, ``sentence2``.
-
-        Returns:
-            The features, with ``labels`` (N, n): what is asked for, and -100 elsewhere.
-        """
-        swapped = torch.rand(len(rows), generator=self.generator) < 0.5
-        pairs = [
-            (row["sentence2"], row["sentence1"]) if swap else (row["sentence1"], row["sentence2"])
-            for row, swap in zip(rows, swapped.tolist(), strict=True)
-        ]
-        features = self.tokenizer(
-            pairs, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
-        )
-        second = torch.tensor([[place == 1 for place in features.sequence_ids(row)] for row in range(len(rows))])
-        ids = features["input_ids"]
-        asked = second & (torch.rand(ids.shape, generator=self.generator) < self.share)
-        hidden = asked & (torch.rand(ids.shape, generator=self.generator) >= _KEPT)
-        masked = ids.masked_fill(hidden, self.tokenizer.mask_token_id)
-        return {**features, "input_ids": masked, "labels": ids.masked_fill(~asked, _IGNORED)}
-
-
-class _Trainer(Trainer):
-    """The host's trainer, with batches of similar length, and a head that looks at masked words only."""
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        rows: Any = self.train_dataset
-        size, seed = self.args.train_batch_size, self.args.seed
-        batches = LengthGroupedBatchSampler(
-            rows, batch_size=size, drop_last=True, generator=torch.Generator(), seed=seed
-        )
-        loader: DataLoader[Any] = DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator)
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
-
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        labels = inputs.pop("labels")
-        asked = labels != _IGNORED
-        inner: Any = self.accelerator.unwrap_model(model)
-        logits = inner.cls(inner.base_model(**inputs).last_hidden_state[asked])
-        loss = cross_entropy(logits, labels[asked])
-        return (loss, {"logits": logits}) if return_outputs else loss
+    generator = np.random.default_rng(seed)
+    found = Examples()
+    while len(found) < count:
+        order = generator.permutation(len(pairs))[: -(-(count - len(found)) // 2)]
+        rows = sorted(order.tolist(), key=lambda row: len(pairs[row][1]))
+        others = rows[1:] + rows[:1]
+        for row, other in zip(rows, others, strict=True):
+            first = pairs[row][0]
+            for text, gold in ((pairs[row][1], 1), (pairs[other][1], 0)):
+                both = (first, text) if generator.random() < 0.5 else (text, first)
+                found.first.append(both[0])
+                found.second.append(both[1])
+                found.gold.append(gold)
+    return found.take(range(count))
 
 
 def reader(study: Study, models: Path, data: Path, cache: Path, device: str | None = None, dry_steps: int = 0) -> Path:
@@ -140,9 +102,6 @@ def reader(study: Study, models: Path, data: Path, cache: Path, device: str | No
 
     Returns:
         The folder.
-
-    Raises:
-        TypeError: The model has not BERT's head.
     """
     reading = study.reading
     if reading is None:
@@ -152,35 +111,33 @@ def reader(study: Study, models: Path, data: Path, cache: Path, device: str | No
     folder = cache / f"{study.model}-reader-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
-    set_seed(0)
-    model: Any = AutoModelForMaskedLM.from_pretrained(str(models / study.model), local_files_only=True)
-    if not hasattr(model, "cls"):
-        raise TypeError(f"[reading] needs a model with BERT's head, but {study.model!r} is a {type(model).__name__}")
-    tokenizer = AutoTokenizer.from_pretrained(str(models / study.model), local_files_only=True)
-    masking = Masking(tokenizer, reading.masked, reading.max_length, torch.Generator().manual_seed(0))
-    first, second = zip(*alike(reading, data), strict=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        _Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=temporary,
-                max_steps=steps,
-                per_device_train_batch_size=reading.batch_size,
-                learning_rate=reading.learning_rate,
-                warmup_steps=0.1,  # a share of the steps
-                weight_decay=0.01,
-                remove_unused_columns=False,
-                save_strategy="no",
-                logging_steps=50,
-                report_to=[],
-                use_cpu=device == "cpu",
-            ),
-            data_collator=masking,
-            train_dataset=Dataset.from_dict({"sentence1": list(first), "sentence2": list(second)}),
-        ).train()
+    pairs = alike(reading, data)
+    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
+    held_back, seen = (
+        mixed([pairs[row] for row in rows], count)
+        for rows, count in (
+            (order[:_HELD_BACK], 2 * _HELD_BACK),
+            (order[_HELD_BACK:] or order, steps * reading.batch_size),
+        )
+    )
+    torch.manual_seed(0)
+    model: CrossEncoder = CrossEncoder(
+        str(models / study.model),
+        num_labels=1,
+        max_length=reading.max_length,
+        device=device,
+        local_files_only=True,
+    )
+    loss = BinaryCrossEntropyLoss(model)
+    train(model, loss, seen, seen.gold, steps, reading.batch_size, reading.learning_rate, seed=0)
+    right = (predict(model, held_back) > 0.5) == np.array(held_back.gold)
+    logger.warning(
+        "The reader tells %.1f %% of %d new pairs, half of which say the same", 100 * right.mean(), len(right)
+    )
+    transformer: Any = model.transformers_model
     with atomic_folder(folder, overwrite=True) as unfinished:
-        model.cpu().save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+        transformer.base_model.save_pretrained(unfinished)
+        model.tokenizer.save_pretrained(unfinished)
     return folder
 
 

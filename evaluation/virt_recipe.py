@@ -148,17 +148,15 @@ class Reading:
     Args:
         pairs: Files below ``--data``, and what marks the pairs that say the same: a label, or a lowest score.
         steps: Training steps.
-        batch_size: Pairs a step.
+        batch_size: Pairs a step, half of them put together at random.
         learning_rate: Its peak; linear warm-up over a tenth of the steps, then linear decay.
-        masked: Share of the second text's tokens that are asked for.
         max_length: Tokens of both texts.
     """
 
     pairs: dict[str, str | float]
     steps: int
     batch_size: int = 64
-    learning_rate: float = 5e-4
-    masked: float = 0.4
+    learning_rate: float = 3e-4
     max_length: int = 80
 
 
