@@ -324,14 +324,17 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
     small = re.sub(r"layers = .*", 'layers = ["all", [1]]', small)
     (tmp_path / path.name).write_text(small, encoding="utf-8")
     study = read_study(tmp_path / path.name)
+    pairs = list(zip(sentences, reversed(sentences), strict=True))
     for task in study.tasks.values():
         for name in {*task.train, *task.tests.values(), *([task.dev] if task.dev else [])}:
             file = tmp_path / "data" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             labels = task.classes or ("1.5", "4")
-            pairs = zip(sentences, reversed(sentences), strict=True)
             rows = [f"{labels[number % len(labels)]}\t{a}\t{b}" for number, (a, b) in enumerate(pairs)]
             file.write_bytes(_table([f"{'label' if task.classes else 'score'}\tsentence1\tsentence2", *rows]))
+    for name, mark in (study.reading.pairs if study.reading else {}).items():
+        file, column = tmp_path / "data" / name, "label" if isinstance(mark, str) else "score"
+        file.write_bytes(_table([f"{column}\tsentence1\tsentence2", *[f"{mark}\t{a}\t{b}" for a, b in pairs]]))
     shutil.copytree(encoder_folder, tmp_path / "models" / study.model)
     folders = {"models": tmp_path / "models", "data": tmp_path / "data", "cache": tmp_path / "cache"}
     virt.main(tmp_path / path.name, **folders, output=tmp_path / "out", only="virt-score", dry_run=True, device="cpu")
