@@ -1,9 +1,10 @@
 """Teaching a small encoder to read two texts at once, before it becomes a cross-encoder.
 
 A masked language model that has seen single sentences does not look from one text to the other, and a cross-encoder
-made of it can take longer to learn that than small budgets allow. So it first learns to tell pairs that say the same
-from pairs that were put together at random. ``evaluation/virt.py`` does it by itself; before it is started twice with
-``--shard``, run it once::
+made of it can take longer to learn that than small budgets allow. So it first recovers masked words of one text with
+the help of another that says the same (``evaluation/virt_masking.py``), and then learns to tell such pairs from pairs
+put together at random. ``evaluation/virt.py`` does it by itself; before it is started twice with ``--shard``, run it
+once::
 
     python -m evaluation.virt_reading RECIPE --models MODELS --data DATA --cache CACHE
 """
@@ -22,7 +23,9 @@ import torch
 import typer
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from transformers import AutoTokenizer
 
+from evaluation.virt_masking import train_masked
 from evaluation.virt_recipe import Examples, Reading, Study, read_study
 from evaluation.virt_training import predict, train
 from st_plugins.atomic import atomic_folder
@@ -106,12 +109,27 @@ def reader(study: Study, models: Path, data: Path, cache: Path, device: str | No
     reading = study.reading
     if reading is None:
         return models / study.model
-    steps = dry_steps or reading.steps
-    settings = json.dumps({**asdict(reading), "steps": steps}, sort_keys=True)
-    folder = cache / f"{study.model}-reader-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
+    steps, masked_steps = dry_steps or reading.steps, dry_steps or reading.masked_steps
     pairs = alike(reading, data)
+
+    def cached(name: str, **settings: Any) -> Path:
+        text = json.dumps({**asdict(reading), **settings}, sort_keys=True)
+        return cache / f"{study.model}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    masked = cached("masked", steps=0, masked_steps=masked_steps, learning_rate=0)
+    if not masked.is_dir():
+        model = train_masked(models / study.model, pairs, reading, masked_steps, device)
+        _save(model, AutoTokenizer.from_pretrained(str(models / study.model), local_files_only=True), masked)
+    folder = cached("reader", steps=steps, masked_steps=masked_steps)
+    if not folder.is_dir():
+        _train_matching(masked, pairs, reading, steps, device, folder)
+    return folder
+
+
+def _train_matching(
+    source: Path, pairs: list[tuple[str, str]], reading: Reading, steps: int, device: str | None, folder: Path
+) -> None:
+    """Train a cross-encoder to tell pairs that say the same from random ones, and keep its encoder."""
     order = np.random.default_rng(0).permutation(len(pairs)).tolist()
     held_back, seen = (
         mixed([pairs[row] for row in rows], count)
@@ -122,11 +140,7 @@ def reader(study: Study, models: Path, data: Path, cache: Path, device: str | No
     )
     torch.manual_seed(0)
     model: CrossEncoder = CrossEncoder(
-        str(models / study.model),
-        num_labels=1,
-        max_length=reading.max_length,
-        device=device,
-        local_files_only=True,
+        str(source), num_labels=1, max_length=reading.max_length, device=device, local_files_only=True
     )
     loss = BinaryCrossEntropyLoss(model)
     train(model, loss, seen, seen.gold, steps, reading.batch_size, reading.learning_rate, seed=0)
@@ -135,10 +149,13 @@ def reader(study: Study, models: Path, data: Path, cache: Path, device: str | No
         "The reader tells %.1f %% of %d new pairs, half of which say the same", 100 * right.mean(), len(right)
     )
     transformer: Any = model.transformers_model
+    _save(transformer.base_model, model.tokenizer, folder)
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     with atomic_folder(folder, overwrite=True) as unfinished:
-        transformer.base_model.save_pretrained(unfinished)
-        model.tokenizer.save_pretrained(unfinished)
-    return folder
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
 
 
 def main(

@@ -147,15 +147,21 @@ class Reading:
 
     Args:
         pairs: Files below ``--data``, and what marks the pairs that say the same: a label, or a lowest score.
-        steps: Training steps.
-        batch_size: Pairs a step, half of them put together at random.
-        learning_rate: Its peak; linear warm-up over a tenth of the steps, then linear decay.
+        masked_steps: Training steps on masked words of one text beside the other.
+        steps: Training steps on telling such pairs from pairs put together at random.
+        batch_size: Pairs a step.
+        masked: Share of the second text's tokens that are asked for.
+        masked_learning_rate: Peak of the first part; linear warm-up over a tenth of the steps, then linear decay.
+        learning_rate: Peak of the second part.
         max_length: Tokens of both texts.
     """
 
     pairs: dict[str, str | float]
+    masked_steps: int
     steps: int
     batch_size: int = 64
+    masked: float = 0.4
+    masked_learning_rate: float = 5e-4
     learning_rate: float = 3e-4
     max_length: int = 80
 
