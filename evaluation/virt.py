@@ -155,6 +155,8 @@ class Setting:
             max_length=2 * self.task.max_length,
             device=self.device,
             local_files_only=True,
+            # The reader has one output, which is of use for scores; for classes there is a new head.
+            model_kwargs={"ignore_mismatched_sizes": True},
         )
         if not folder.is_dir():
             torch.manual_seed(self.seed)

@@ -129,7 +129,7 @@ def reader(study: Study, models: Path, data: Path, cache: Path, device: str | No
 def _train_matching(
     source: Path, pairs: list[tuple[str, str]], reading: Reading, steps: int, device: str | None, folder: Path
 ) -> None:
-    """Train a cross-encoder to tell pairs that say the same from random ones, and keep its encoder."""
+    """Train a cross-encoder to tell pairs that say the same from random ones, and keep it."""
     order = np.random.default_rng(0).permutation(len(pairs)).tolist()
     held_back, seen = (
         mixed([pairs[row] for row in rows], count)
@@ -148,8 +148,7 @@ def _train_matching(
     logger.warning(
         "The reader tells %.1f %% of %d new pairs, half of which say the same", 100 * right.mean(), len(right)
     )
-    transformer: Any = model.transformers_model
-    _save(transformer.base_model, model.tokenizer, folder)
+    _save(model.transformers_model, model.tokenizer, folder)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -152,7 +152,8 @@ def test_a_recipe_names_the_reading_and_the_command_trains_it(
     virt_reading.main(recipe, **folders, device="cpu")
     _, trained = sorted(folders["cache"].iterdir())
     assert str(trained) in capsys.readouterr().out
-    assert json.loads((trained / "config.json").read_text(encoding="utf-8"))["architectures"] == ["BertModel"]
+    config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["BertForSequenceClassification"]
 
 
 def test_a_head_that_is_not_berts_is_refused(make_model: Callable[..., Any], folders: dict[str, Path]) -> None:
