@@ -137,37 +137,48 @@ class Setting:
         seed = self.study.teacher_seed
         if seed in (None, self.seed):
             return self.cross_encoder
-        options = (self.models, self.data, self.cache, self.device, self.dry_steps)
-        return Setting(self.study, self.name, seed, *options).cross_encoder
+        return self._beside(self.name, seed).cross_encoder
 
     @cached_property
     def cross_encoder(self) -> CrossEncoder:
-        """The cross-encoder of this seed, trained if the cache does not have it."""
+        """The cross-encoder of this seed."""
+        trained: CrossEncoder = self._build_cross_encoder(self._cross_encoder_folder).eval()
+        return trained
+
+    @cached_property
+    def _cross_encoder_folder(self) -> Path:
+        """Where this seed's cross-encoder is; it is trained if the cache does not have it."""
         classes, rate = len(self.task.classes), self.study.teacher_learning_rate
-        steps = self.steps(self.task.teacher_steps)
+        steps, before = self.steps(self.task.teacher_steps), self.task.teacher_from
+        source = self._beside(before, self.seed)._cross_encoder_folder if before else self.start
         task = {key: getattr(self.task, key) for key in ("train", "aside", "classes", "scale", "max_length")}
-        settings = [task, self.study.batch_size, steps, rate]
+        settings = [task, self.study.batch_size, steps, rate, *([source.name] if before else [])]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.cache / f"{self.start.name}-{self.name}-seed{self.seed}-{digest}"
-        build = partial(
-            CrossEncoder,
-            num_labels=classes or 1,
-            max_length=2 * self.task.max_length,
-            device=self.device,
-            local_files_only=True,
-            # The reader has one output, which is of use for scores; for classes there is a new head.
-            model_kwargs={"ignore_mismatched_sizes": True},
-        )
         if not folder.is_dir():
             torch.manual_seed(self.seed)
-            model = build(str(self.start))
+            model = self._build_cross_encoder(source)
             seen = self.seen(steps)
             loss = CrossEntropyLoss(model) if classes else BinaryCrossEntropyLoss(model)
             train(model, loss, seen, self.gold(seen), steps, self.study.batch_size, rate, self.seed)
             with atomic_folder(folder, overwrite=True) as temporary:
                 model.save(str(temporary), create_model_card=False)
-        trained: CrossEncoder = build(str(folder)).eval()
-        return trained
+        return folder
+
+    def _build_cross_encoder(self, source: Path) -> CrossEncoder:
+        model: CrossEncoder = CrossEncoder(
+            str(source),
+            num_labels=len(self.task.classes) or 1,
+            max_length=2 * self.task.max_length,
+            device=self.device,
+            local_files_only=True,
+            model_kwargs={"ignore_mismatched_sizes": True},  # a task with other classes has a new head
+        )
+        return model
+
+    def _beside(self, name: str, seed: int) -> Setting:
+        """Return another task or seed of the same study."""
+        return Setting(self.study, name, seed, self.models, self.data, self.cache, self.device, self.dry_steps)
 
     def gold(self, examples: Examples) -> list[Any]:
         """Return the labels as a loss wants them.

@@ -38,6 +38,7 @@ class Task:
             epoch.
         epochs: Passes over the training data.
         teacher_steps: Training steps of the cross-encoder; 0 for as many as the rows have.
+        teacher_from: Task whose cross-encoder this task's starts from; empty for the encoder.
         max_length: Each text is cut to this many tokens, special ones included, in all rows.
     """
 
@@ -51,6 +52,7 @@ class Task:
     steps: int = 0
     epochs: float = 2.0
     teacher_steps: int = 0
+    teacher_from: str = ""
     max_length: int = 48
 
 
@@ -294,6 +296,11 @@ def read_study(path: Path) -> Study:
                 f"{where} distillation={row.distillation} is for siamese rows; the pair head takes labels"
             )
     for name, task in tasks.items():
+        if task.teacher_from and (task.teacher_from not in tasks or tasks[task.teacher_from].teacher_from):
+            raise ValueError(
+                f"{path}: task {name!r}: teacher_from={task.teacher_from!r} must be a task whose cross-encoder starts "
+                f"from the encoder"
+            )
         if bool(task.dev) == bool(task.aside):
             raise ValueError(f"{path}: task {name!r} needs either a dev file or a number of pairs put aside")
     if len({row.name for row in study.rows}) != len(study.rows):

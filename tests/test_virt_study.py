@@ -170,6 +170,28 @@ def test_all_seeds_may_learn_from_one_cross_encoder(folders: dict[str, Path], tm
     assert len(list(folders["cache"].iterdir())) == 2
 
 
+def test_a_cross_encoder_may_start_from_that_of_another_task(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = RECIPE.replace("teacher_steps = 2\n", 'teacher_steps = 2\nteacher_from = "nli"\n')
+    setting = _setting(_recipe(tmp_path, ROWS, head=text), folders, "sts")
+    started: list[torch.Tensor] = []
+    real = virt.train
+    monkeypatch.setattr(
+        virt, "train", lambda model, *rest: started.append(_embedding(model).clone()) or real(model, *rest)
+    )
+    trained = _embedding(setting.cross_encoder)
+    nli = _embedding(_setting(tmp_path / "tiny.toml", folders, "nli").cross_encoder)
+    assert len(started) == 2 and torch.equal(started[1], nli)
+    assert not torch.equal(started[0], nli) and not torch.equal(trained, nli)
+    assert setting.cross_encoder.num_labels == 1
+
+
+def _embedding(model: Any) -> torch.Tensor:
+    weight: torch.Tensor = model.transformers_model.base_model.embeddings.word_embeddings.weight.detach()
+    return weight
+
+
 def test_a_row_is_the_same_every_time(folders: dict[str, Path], tmp_path: Path) -> None:
     setting = _setting(_recipe(tmp_path, ROWS), folders)
     first, second = (setting.measure(Row("a", learning_rate=1e-2)) for _ in range(2))
@@ -298,6 +320,7 @@ def test_bad_data_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     for task, old, new, message in (
         ("para", "batch_size = 8", "batch_size = 80", "fewer than one batch, batch_size=80"),
         ("nli", '"neutral", ', "", r"labels \['neutral'\] are not among the task's classes"),
+        ("sts", "teacher_steps = 2", 'teacher_from = "rte"', "teacher_from='rte' must be a task"),
         ("sts", "teacher_steps = 2", "scale = [1.0, 5.0]", "outside the task's scale 1 to 5"),
     ):
         recipe.write_text(_recipe(tmp_path, ROWS).read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
