@@ -41,14 +41,20 @@ def test_counts_are_those_of_the_three_models(monkeypatch: pytest.MonkeyPatch) -
     trained: list[nn.Module] = []
     real = demo_virt._train
     monkeypatch.setattr(demo_virt, "_train", lambda model, *rest: trained.append(model) or real(model, *rest))
+    started: list[nn.Module] = []
+    build = demo_virt._cross_encoder
+    monkeypatch.setattr(demo_virt, "_cross_encoder", lambda model: started.append(model) or build(model))
     found = demo_virt.run_virt_demo(teacher_steps=3, steps=2, weight=5.0, drawn=300, choosing=10, judged=20)
-    teacher, siamese, virt = trained
+    siamese, teacher, virt = trained
     assert isinstance(teacher, CrossEncoder) and not any(model.training for model in trained)
+    types = teacher.preprocess([("a cat slept", "a dog ate")])["token_type_ids"][0].tolist()
+    assert types == [0] * 5 + [1] * 4
+    assert started == [siamese]
     pairs = demo_virt.entailment_pairs(300)[:30]
     dev, test = pairs[:10], pairs[10:]
     assert found.pairs == len(test) == 20
     shares, hits = [], []
-    for model in trained:
+    for model in (teacher, siamese, virt):
         scores = []
         for first, second, _ in pairs:
             if model is teacher:
