@@ -106,7 +106,7 @@ def fold_weight_norm(module: nn.Module) -> nn.Module:
         >>> sorted(name for name, _ in fold_weight_norm(layer).named_parameters())
         ['bias', 'weight']
     """
-    for part in module.modules():
+    for part in list(module.modules()):
         if is_parametrized(part, "weight"):
             remove_parametrizations(part, "weight", leave_parametrized=True)
     return module

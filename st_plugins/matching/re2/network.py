@@ -178,7 +178,7 @@ class RE2(nn.Module):
             )
         tokens = tokens.to(self.prediction.outer.bias.dtype)
         if tokens.shape[1] == 0:
-            tokens, mask, encoded = tokens.new_zeros(len(tokens), 1, self.width), mask.new_zeros(len(mask), 1), None
+            tokens, mask, encoded = tokens.new_zeros(tokens.shape[0], 1, self.width), mask.new_zeros(mask.shape[0], 1), None
         if _full(mask):
             return _Text(tokens, None, encoded)
         return _Text(tokens.masked_fill(~mask[..., None], 0.0), mask, encoded)
@@ -227,15 +227,15 @@ class _Pair(NamedTuple):
     @classmethod
     def of(cls, first: _Text, second: _Text, gap: int) -> Self:
         """Return what is to be known about two texts of the same batch size, either both with a mask or none."""
-        rows = [first.tokens, second.tokens]
-        masks = [first.mask, second.mask]
-        if first.mask is None:
-            masks = [torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device) for tokens in rows]
-        between = torch.zeros(len(masks[0]), gap, dtype=torch.bool, device=rows[0].device)
-        return cls(rows[0].shape[1], gap, torch.cat([masks[0], between, masks[1]], dim=1), first.mask, second.mask)
+        a_mask, b_mask = first.mask, second.mask
+        if a_mask is None or b_mask is None:
+            a_mask, b_mask = (text.tokens.new_ones(1, text.tokens.shape[1]).bool() for text in (first, second))
+        between = a_mask.new_zeros(a_mask.shape[0], gap)
+        mask = torch.cat([a_mask, between, b_mask], dim=1)
+        return cls(first.tokens.shape[1], gap, mask, first.mask, second.mask)
 
     def join(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a, a.new_zeros(len(a), self.gap, a.shape[2]), b], dim=1)
+        return torch.cat([a, a.new_zeros(a.shape[0], self.gap, a.shape[2]), b], dim=1)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, : self.length], x[:, self.length + self.gap :]
@@ -248,21 +248,21 @@ def _full(mask: Tensor) -> bool:
 
 def _matched(first: _Text, second: _Text) -> tuple[_Text, _Text]:
     """Give both texts the same batch size, and both a mask or neither."""
-    if len(first.tokens) != len(second.tokens):
-        if min(len(first.tokens), len(second.tokens)) != 1:
+    sizes = first.tokens.shape[0], second.tokens.shape[0]
+    if sizes[0] != sizes[1]:
+        if min(sizes) != 1:
             raise ValueError(
-                f"a has {len(first.tokens)} texts and b has {len(second.tokens)}; give both of each pair, or one text "
-                "against many"
+                f"a has {sizes[0]} texts and b has {sizes[1]}; give both of each pair, or one text against many"
             )
-        size = max(len(first.tokens), len(second.tokens))
-        first, second = (
-            _Text(*(None if tensor is None else tensor.expand(size, *tensor.shape[1:]) for tensor in text))
-            for text in (first, second)
-        )
+        first, second = (_repeated(text, max(sizes)) for text in (first, second))
     if first.mask is None and second.mask is None:
         return first, second
-    first, second = (
-        text if text.mask is not None else text._replace(mask=text.tokens.new_ones(text.tokens.shape[:2]).bool())
-        for text in (first, second)
-    )
-    return first, second
+    return _with_mask(first), _with_mask(second)
+
+
+def _repeated(text: _Text, size: int) -> _Text:
+    return _Text(*(None if tensor is None else tensor.expand(size, *tensor.shape[1:]) for tensor in text))  # type: ignore[arg-type]
+
+
+def _with_mask(text: _Text) -> _Text:
+    return text if text.mask is not None else text._replace(mask=text.tokens.new_ones(text.tokens.shape[:2]).bool())
