@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -160,7 +159,7 @@ def _listed(data: Any, name: str) -> list[Sequence[Any]]:
 
 def _class(label: Any, known: dict[str, int], place: str) -> int:
     label = label.item() if hasattr(label, "item") else label
-    if isinstance(label, Real) and math.isfinite(label) and label == int(label):
+    if isinstance(label, int | float) and math.isfinite(label) and label == int(label):
         if str(int(label)) in known:
             return known[str(int(label))]
         if 0 <= label < len(known):

@@ -32,7 +32,7 @@ from st_plugins.matching.outputs import (
 from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule
 from st_plugins.matching.re2.config import CONFIGURATIONS
 from st_plugins.matching.re2_scoring import EncodedText, encode_texts, score_pairs, token_vectors
-from st_plugins.matching.re2_storage import SOURCES, StoredMatcher, read_weights, write
+from st_plugins.matching.re2_storage import SOURCES, Source, StoredMatcher, read_weights, write
 from st_plugins.modes import evaluating
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ class RE2Matcher(nn.Module):
         its cross-encoders, is ours; the authors rank by the probability of a second class.
     """
 
-    def __init__(
-        self, source: nn.Module, config: RE2Config | str = "snli", labels: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, source: Source, config: RE2Config | str = "snli", labels: Sequence[str] | None = None) -> None:
         super().__init__()
         if type(source).__name__ not in SOURCES:
             raise TypeError(f"source must be {', '.join(SOURCES)}, got {type(source).__name__}")
@@ -98,12 +96,12 @@ class RE2Matcher(nn.Module):
             or not 1 < len(labels) == len(set(labels))
         ):
             raise ValueError(f"labels must be at least two different names, or None for a score; got {labels!r}")
-        self.source: Any = source
+        self.source = source
         self.config = RE2Config.named(config) if isinstance(config, str) else config
         self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
         self.labels = None if labels is None else list(labels)
         self.num_labels = 1 if labels is None else len(labels)
-        self.network = RE2(self.config, self.source.width, self.num_labels)
+        self.network = RE2(self.config, source.width, self.num_labels)
         self.model_card_data = CrossEncoderModelCardData()  # where the host's evaluators leave what they measured
 
     @property
@@ -193,10 +191,11 @@ class RE2Matcher(nn.Module):
         if learning_rate is not None:
             changes["minimum_learning_rate"] = min(learning_rate, schedule.minimum_learning_rate)
         pairs = LabelledPairs.read(train, self.labels, "train")
+        judged: LabelledPairs | None = None
         if isinstance(dev, float):
             pairs, judged = pairs.split(dev, seed)
-        else:
-            judged = None if dev is None else LabelledPairs.read(dev, self.labels, "dev")
+        elif dev is not None:
+            judged = LabelledPairs.read(dev, self.labels, "dev")
         missing = [label for position, label in enumerate(self.labels or []) if position not in set(pairs.labels)]
         if missing:
             raise ValueError(
@@ -264,12 +263,10 @@ class RE2Matcher(nn.Module):
                 part = pairs[begin : begin + chunk]
                 texts = list(dict.fromkeys(chain.from_iterable(part)))
                 encoded = dict(zip(texts, encode_texts(self.source, self.network, texts, 2 * batch_size), strict=True))
-                found.append(
-                    score_pairs(self.network, *([encoded[pair[side]] for pair in part] for side in (0, 1)), batch_size)
-                )
-        rows = converted(
-            activated(torch.cat(found), activation_fn, apply_softmax), convert_to_numpy, convert_to_tensor
-        )
+                first, second = ([encoded[pair[side]] for pair in part] for side in (0, 1))
+                found.append(score_pairs(self.network, first, second, batch_size))
+        scores = activated(torch.cat(found), activation_fn, apply_softmax)
+        rows = converted(scores, convert_to_numpy, convert_to_tensor)
         return rows[0] if single else rows
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 128) -> list[EncodedText]:
@@ -346,21 +343,15 @@ class RE2Matcher(nn.Module):
         maps: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad(), evaluating(self), cached():
             first, second = encode_texts(self.source, self.network, list(pairs[0]), 2)
-            for text, encoded in zip(pairs[0], (first, second), strict=True):
-                if not len(encoded.vectors):
-                    raise ValueError(
-                        f"text {text[:80]!r} has no token, there is nothing to explain; give at least one"
-                    )
             logits = score_pairs(self.network, [first], [second], 1, maps)
+        tokens = []
+        for text, encoded in zip(pairs[0], (first, second), strict=True):
+            tokens.append(tuple(self.source.pieces(text)[: len(encoded.vectors)]))
+            if not tokens[-1]:
+                raise ValueError(f"text {text[:80]!r} has no token, there is nothing to explain; give at least one")
         blocks = tuple(AlignmentMap(*(table[0].double().cpu().numpy() for table in both)) for both in maps)
-        tokens = (
-            tuple(self.source.pieces(text)[: len(encoded.vectors)])
-            for text, encoded in zip(pairs[0], (first, second), strict=True)
-        )
-        scores = activated(logits, None, True).flatten().tolist()
-        return AlignmentExplanation(
-            *pairs[0], *tokens, blocks, dict(zip(self.labels or ["score"], scores, strict=True))
-        )
+        scores = dict(zip(self.labels or ["score"], activated(logits, None, True).flatten().tolist(), strict=True))
+        return AlignmentExplanation(*pairs[0], tokens[0], tokens[1], blocks, scores)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a folder: ``matcher.json``, ``matcher.safetensors``, and what the source writes into ``source``.

@@ -18,17 +18,23 @@ from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule, fold_weight_nor
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
 from st_plugins.modules.storage import read_json
 
-__all__ = ["SOURCES", "StoredMatcher", "folded", "read_weights", "write"]
+__all__ = ["SOURCES", "Source", "StoredMatcher", "folded", "read_weights", "write"]
 
 logger = logging.getLogger(__name__)
 
+Source = LearnedEmbedding | TransformerTokens | WordVectors
 SOURCES: dict[str, Any] = {kind.__name__: kind for kind in (LearnedEmbedding, TransformerTokens, WordVectors)}
 _TYPE, _RECORD, _TENSORS, _SOURCE = "RE2Matcher", "matcher.json", "matcher.safetensors", "source"
 _KEYS = ("config", "labels", "schedule", "source")
 
 
 def write(
-    folder: Path, network: nn.Module, source: Any, config: RE2Config, schedule: RE2Schedule, labels: list[str] | None
+    folder: Path,
+    network: nn.Module,
+    source: Source,
+    config: RE2Config,
+    schedule: RE2Schedule,
+    labels: list[str] | None,
 ) -> None:
     """Write a matcher's parts.
 

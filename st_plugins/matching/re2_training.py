@@ -326,7 +326,8 @@ def _padded(texts: list[list[int]]) -> dict[str, Tensor]:
 
 def _metrics(metric: str) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(found: EvalPrediction) -> dict[str, float]:
-        labels, queries = found.label_ids  # the trainer evaluates in an order of its own
+        given: Any = found.label_ids
+        labels, queries = given  # the trainer evaluates in an order of its own
         return {metric: measure(metric, found.predictions, labels, [str(query) for query in queries])}
 
     return compute
@@ -338,8 +339,10 @@ def _optimizer(
     if source_learning_rate is None:
         transformer = isinstance(matcher.source, TransformerTokens)
         source_learning_rate = _TRANSFORMER_LEARNING_RATE if transformer else schedule.learning_rate
-    groups = [{"params": [weight for weight in matcher.network.parameters() if weight.requires_grad]}]
-    trained: Any = [weight for weight in matcher.source.parameters() if weight.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in matcher.network.parameters() if weight.requires_grad]}
+    ]
+    trained = [weight for weight in matcher.source.parameters() if weight.requires_grad]
     if trained:
         groups.append({"params": trained, "lr": source_learning_rate})
     optimizer = Adam(groups, lr=schedule.learning_rate)
