@@ -93,7 +93,7 @@ class LabelledPairs:
             >>> pairs = LabelledPairs(["a", "b", "a", "c"], ["d", "e", "f", "g"], [0, 1, 0, 1])
             >>> kept, aside = pairs.split(0.3, seed=0)
             >>> kept.first, aside.first
-            (['b', 'c'], ['a', 'a'])
+            (['a', 'b', 'a'], ['c'])
         """
         if not 0 < share < 1:
             raise ValueError(f"dev={share} as a share of the training data must lie above 0 and below 1")

@@ -221,7 +221,7 @@ def train_matcher(
             eval_strategy="no" if dev is None else "epoch" if eval_steps is None else "steps",
             eval_steps=eval_steps,
             save_strategy="no",
-            logging_steps=max(1, steps_an_epoch * schedule.epochs // 100),
+            logging_steps=max(1, steps_an_epoch * schedule.epochs // 20),
             label_names=["labels", "queries"],
             remove_unused_columns=False,
             report_to="none",
