@@ -126,17 +126,24 @@ def oracle(network: RE2, a: Text, b: Text) -> tuple[Row, list[tuple[Text, Text]]
             rows.append(joined if network.config.align_input else encoded)
         project = block.alignment.project
         compared = [[row if project is None else dense(row, project) for row in text] for text in rows]
-        temperature = float(block.alignment.temperature)
-        scores = [[temperature * sum(p * q for p, q in zip(x, y, strict=True)) for y in compared[1]] for x in compared[0]]
+        temperature = block.alignment.temperature.item()
+        scores = [
+            [temperature * sum(p * q for p, q in zip(x, y, strict=True)) for y in compared[1]] for x in compared[0]
+        ]
         for_a = [softmax(row) for row in scores]
         for_b = [softmax([row[column] for row in scores]) for column in range(len(compared[1]))]
         maps.append((for_a, for_b))
         for side, weights in ((0, for_a), (1, for_b)):
             other = rows[1 - side]
-            output = [fused(row, mean(w, other), block.fusion, hidden) for row, w in zip(rows[side], weights, strict=True)]
+            output = [
+                fused(row, mean(w, other), block.fusion, hidden) for row, w in zip(rows[side], weights, strict=True)
+            ]
             outputs[side].append(output)
     if network.config.parallel_blocks:
-        last = [[[sum(values) for values in zip(*rows, strict=True)] for rows in zip(*side, strict=True)] for side in outputs]
+        last = [
+            [[sum(values) for values in zip(*rows, strict=True)] for rows in zip(*side, strict=True)]
+            for side in outputs
+        ]
     else:
         last = [side[-1] for side in outputs]
     v1, v2 = ([max(values) for values in zip(*text, strict=True)] for text in last)
@@ -166,7 +173,10 @@ def texts(lengths: Sequence[int], padding: float = 0.0, extra: int = 0) -> tuple
     """Random token vectors, padded to the longest text and ``extra`` rows."""
     generator = torch.Generator().manual_seed(sum(lengths))
     size = max(lengths) + extra
-    x, mask = torch.full((len(lengths), size, WIDTH), padding, dtype=torch.float64), torch.zeros(len(lengths), size) > 0
+    x, mask = (
+        torch.full((len(lengths), size, WIDTH), padding, dtype=torch.float64),
+        torch.zeros(len(lengths), size) > 0,
+    )
     for row, length in enumerate(lengths):
         x[row, :length] = torch.randn(length, WIDTH, generator=generator, dtype=torch.float64)
         mask[row, :length] = True
@@ -183,11 +193,15 @@ def test_every_variant_is_its_equations(options: dict[str, Any]) -> None:
     for row in range(3):
         first, second = (x[row][mask[row]] for x, mask in (a, b))
         expected, expected_maps = oracle(network, first.tolist(), second.tolist())
-        torch.testing.assert_close(logits[row], torch.tensor(expected).double(), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(logits[row], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-10)
         for found, wanted in zip(maps, expected_maps, strict=True):
             m, n = len(first), len(second)
-            torch.testing.assert_close(found[0][row, :m, :n], torch.tensor(wanted[0]).double(), rtol=1e-9, atol=1e-10)
-            torch.testing.assert_close(found[1][row, :n, :m], torch.tensor(wanted[1]).double(), rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(
+                found[0][row, :m, :n], torch.tensor(wanted[0], dtype=torch.float64), rtol=1e-9, atol=1e-10
+            )
+            torch.testing.assert_close(
+                found[1][row, :n, :m], torch.tensor(wanted[1], dtype=torch.float64), rtol=1e-9, atol=1e-10
+            )
 
 
 @pytest.mark.parametrize("options", [{}, {"kernel_sizes": (1, 3, 5), "blocks": 3}, {"parallel_blocks": True}], ids=str)
@@ -264,7 +278,7 @@ def test_one_token_is_all_that_can_be_found() -> None:
 def test_temperature_starts_at_the_root_of_the_width_and_is_trained() -> None:
     network = RE2(RE2Config(hidden=16, blocks=3), WIDTH, 1)
     temperatures = [block.alignment.temperature for block in network.blocks]
-    assert [float(value) for value in temperatures] == [0.25] * 3
+    assert [value.item() for value in temperatures] == [0.25] * 3
     a, b = texts([4, 2]), texts([3, 5])
     network(*a, *b).sum().backward()
     assert all(value.grad is not None and float(value.grad.abs()) > 0 for value in temperatures)
@@ -381,7 +395,9 @@ def test_convolution_is_that_of_torch() -> None:
     expected = []
     for size, window in zip((1, 3, 5), encoder.layers[0].windows, strict=True):
         weight = window.weight.view(2, size, WIDTH).transpose(1, 2)
-        expected.append(nn.functional.conv1d(x.transpose(1, 2), weight, window.bias, padding=size // 2).transpose(1, 2))
+        expected.append(
+            nn.functional.conv1d(x.transpose(1, 2), weight, window.bias, padding=size // 2).transpose(1, 2)
+        )
     found = nn.functional.gelu(torch.cat(expected, dim=-1), approximate="tanh")
     torch.testing.assert_close(encoder(x), found, rtol=1e-10, atol=1e-12)
 
@@ -508,7 +524,10 @@ def test_shapes_are_checked(change: dict[str, Tensor], message: str) -> None:
         ({"kernel_sizes": (2,)}, r"kernel_sizes must be odd numbers, got \(2,\)"),
         ({"kernel_sizes": ()}, "kernel_sizes must be odd numbers"),
         ({"kernel_sizes": 3}, "kernel_sizes must be a sequence of odd numbers, got 3"),
-        ({"hidden": 7, "kernel_sizes": (1, 3)}, r"hidden must be divisible by the number of kernel_sizes \(2\), got 7"),
+        (
+            {"hidden": 7, "kernel_sizes": (1, 3)},
+            r"hidden must be divisible by the number of kernel_sizes \(2\), got 7",
+        ),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"alignment": "cosine"}, "alignment must be 'linear', 'identity', got 'cosine'"),
         ({"prediction": "x"}, "prediction must be 'full', 'symmetric', 'simple', 'symmetric_exact', got 'x'"),

@@ -184,7 +184,7 @@ def test_unfit_models_and_weights_are_refused(model: SentenceTransformer) -> Non
     tokenizer = static_model(torch.zeros(3, 2))[0].tokenizer
     with pytest.raises(ValueError, match=r"weights must have shape \(3, width\).*got \(2, 4\)"):
         WordVectors(tokenizer, torch.zeros(2, 4), trainable=False)
-    with pytest.raises(ValueError, match="must have a tokenizer of transformers.*use WordVectors.from_static"):
+    with pytest.raises(ValueError, match=r"must have a tokenizer of transformers.*use WordVectors.from_static"):
         TransformerTokens(static_model(torch.zeros(3, 2)))
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         LearnedEmbedding.from_tokenizer(tokenizer, 0)
@@ -270,17 +270,19 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
         source.save(folder)
         return folder
 
-    with pytest.raises(FileNotFoundError, match=r"nowhere has no source.json; give a folder that WordVectors.save wrote"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere has no source.json; give a folder that WordVectors.save wrote"
+    ):
         WordVectors.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="source.json is of a 'WordVectors', not of a LearnedEmbedding"):
+    with pytest.raises(ValueError, match=r"source.json is of a 'WordVectors', not of a LearnedEmbedding"):
         LearnedEmbedding.load(saved("other"))
     folder = saved("weights")
     (folder / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
         WordVectors.load(folder)
     folder = saved("tokenizer")
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="tokenizer.json is damaged"):
+    with pytest.raises(ValueError, match=r"tokenizer.json is damaged"):
         WordVectors.load(folder)
     folder = saved("shape")
     save_file({"weights": torch.zeros(6, 9)}, folder / "model.safetensors")

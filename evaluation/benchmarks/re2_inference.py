@@ -71,7 +71,8 @@ def main(
                 texts = random_texts(2 * pairs, tokens)
                 given = list(zip(texts[:pairs], texts[pairs:], strict=True))
                 slow = {
-                    name: lambda model=model: model.predict(given, batch_size=pairs) for name, model in encoders.items()
+                    name: lambda model=model: model.predict(given, batch_size=pairs)
+                    for name, model in encoders.items()
                 }
                 for count in blocks:
                     config = RE2Config(blocks=count, encoder_layers=encoder_layers, hidden=hidden)
@@ -182,7 +183,9 @@ class TranscribedBlock(nn.Module):
         self.project, self.temperature = block.alignment.project, block.alignment.temperature
         self.views = nn.ModuleList()
         compare = block.fusion.compare
-        for weight, bias in zip(compare.weight.detach().split(hidden), compare.bias.detach().split(hidden), strict=True):
+        for weight, bias in zip(
+            compare.weight.detach().split(hidden), compare.bias.detach().split(hidden), strict=True
+        ):
             view = nn.Linear(weight.shape[1], hidden)
             view.weight.data, view.bias.data = weight.contiguous(), bias.contiguous()
             self.views.append(view)

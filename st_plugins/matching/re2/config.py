@@ -32,8 +32,8 @@ class RE2Config:
         fusion: ``"full"`` compares a token with what it found in the other text in three ways, ``"simple"`` in one.
         residual: How a block's input is made, see `AugmentedResidual`: ``"code"``, ``"paper"`` (the same up to three
             blocks) or ``"plain"``, an ordinary residual connection.
-        prediction: How the two texts are compared: ``"full"``, ``"symmetric"``, ``"simple"``, or ``"symmetric_exact"``,
-            the only one that gives the same answer when the texts are swapped (ours).
+        prediction: How the two texts are compared: ``"full"``, ``"symmetric"``, ``"simple"``, or
+            ``"symmetric_exact"``, the only one that gives the same answer when the texts are swapped (ours).
         align_input: Whether alignment and fusion see the block's input beside the encoder's output; False is an
             ablation of the paper ("w/o enc-in").
         parallel_blocks: Whether every block reads the token vectors, and the outputs are added, instead of one block
@@ -73,13 +73,17 @@ class RE2Config:
     def __post_init__(self) -> None:
         """Check the values."""
         if isinstance(self.kernel_sizes, int):
-            raise ValueError(f"kernel_sizes must be a sequence of odd numbers, got {self.kernel_sizes}; put it into one")
+            raise ValueError(
+                f"kernel_sizes must be a sequence of odd numbers, got {self.kernel_sizes}; put it into one"
+            )
         object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
         for name in ("blocks", "encoder_layers", "hidden"):
             _at_least_one(name, getattr(self, name))
         if self.max_length is not None:
             _at_least_one("max_length", self.max_length)
-        if not self.kernel_sizes or any(type(size) is not int or size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+        if not self.kernel_sizes or any(
+            type(size) is not int or size < 1 or size % 2 == 0 for size in self.kernel_sizes
+        ):
             raise ValueError(
                 f"kernel_sizes must be odd numbers, got {self.kernel_sizes}; an even window has no token in the middle"
             )

@@ -64,7 +64,8 @@ def export_onnx(network: RE2, path: str | Path, source: TokenTable | None = None
             output_names=["logits"],
             opset_version=opset_version,
             dynamic_shapes={
-                name: {0: pairs, 1: a_tokens if name.startswith("a") else b_tokens} for name in ("a", "a_mask", "b", "b_mask")
+                name: {0: pairs, 1: a_tokens if name.startswith("a") else b_tokens}
+                for name in ("a", "a_mask", "b", "b_mask")
             },
             dynamo=True,
             external_data=False,

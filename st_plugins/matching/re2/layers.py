@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 __all__ = ["Convolution", "activate", "fold_weight_norm", "projection"]
 
@@ -108,7 +108,11 @@ def fold_weight_norm(module: nn.Module) -> nn.Module:
     """
     for part in list(module.modules()):
         if is_parametrized(part, "weight"):
-            remove_parametrizations(part, "weight", leave_parametrized=True)
+            weight = part.weight.detach().clone()
+            # torch's remove_parametrizations would take the property away from the class, which deep copies share.
+            part.__class__ = nn.Linear
+            del part.parametrizations
+            part.weight = nn.Parameter(weight)
     return module
 
 

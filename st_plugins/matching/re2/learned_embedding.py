@@ -90,10 +90,10 @@ class LearnedEmbedding(TokenTable):
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         padding = getattr(tokenizer, "pad_token", None) or _PADDING
-        tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        rows = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        fast: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        rows = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=0)
         weights = torch.randn(rows, width)
-        padding_id = tokenizer.token_to_id(padding)
+        padding_id = fast.token_to_id(padding)
         if padding_id is not None:
             weights[padding_id] = 0.0
-        return cls(tokenizer, weights, trainable, padding_id)
+        return cls(fast, weights, trainable, padding_id)

@@ -178,7 +178,11 @@ class RE2(nn.Module):
             )
         tokens = tokens.to(self.prediction.outer.bias.dtype)
         if tokens.shape[1] == 0:
-            tokens, mask, encoded = tokens.new_zeros(tokens.shape[0], 1, self.width), mask.new_zeros(mask.shape[0], 1), None
+            tokens, mask, encoded = (
+                tokens.new_zeros(tokens.shape[0], 1, self.width),
+                mask.new_zeros(mask.shape[0], 1),
+                None,
+            )
         if _full(mask):
             return _Text(tokens, None, encoded)
         return _Text(tokens.masked_fill(~mask[..., None], 0.0), mask, encoded)

@@ -13,15 +13,15 @@ _PARTS = {"full": 4, "symmetric": 4, "simple": 2, "symmetric_exact": 3}
 
 
 class Prediction(nn.Module):
-    """Compare the vectors ``v₁, v₂`` of two texts and give the logits, by a perceptron with one hidden layer.
+    r"""Compare the vectors ``v₁, v₂`` of two texts and give the logits, by a perceptron with one hidden layer.
 
     ================= =============================================
     kind              what the perceptron reads
     ================= =============================================
     "full"            ``[v₁; v₂; v₁ - v₂; v₁ ∘ v₂]``
-    "symmetric"       ``[v₁; v₂; \\|v₁ - v₂\\|; v₁ ∘ v₂]``
+    "symmetric"       ``[v₁; v₂; \|v₁ - v₂\|; v₁ ∘ v₂]``
     "simple"          ``[v₁; v₂]``
-    "symmetric_exact" ``[v₁ + v₂; \\|v₁ - v₂\\|; v₁ ∘ v₂]`` (ours)
+    "symmetric_exact" ``[v₁ + v₂; \|v₁ - v₂\|; v₁ ∘ v₂]`` (ours)
     ================= =============================================
 
     The published "symmetric" still depends on the order of the texts, by its first two parts; "symmetric_exact" does

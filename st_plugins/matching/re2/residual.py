@@ -27,7 +27,8 @@ class AugmentedResidual(nn.Module):
     ======== ================================================================== ==================
 
     "paper" and "code" are the same for up to three blocks, which is as many as the published configurations have.
-    From the fourth on, "code" keeps all earlier outputs, with weights that halve in square; "paper" forgets all but two.
+    From the fourth on, "code" keeps all earlier outputs, with weights that halve in square; "paper" forgets all but
+    two.
 
     Args:
         width: Width of the token vectors.

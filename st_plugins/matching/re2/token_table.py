@@ -64,7 +64,7 @@ class TokenTable(nn.Module):
         self.tokenizer.no_truncation()
         self.trainable, self.padding_id, self.coverage = trainable, padding_id, coverage
         table = weights.detach().clone().to(torch.promote_types(weights.dtype, torch.float32))
-        self.embedding = nn.Embedding.from_pretrained(table, freeze=not trainable, padding_idx=padding_id)
+        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(table, freeze=not trainable, padding_idx=padding_id)
 
     @property
     def width(self) -> int:
@@ -82,7 +82,8 @@ class TokenTable(nn.Module):
             ``input_ids`` and ``attention_mask``, ``(N, n)``, on the CPU; n is at least 1.
         """
         found = [
-            encoding.ids[:max_length] for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            encoding.ids[:max_length]
+            for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
         size = max([1, *map(len, found)])
         fill = self.padding_id or 0
@@ -122,7 +123,12 @@ class TokenTable(nn.Module):
         self.tokenizer.save(str(folder / _TOKENIZER))
         save_file({"weights": self.embedding.weight.detach().cpu().contiguous()}, folder / _TENSORS)
         write_record(
-            folder, self, trainable=self.trainable, padding_id=self.padding_id, coverage=self.coverage, width=self.width
+            folder,
+            self,
+            trainable=self.trainable,
+            padding_id=self.padding_id,
+            coverage=self.coverage,
+            width=self.width,
         )
 
     @classmethod

@@ -20,7 +20,7 @@ _GZIP = b"\x1f\x8b"
 def read_vectors(
     path: str | Path, words: Collection[str] | None = None, normalize: Callable[[str], str] = str
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """Read the vectors of some words; the others are passed over, so that memory is that of what is kept.
+    r"""Read the vectors of some words; the others are passed over, so that memory is that of what is kept.
 
     A line is a word and its numbers, with single spaces between; the first line may give the number of words and of
     dimensions, as word2vec writes it. Words may contain spaces, as a few of GloVe do. Where several words of the file
@@ -43,7 +43,7 @@ def read_vectors(
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "vectors.txt")
-        >>> _ = path.write_text("The 9 9\\nthe 0.5 1\\ndog 2 -1\\ncat 3 3\\n")
+        >>> _ = path.write_text("The 9 9\nthe 0.5 1\ndog 2 -1\ncat 3 3\n")
         >>> read_vectors(path, {"the", "dog"}, str.lower)
         (['the', 'dog'], array([[ 0.5,  1. ], [ 2. , -1. ]], dtype=float32))
     """
@@ -85,7 +85,7 @@ def _rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, str, list[str
             )
         if " " in fields[0] and _is_number(fields[0].rsplit(" ", 1)[1]):
             raise ValueError(
-                f"{path}, line {number}: expected {dimensions} numbers, as line 1 says, got more: {line.strip()[:60]!r}"
+                f"{path}, line {number}: expected {dimensions} numbers, as line 1 says, got more: {line.strip()[:50]!r}"
             )
         seen += 1
         yield number, fields[0], fields[1:]
@@ -136,6 +136,6 @@ def _lines(path: Path) -> Iterator[Iterator[str]]:
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
         try:
             # Only \n ends a line: GloVe has words with other characters that Python takes for line ends.
-            yield iter(io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="\n"))  # type: ignore[arg-type]
+            yield iter(io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="\n"))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error

@@ -38,7 +38,7 @@ _WORD = "|".join(
 
 
 class WordVectors(TokenTable):
-    """Word vectors: a row of a table for each word, zeros for the words that have none.
+    r"""Word vectors: a row of a table for each word, zeros for the words that have none.
 
     Make it with `from_file` or `from_static`. The table is frozen unless ``trainable=True``; rows of unknown words
     stay zero even then.
@@ -46,7 +46,7 @@ class WordVectors(TokenTable):
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "vectors.txt")
-        >>> _ = path.write_text("dog 1 2\\nruns 3 4\\n")
+        >>> _ = path.write_text("dog 1 2\nruns 3 4\n")
         >>> source = WordVectors.from_file(path, ["A dog runs!"])
         >>> vectors, mask = source(source.tokenize(["A dog runs!", "Dog"]))
         >>> vectors[0].tolist(), mask.tolist(), round(source.coverage, 2)
@@ -83,7 +83,8 @@ class WordVectors(TokenTable):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: ``minimum_frequency`` is below 1, the file is malformed, as for `read_vectors`, or has a vector for no word of ``texts``.
+            ValueError: ``minimum_frequency`` is below 1, the file is malformed, as for `read_vectors`, or has a vector
+                for no word of ``texts``.
         """
         if minimum_frequency < 1:
             raise ValueError(f"minimum_frequency must be at least 1, got {minimum_frequency}")
