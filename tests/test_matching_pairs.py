@@ -115,7 +115,7 @@ def test_labels_by_name_by_position_and_by_dataset() -> None:
     pairs = LabelledPairs.read(Dataset.from_dict(columns, features=Features(features)), NLI)
     assert pairs.labels == [2, 0] and pairs.second == ["b", "d"]
     # Numbers that are names.
-    assert LabelledPairs.read([("a", "b", 1), ("a", "b", "2"), ("a", "b", True)], ["2", "1"]).labels == [1, 0, 1]
+    assert LabelledPairs.read([("a", "b", 1), ("a", "b", "2"), ("a", "b", True)], ["1", "2"]).labels == [0, 1, 0]
     scores = LabelledPairs.read([("a", "b", 1), ("a", "b", "0.25"), ("a", "b", False)], None).labels
     assert scores == [1.0, 0.25, 0.0] and all(isinstance(score, float) for score in scores)
 
