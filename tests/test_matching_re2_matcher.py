@@ -41,7 +41,7 @@ def make_source(make_model: MakeModel, sentences: list[str], tmp_path: Path) -> 
         if kind == "transformer":
             return TransformerTokens(make_model("bert"), bool(trainable))
         if kind == "learned":
-            return LearnedEmbedding.from_texts(sentences, 12, 100, trainable=trainable is not False)
+            return LearnedEmbedding.from_tokenizer(make_model("bert").tokenizer, 12, trainable is not False)
         words = sorted({word for text in sentences for word in text.split()} - {"guitar", "."})
         path = tmp_path / "vectors.txt"
         path.write_text(

@@ -159,7 +159,8 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
         last = err.rstrip("\n").split("\n")[-1]
         assert code == 1 and last.startswith("error:") and words in last and "Traceback" not in err, err
     code, _, err = run(*train("pairs.tsv", "--config", "msmarco"))
-    assert code == 2 and "'msmarco' is not one of 'snli', 'quora', 'scitail', 'wikiqa'" in " ".join(err.replace("│", "").split())
+    words = " ".join(err.replace("│", "").split())
+    assert code == 2 and "'msmarco' is not one of 'snli', 'quora', 'scitail', 'wikiqa'" in words
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch import nn
 
 from st_plugins import __version__
-from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule, fold_weight_norm
+from st_plugins.matching.re2 import RE2Config, RE2Schedule, fold_weight_norm
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
 from st_plugins.modules.storage import read_json
 
-__all__ = ["SOURCES", "Source", "StoredMatcher", "folded", "read_weights", "write"]
+__all__ = ["SOURCES", "Source", "StoredMatcher", "read_weights", "write"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,8 @@ def write(
     """
     (folder / _SOURCE).mkdir()
     source.save(folder / _SOURCE)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _plain_state(network).items()}
+    plain = fold_weight_norm(copy.deepcopy(network))
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in plain.state_dict().items()}
     save_file(state, folder / _TENSORS)
     record = {
         "library": f"st-plugins {__version__}",
@@ -91,33 +91,6 @@ class StoredMatcher:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} does not describe an {_TYPE}: {error!r}") from error
         self.source = kind.load(folder / _SOURCE)
-
-
-def folded(network: RE2) -> RE2:
-    """Return a network that computes the same, with plain weights instead of normalised ones, which is faster.
-
-    Folding the network itself would damage its copies: they share the classes that hold the normalised weights.
-
-    Args:
-        network: The network, left as it is.
-
-    Returns:
-        Another one, in the same mode.
-    """
-    weight = network.prediction.outer.bias
-    with torch.random.fork_rng(devices=[]):  # it is initialised for nothing
-        plain = RE2(network.config, network.width, network.num_labels)
-    fold_weight_norm(plain).load_state_dict(_plain_state(network))
-    return plain.to(weight.device, weight.dtype).train(network.training)
-
-
-def _plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights by name, normalised ones as what they amount to."""
-    state = {name: tensor for name, tensor in network.state_dict().items() if "parametrizations" not in name}
-    for name, part in network.named_modules():
-        if is_parametrized(part, "weight"):
-            state[f"{name}.weight"] = part.weight.detach()
-    return state
 
 
 def read_weights(network: nn.Module, file: Path) -> None:

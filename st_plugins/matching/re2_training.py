@@ -29,9 +29,8 @@ from transformers import (
 
 from st_plugins.matching.labelled import LabelledPairs
 from st_plugins.matching.metrics import measure
-from st_plugins.matching.re2 import RE2Schedule
+from st_plugins.matching.re2 import RE2Schedule, fold_weight_norm
 from st_plugins.matching.re2.embedding import TransformerTokens
-from st_plugins.matching.re2_storage import folded
 from st_plugins.training.devices import check_device, check_placement
 
 if TYPE_CHECKING:
@@ -244,7 +243,7 @@ def train_matcher(
     steps = trainer.state.global_step
     if best is not None:
         best.restore()
-    matcher.network = folded(matcher.network)
+    fold_weight_norm(matcher.network)
     matcher.eval()
     return MatcherTraining(
         pairs=len(train),
