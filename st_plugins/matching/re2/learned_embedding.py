@@ -13,18 +13,18 @@ from st_plugins.matching.re2.token_table import TokenTable
 
 __all__ = ["LearnedEmbedding"]
 
-_PADDING, _UNKNOWN = "[PAD]", "[UNK]"
+_PADDING = "[PAD]"
 
 
 class LearnedEmbedding(TokenTable):
-    """A vector for each subword, learned with the network: needs no word vectors, and hardly has unknown words.
+    """A vector for each subword, learned with the network: needs no word vectors, and knows all words.
 
     Make it with `from_texts`, which learns the subwords too, or with `from_tokenizer`. The vectors start as draws from
     a standard normal distribution.
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> source = LearnedEmbedding.from_texts(["a dog runs", "two dogs ran"], width=8, vocabulary_size=40)
+        >>> source = LearnedEmbedding.from_texts(["a dog runs", "two dogs ran"], width=8, minimum_frequency=1)
         >>> vectors, mask = source(source.tokenize(["a dog runs", "dogs"]))
         >>> tuple(vectors.shape), mask.sum(dim=1).tolist(), source.pieces("dogs ran")
         ((2, 3, 8), [3, 1], ['dogs', 'ran'])
@@ -40,12 +40,14 @@ class LearnedEmbedding(TokenTable):
         lowercase: bool = True,
         trainable: bool = True,
     ) -> Self:
-        """Learn subwords (WordPiece) from texts.
+        """Learn subwords from texts: pairs of bytes of a word that occur often become one (byte-level BPE).
+
+        The same texts give the same subwords in the same order.
 
         Args:
             texts: The training texts.
             width: Width of the vectors.
-            vocabulary_size: Most subwords, all characters of the texts included.
+            vocabulary_size: Most subwords, the 256 bytes and the padding token included.
             minimum_frequency: How often two parts must occur side by side to become one.
             lowercase: Whether texts are made lower case, and lose their accents.
             trainable: Whether the vectors are trained.
@@ -56,18 +58,21 @@ class LearnedEmbedding(TokenTable):
         Raises:
             ValueError: ``width`` is below 1, or there are no texts.
         """
-        tokenizer = Tokenizer(models.WordPiece(unk_token=_UNKNOWN, max_input_chars_per_word=200))
+        given = list(texts)
+        if not any(text.strip() for text in given):
+            raise ValueError("texts has no words to learn subwords from; give the training texts")
+        tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)  # the space tells words from parts
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), to_bytes])
+        trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             min_frequency=minimum_frequency,
             show_progress=False,
-            special_tokens=[_PADDING, _UNKNOWN],
+            special_tokens=[_PADDING],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
-        tokenizer.train_from_iterator(texts, trainer)
-        if tokenizer.get_vocab_size() <= 2:
-            raise ValueError("texts has no words to learn subwords from; give the training texts")
+        tokenizer.train_from_iterator(given, trainer)
         return cls.from_tokenizer(tokenizer, width, trainable)
 
     @classmethod
