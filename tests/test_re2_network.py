@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from st_plugins.matching.re2 import (
     masked_max,
 )
 
+network_module = importlib.import_module("st_plugins.matching.re2.network")
 Row = list[float]
 Text = list[Row]
 WIDTH = 5
@@ -385,7 +387,7 @@ def test_initialisation_is_he_with_norms_kept() -> None:
         torch.testing.assert_close(layer.parametrizations.weight.original0.flatten(), layer.weight.norm(dim=1))
         gain = 1 if layer is network.prediction.outer else 2
         if layer.weight.shape[0] > 2:
-            assert float(layer.weight.var()) == pytest.approx(gain / layer.weight.shape[1], rel=0.05)
+            assert float(layer.weight.detach().var()) == pytest.approx(gain / layer.weight.shape[1], rel=0.05)
     assert len(layers) == 2 * (2 + 1 + 2) + 2
 
 
@@ -448,6 +450,26 @@ def test_one_text_against_many() -> None:
         torch.testing.assert_close(swapped, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_large_batches_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, computed = build(), []
+    a, b = texts([4, 2, 0, 3, 1]), texts([3, 5, 2, 1, 4])
+    known = [network.first_encoding(*text) for text in (a, b)]
+    monkeypatch.setattr(network_module, "_ROWS", 19)  # two pairs of nine rows
+    block = network.blocks[0]
+    block.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
+    expected = network(*a, *b)
+    assert computed == [5]  # not while gradients are wanted
+    with torch.no_grad():
+        torch.testing.assert_close(network(*a, *b), expected, rtol=1e-10, atol=1e-12)
+        assert computed == [5, 2, 2, 1]
+        found = network(*a, *b, a_encoded=known[0], b_encoded=known[1])
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        maps: list[tuple[Tensor, Tensor]] = []
+        torch.testing.assert_close(network(*a, *b, maps=maps), expected, rtol=1e-10, atol=1e-12)
+        assert len(maps) == 2 and maps[0][0].shape == (5, 4, 5)
+        assert network(*(tensor[:0] for tensor in (*a, *b))).shape == (0, 3)
+
+
 def test_folded_weights_give_the_same_outputs() -> None:
     network = build(blocks=3, residual="plain")
     a, b = texts([4, 2]), texts([3, 5])
@@ -457,6 +479,7 @@ def test_folded_weights_give_the_same_outputs() -> None:
             torch.testing.assert_close(network(*a, *b), expected, rtol=0, atol=0)
         folded = fold_weight_norm(copy.deepcopy(network))
         torch.testing.assert_close(folded(*a, *b), expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(network(*a, *b), expected, rtol=0, atol=0)  # of which folded is a deep copy
     assert not any("parametrizations" in name for name in folded.state_dict())
 
 
@@ -495,7 +518,7 @@ def test_it_learns_whether_texts_are_equal() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.1
+    assert loss.item() < 0.1
 
 
 @pytest.mark.parametrize(

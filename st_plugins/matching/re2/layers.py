@@ -29,7 +29,7 @@ def projection(inputs: int, outputs: int, activated: bool = True) -> nn.Linear:
     Example:
         >>> _ = torch.manual_seed(0)
         >>> layer = projection(300, 150)
-        >>> round(float(layer.weight.norm(dim=1).mean()), 1)  # about √2
+        >>> round(layer.weight.norm(dim=1).mean().item(), 1)  # about √2
         1.4
     """
     layer = nn.Linear(inputs, outputs)

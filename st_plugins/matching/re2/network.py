@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import cached
 from typing_extensions import Self
 
 from st_plugins.matching.re2.alignment import Alignment, Maps
@@ -17,6 +18,9 @@ from st_plugins.matching.re2.prediction import Prediction
 from st_plugins.matching.re2.residual import AugmentedResidual
 
 __all__ = ["RE2"]
+
+# Tokens that a CPU computes at once: more would not fit its cache.
+_ROWS = 512
 
 
 class RE2(nn.Module):
@@ -124,6 +128,16 @@ class RE2(nn.Module):
         """
         first, second = self._text("a", a, a_mask, a_encoded), self._text("b", b, b_mask, b_encoded)
         first, second = _matched(first, second)
+        if maps is not None or torch.is_grad_enabled() or a.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._pooled(first, second, maps)
+        size = max(1, _ROWS // (first.tokens.shape[1] + second.tokens.shape[1]))
+        starts = range(0, max(1, len(first.tokens)), size)
+        with cached():  # weights are normalised once
+            found = [self._pooled(_rows(first, start, size), _rows(second, start, size)) for start in starts]
+        v1, v2 = (torch.cat(vectors) for vectors in zip(*found, strict=True))
+        return v1, v2
+
+    def _pooled(self, first: _Text, second: _Text, maps: Maps | None = None) -> tuple[Tensor, Tensor]:
         pair = _Pair.of(first, second, gap=max(self.config.kernel_sizes) // 2)
         x = pair.join(self.dropout(first.tokens), self.dropout(second.tokens))
         encoded = None
@@ -266,6 +280,10 @@ def _matched(first: _Text, second: _Text) -> tuple[_Text, _Text]:
 
 def _repeated(text: _Text, size: int) -> _Text:
     return _Text(*(None if tensor is None else tensor.expand(size, *tensor.shape[1:]) for tensor in text))  # type: ignore[arg-type]
+
+
+def _rows(text: _Text, begin: int, size: int) -> _Text:
+    return _Text(*(None if tensor is None else tensor[begin : begin + size] for tensor in text))  # type: ignore[arg-type]
 
 
 def _with_mask(text: _Text) -> _Text:

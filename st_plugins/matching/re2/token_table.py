@@ -64,7 +64,9 @@ class TokenTable(nn.Module):
         self.tokenizer.no_truncation()
         self.trainable, self.padding_id, self.coverage = trainable, padding_id, coverage
         table = weights.detach().clone().to(torch.promote_types(weights.dtype, torch.float32))
-        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(table, freeze=not trainable, padding_idx=padding_id)
+        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(
+            table, freeze=not trainable, padding_idx=padding_id
+        )
 
     @property
     def width(self) -> int:
