@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,7 @@ def export_onnx(network: RE2, path: str | Path, source: TokenTable | None = None
     first = "ids" if source is not None else "vectors"
     names = ["a_ids", "a_mask", "b_ids", "b_mask"] if first == "ids" else ["a", "a_mask", "b", "b_mask"]
     pairs, a_tokens, b_tokens = (torch.export.Dim(name, min=1) for name in ("pairs", "a_tokens", "b_tokens"))
-    with warnings.catch_warnings(), torch.no_grad(), atomic_file(path) as temporary:
-        warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
+    with _quiet(), torch.no_grad(), atomic_file(path) as temporary:
         torch.onnx.export(
             model,
             _inputs(network.width, first, 3, 5) + _inputs(network.width, first, 3, 4),
@@ -85,6 +87,22 @@ class _Exported(nn.Module):
             a, b = self.table(a), self.table(b)
         logits: Tensor = self.network(a, a_mask, b, b_mask)
         return logits
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back the exporter's remarks on its own internals; errors are raised all the same."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _inputs(width: int, kind: str, pairs: int, tokens: int) -> tuple[Tensor, Tensor]:

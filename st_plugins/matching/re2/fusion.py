@@ -14,9 +14,9 @@ __all__ = ["Fusion"]
 class Fusion(nn.Module):
     """Compare tokens ``x`` with what they found, ``x'``, by concatenation, difference and product.
 
-    "full" is ``G([G₁([x; x']); G₂([x; x - x']); G₃([x; x ∘ x'])])`` and "simple" is ``G₁([x; x'])``, each ``G`` a layer
-    with activation. The concatenations with ``x'`` are never formed: ``W [x; y] = W_x x + W_y y``, and ``W_x x`` of the
-    three is one product.
+    "full" is ``G([G₁([x; x']); G₂([x; x - x']); G₃([x; x ∘ x'])])`` and "simple" is ``G₁([x; x'])``, each ``G`` a
+    layer with activation. The concatenations with ``x`` are never formed: ``W [x; y] = W_x x + W_y y``, and ``W_x x``
+    of the three is one product.
 
     Args:
         inputs: Width of the tokens.

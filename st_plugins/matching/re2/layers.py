@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,7 @@ def fold_weight_norm(module: nn.Module) -> nn.Module:
         >>> sorted(name for name, _ in fold_weight_norm(layer).named_parameters())
         ['bias', 'weight']
     """
+    part: Any
     for part in list(module.modules()):
         if is_parametrized(part, "weight"):
             weight = part.weight.detach().clone()

@@ -95,7 +95,7 @@ class LearnedEmbedding(TokenTable):
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         padding = getattr(tokenizer, "pad_token", None) or _PADDING
-        fast: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        fast: Tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
         rows = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=0)
         weights = torch.randn(rows, width)
         padding_id = fast.token_to_id(padding)

@@ -85,7 +85,8 @@ def _rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, str, list[str
             )
         if " " in fields[0] and _is_number(fields[0].rsplit(" ", 1)[1]):
             raise ValueError(
-                f"{path}, line {number}: expected {dimensions} numbers, as line 1 says, got more: {line.strip()[:50]!r}"
+                f"{path}, line {number}: expected {dimensions} numbers, as line 1 says, got more: "
+                f"{line.strip()[:60]!r}"
             )
         seen += 1
         yield number, fields[0], fields[1:]
