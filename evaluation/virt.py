@@ -3,8 +3,8 @@
 A recipe (TOML) names an encoder, tasks with a budget each, and rows: the cross-encoder, a Siamese encoder, one that
 learns the cross-encoder's scores, its attention, or both, and VIRT's own late interaction::
 
-    python -m evaluation.virt evaluation/recipes/virt/mini-bert-en.toml --models MODELS --data DATA --cache CACHE
-    python -m evaluation.virt_ledger evaluation/recipes/virt/mini-bert-en.toml
+    python -m evaluation.virt evaluation/recipes/virt/virt-mini-bert-en.toml --models MODELS --data DATA --cache CACHE
+    python -m evaluation.virt_ledger evaluation/recipes/virt/virt-mini-bert-en.toml
 
 The first writes one JSON a task, row and seed, the second the tables and the picture made from them. What is there
 already is kept. The cross-encoder of a task and seed is trained once and kept in CACHE; all rows of a task and seed
@@ -31,6 +31,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss
 
 from evaluation.sts import Pipeline, build_model
+from evaluation.virt_reading import reader
 from evaluation.virt_recipe import Examples, Row, Study, read_examples, read_study, training_and_dev
 from evaluation.virt_scores import score
 from evaluation.virt_training import Answer, Array, predict, student, train, trim, with_virt
@@ -72,10 +73,15 @@ class Setting:
         self.models, self.data, self.cache, self.device = models, data, cache, device
         self.dry_steps = dry_steps
 
+    @cached_property
+    def start(self) -> Path:
+        """The folder of the encoder that the cross-encoder and the rows start from."""
+        return reader(self.study, self.models, self.data, self.cache, self.device, self.dry_steps)
+
     def encoder(self) -> SentenceTransformer:
         """Return what every bi-encoder starts from."""
-        row = Pipeline(self.name, self.study.model, self.study.pooling, max_length=self.task.max_length)
-        return build_model(row, self.models, self.seed).to(self.device)
+        row = Pipeline(self.name, self.start.name, self.study.pooling, max_length=self.task.max_length)
+        return build_model(row, self.start.parent, self.seed).to(self.device)
 
     @cached_property
     def _pairs(self) -> tuple[Examples, Examples]:
@@ -127,30 +133,52 @@ class Setting:
 
     @cached_property
     def teacher(self) -> CrossEncoder:
-        """The cross-encoder, trained if the cache does not have it."""
+        """The cross-encoder that the rows learn from: this seed's, or that of the study's ``teacher_seed``."""
+        seed = self.study.teacher_seed
+        if seed in (None, self.seed):
+            return self.cross_encoder
+        return self._beside(self.name, seed).cross_encoder
+
+    @cached_property
+    def cross_encoder(self) -> CrossEncoder:
+        """The cross-encoder of this seed."""
+        trained: CrossEncoder = self._build_cross_encoder(self._cross_encoder_folder).eval()
+        return trained
+
+    @cached_property
+    def _cross_encoder_folder(self) -> Path:
+        """Where this seed's cross-encoder is; it is trained if the cache does not have it."""
         classes, rate = len(self.task.classes), self.study.teacher_learning_rate
-        steps = self.steps(self.task.teacher_steps)
+        steps, before = self.steps(self.task.teacher_steps), self.task.teacher_from
+        source = self._beside(before, self.seed)._cross_encoder_folder if before else self.start
         task = {key: getattr(self.task, key) for key in ("train", "aside", "classes", "scale", "max_length")}
-        settings = [task, self.study.batch_size, steps, rate]
+        settings = [task, self.study.batch_size, steps, rate, *([source.name] if before else [])]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        folder = self.cache / f"{self.study.model}-{self.name}-seed{self.seed}-{digest}"
-        build = partial(
-            CrossEncoder,
-            num_labels=classes or 1,
-            max_length=2 * self.task.max_length,
-            device=self.device,
-            local_files_only=True,
-        )
+        folder = self.cache / f"{self.start.name}-{self.name}-seed{self.seed}-{digest}"
         if not folder.is_dir():
             torch.manual_seed(self.seed)
-            model = build(str(self.models / self.study.model))
+            model = self._build_cross_encoder(source)
             seen = self.seen(steps)
             loss = CrossEntropyLoss(model) if classes else BinaryCrossEntropyLoss(model)
             train(model, loss, seen, self.gold(seen), steps, self.study.batch_size, rate, self.seed)
             with atomic_folder(folder, overwrite=True) as temporary:
                 model.save(str(temporary), create_model_card=False)
-        teacher: CrossEncoder = build(str(folder)).eval()
-        return teacher
+        return folder
+
+    def _build_cross_encoder(self, source: Path) -> CrossEncoder:
+        model: CrossEncoder = CrossEncoder(
+            str(source),
+            num_labels=len(self.task.classes) or 1,
+            max_length=2 * self.task.max_length,
+            device=self.device,
+            local_files_only=True,
+            model_kwargs={"ignore_mismatched_sizes": True},  # a task with other classes has a new head
+        )
+        return model
+
+    def _beside(self, name: str, seed: int) -> Setting:
+        """Return another task or seed of the same study."""
+        return Setting(self.study, name, seed, self.models, self.data, self.cache, self.device, self.dry_steps)
 
     def gold(self, examples: Examples) -> list[Any]:
         """Return the labels as a loss wants them.
@@ -201,7 +229,7 @@ class Setting:
         found: dict[str, Any] = {"task": self.name, "row": asdict(row), "seed": self.seed, "steps": steps}
         if row.kind == "cross-encoder":
             found["steps"] = self.steps(self.task.teacher_steps)
-            answer: Answer = partial(predict, self.teacher)
+            answer: Answer = partial(predict, self.cross_encoder)
         else:
             seen, watched = self.seen(steps), self.dev.pairs[: self.study.agreement_pairs]
             model = self.encoder()

@@ -2,7 +2,7 @@
 
 Run it after ``evaluation/virt.py``, or at any time in between::
 
-    python -m evaluation.virt_ledger evaluation/recipes/virt/mini-bert-en.toml
+    python -m evaluation.virt_ledger evaluation/recipes/virt/virt-mini-bert-en.toml
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 
 from st_plugins.data.files import read_table
 
-__all__ = ["Examples", "Grid", "Row", "Study", "Task", "read_examples", "read_study", "training_and_dev"]
+__all__ = ["Examples", "Grid", "Reading", "Row", "Study", "Task", "read_examples", "read_study", "training_and_dev"]
 
 KINDS = ("cross-encoder", "siamese", "interaction")
 
@@ -38,6 +38,7 @@ class Task:
             epoch.
         epochs: Passes over the training data.
         teacher_steps: Training steps of the cross-encoder; 0 for as many as the rows have.
+        teacher_from: Task whose cross-encoder this task's starts from; empty for the encoder.
         max_length: Each text is cut to this many tokens, special ones included, in all rows.
     """
 
@@ -51,6 +52,7 @@ class Task:
     steps: int = 0
     epochs: float = 2.0
     teacher_steps: int = 0
+    teacher_from: str = ""
     max_length: int = 48
 
 
@@ -142,6 +144,31 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What teaches the encoder to read two texts at once; see ``evaluation/virt_reading.py``.
+
+    Args:
+        pairs: Files below ``--data``, and what marks the pairs that say the same: a label, or a lowest score.
+        masked_steps: Training steps on masked words of one text beside the other.
+        steps: Training steps on telling such pairs from pairs put together at random.
+        batch_size: Pairs a step.
+        masked: Share of the second text's tokens that are asked for.
+        masked_learning_rate: Peak of the first part; linear warm-up over a tenth of the steps, then linear decay.
+        learning_rate: Peak of the second part.
+        max_length: Tokens of both texts.
+    """
+
+    pairs: dict[str, str | float]
+    masked_steps: int
+    steps: int
+    batch_size: int = 64
+    masked: float = 0.4
+    masked_learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
+    max_length: int = 80
+
+
+@dataclass(frozen=True)
 class Study:
     """A recipe.
 
@@ -151,10 +178,12 @@ class Study:
         tasks: The tasks by name.
         rows: The rows, cells of the grid among them.
         grid: The ablation, if there is one.
+        reading: What the encoder learns before it becomes cross-encoder and students; None for nothing.
         pooling: As in ``evaluation/sts.py``.
         seeds: One training for each.
         batch_size: Pairs a step.
         teacher_learning_rate: Of the cross-encoder.
+        teacher_seed: Seed of the cross-encoder that all seeds of the rows learn from; None for one of their own each.
         eval_limit: Dev sets are cut to this many pairs; 0 leaves them whole. Reported sets are never cut.
         agreement_pairs: Dev pairs on which attention maps are compared.
         notes: Text below the table.
@@ -165,10 +194,12 @@ class Study:
     tasks: dict[str, Task]
     rows: list[Row]
     grid: Grid | None = None
+    reading: Reading | None = None
     pooling: str = "mean"
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_size: int = 32
     teacher_learning_rate: float = 1e-4
+    teacher_seed: int | None = None
     eval_limit: int = 2000
     agreement_pairs: int = 256
     notes: str = ""
@@ -245,9 +276,10 @@ def read_study(path: Path) -> Study:
         rows = [Row(**{**defaults, **row}) for row in raw.pop("row")]
         tasks = {name: Task(**task) for name, task in raw.pop("task").items()}
         grid = Grid(**raw.pop("grid")) if "grid" in raw else None
+        reading = Reading(**raw.pop("reading")) if "reading" in raw else None
         rows = [replace(row, layers=_layers(row.layers)) for row in rows]
         rows += grid.rows(defaults) if grid else []
-        study = Study(rows=rows, tasks=tasks, grid=grid, **raw)
+        study = Study(rows=rows, tasks=tasks, grid=grid, reading=reading, **raw)
     except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from None
     for row in study.rows:
@@ -264,6 +296,11 @@ def read_study(path: Path) -> Study:
                 f"{where} distillation={row.distillation} is for siamese rows; the pair head takes labels"
             )
     for name, task in tasks.items():
+        if task.teacher_from and (task.teacher_from not in tasks or tasks[task.teacher_from].teacher_from):
+            raise ValueError(
+                f"{path}: task {name!r}: teacher_from={task.teacher_from!r} must be a task whose cross-encoder starts "
+                f"from the encoder"
+            )
         if bool(task.dev) == bool(task.aside):
             raise ValueError(f"{path}: task {name!r} needs either a dev file or a number of pairs put aside")
     if len({row.name for row in study.rows}) != len(study.rows):

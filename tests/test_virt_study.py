@@ -158,6 +158,40 @@ def test_every_row_is_trained_scored_and_tabulated(
     }
 
 
+def test_all_seeds_may_learn_from_one_cross_encoder(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, ROWS)
+    recipe.write_text("teacher_seed = 0\n" + recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    where = {key: folders[key] for key in ("models", "data", "cache")}
+    first, second = (virt.Setting(read_study(recipe), "nli", seed, **where, device="cpu") for seed in (0, 1))
+    pairs = first.dev.pairs
+    answers = [m.predict(pairs) for m in (first.teacher, second.teacher, first.cross_encoder, second.cross_encoder)]
+    assert (answers[0] == answers[1]).all() and (answers[0] == answers[2]).all()
+    assert not (answers[0] == answers[3]).all()
+    assert len(list(folders["cache"].iterdir())) == 2
+
+
+def test_a_cross_encoder_may_start_from_that_of_another_task(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = RECIPE.replace("teacher_steps = 2\n", 'teacher_steps = 2\nteacher_from = "nli"\n')
+    setting = _setting(_recipe(tmp_path, ROWS, head=text), folders, "sts")
+    started: list[torch.Tensor] = []
+    real = virt.train
+    monkeypatch.setattr(
+        virt, "train", lambda model, *rest: started.append(_embedding(model).clone()) or real(model, *rest)
+    )
+    trained = _embedding(setting.cross_encoder)
+    nli = _embedding(_setting(tmp_path / "tiny.toml", folders, "nli").cross_encoder)
+    assert len(started) == 2 and torch.equal(started[1], nli)
+    assert not torch.equal(started[0], nli) and not torch.equal(trained, nli)
+    assert setting.cross_encoder.num_labels == 1
+
+
+def _embedding(model: Any) -> torch.Tensor:
+    weight: torch.Tensor = model.transformers_model.base_model.embeddings.word_embeddings.weight.detach()
+    return weight
+
+
 def test_a_row_is_the_same_every_time(folders: dict[str, Path], tmp_path: Path) -> None:
     setting = _setting(_recipe(tmp_path, ROWS), folders)
     first, second = (setting.measure(Row("a", learning_rate=1e-2)) for _ in range(2))
@@ -286,6 +320,7 @@ def test_bad_data_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     for task, old, new, message in (
         ("para", "batch_size = 8", "batch_size = 80", "fewer than one batch, batch_size=80"),
         ("nli", '"neutral", ', "", r"labels \['neutral'\] are not among the task's classes"),
+        ("sts", "teacher_steps = 2", 'teacher_from = "rte"', "teacher_from='rte' must be a task"),
         ("sts", "teacher_steps = 2", "scale = [1.0, 5.0]", "outside the task's scale 1 to 5"),
     ):
         recipe.write_text(_recipe(tmp_path, ROWS).read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
@@ -312,14 +347,17 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
     small = re.sub(r"layers = .*", 'layers = ["all", [1]]', small)
     (tmp_path / path.name).write_text(small, encoding="utf-8")
     study = read_study(tmp_path / path.name)
+    pairs = list(zip(sentences, reversed(sentences), strict=True))
     for task in study.tasks.values():
         for name in {*task.train, *task.tests.values(), *([task.dev] if task.dev else [])}:
             file = tmp_path / "data" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             labels = task.classes or ("1.5", "4")
-            pairs = zip(sentences, reversed(sentences), strict=True)
             rows = [f"{labels[number % len(labels)]}\t{a}\t{b}" for number, (a, b) in enumerate(pairs)]
             file.write_bytes(_table([f"{'label' if task.classes else 'score'}\tsentence1\tsentence2", *rows]))
+    for name, mark in (study.reading.pairs if study.reading else {}).items():
+        file, column = tmp_path / "data" / name, "label" if isinstance(mark, str) else "score"
+        file.write_bytes(_table([f"{column}\tsentence1\tsentence2", *[f"{mark}\t{a}\t{b}" for a, b in pairs]]))
     shutil.copytree(encoder_folder, tmp_path / "models" / study.model)
     folders = {"models": tmp_path / "models", "data": tmp_path / "data", "cache": tmp_path / "cache"}
     virt.main(tmp_path / path.name, **folders, output=tmp_path / "out", only="virt-score", dry_run=True, device="cpu")
