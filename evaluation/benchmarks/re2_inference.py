@@ -4,9 +4,9 @@ All weights are random. The transcription has the same weights and gives the sam
 other, ``nn.Conv1d`` on transposed tensors, the concatenations of the fusion formed, masks applied, and weights
 normalised in every pass, as the authors' code does; the folded transcription has that normalisation folded away, as
 our network has. They are compared network against network, on token vectors; beside them, where onnxruntime is
-installed, the network as an ONNX file. The cross-encoders have the shapes of BERT-base and of MiniLM-L6; they are compared from
-texts to scores, ``CrossEncoder.predict`` against ``RE2Matcher.predict``. Texts have ``--tokens`` words of one token
-each, so the cross-encoders read twice as many and three special tokens.
+installed, the network as an ONNX file. The cross-encoders have the shapes of BERT-base and of MiniLM-L6; they are
+compared from texts to scores, ``CrossEncoder.predict`` against ``RE2Matcher.predict``. Texts have ``--tokens`` words
+of one token each, so the cross-encoders read twice as many and three special tokens.
 
 The methods take turns, and the median of the ratios of the turns counts. A dry run takes seconds::
 
