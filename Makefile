@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 
 install: $(VENV)/.installed ## create .venv and install everything
 
-demo: $(VENV)/.installed ## evaluate, whiten, explain and teach a small model in a miniature world, offline
+demo: $(VENV)/.installed ## evaluate, whiten, explain, teach and match in a miniature world, offline
 	$(BIN)/st-plugins demo
 
 test: $(VENV)/.installed ## run the tests (offline, without the slow, gpu and network ones)

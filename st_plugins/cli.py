@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from st_plugins import cli_re2
+from st_plugins.cli_demo import demo
 from st_plugins.cli_explain import explain
 from st_plugins.cli_options import (
     BatchOption,
@@ -47,7 +49,9 @@ app = typer.Typer(
     help="Tell the truth about a sentence-embedding model, and improve it.",
 )
 app.add_typer(train_app, name="train")
+train_app.command("re2")(cli_re2.train)
 app.command()(explain)
+app.command()(cli_re2.predict)
 _state = {"debug": False}
 
 
@@ -306,27 +310,7 @@ def geometry(
         _say(f"wrote {output}")
 
 
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("st-plugins-demo"),
-    seed: SeedOption = 0,
-) -> None:
-    """Evaluate, whiten, explain and teach a small encoder in a miniature world, offline, in about three minutes."""
-    from st_plugins.console import pipelines_table
-    from st_plugins.demo import BANNER, conclusion, run_demo
-    from st_plugins.demo_explain import run_explanation_demo
-    from st_plugins.demo_virt import run_virt_demo
-
-    results = run_demo(output, seed=seed)
-    console = _console()
-    console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
-    _say(conclusion(results))
-    found = run_explanation_demo(output, seed=seed)
-    console.print(found.example.to_terminal())
-    _say(found.summary())
-    _say(run_virt_demo(seed=seed).summary())
-    _say(f"[yellow]{BANNER}[/yellow]")
-    _say(f"reports: {output}/*/report.html, {output}/explanation.html")
+app.command()(demo)
 
 
 def _evaluator(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins import cli, demo_explain, demo_virt
+from st_plugins import cli, demo_explain, demo_re2, demo_virt
 from st_plugins.data import miniature
 from st_plugins.evaluators import SuiteResult
 from st_plugins.evaluators.tables import number
@@ -208,8 +208,10 @@ def test_demo_prints_its_table_and_banner(run: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(demo_explain, "run_explanation_demo", short)
     shorter = functools.partial(demo_virt.run_virt_demo, teacher_steps=1, steps=1, drawn=200, choosing=4, judged=8)
     monkeypatch.setattr(demo_virt, "run_virt_demo", shorter)
+    shortest = functools.partial(demo_re2.run_re2_demo, epochs=1, drawn=400, choosing=10, judged=20)
+    monkeypatch.setattr(demo_re2, "run_re2_demo", shortest)
     code, out, _ = run("demo", "--output", str(tmp_path / "demo"))
-    assert "Entailment or not, 8 pairs" in out
+    assert "Entailment or not, 8 pairs" in out and "The same by RE2" in out and "Block 2: what the second" in out
     assert "Deciding words of 4 opinions" in out and (tmp_path / "demo" / "explanation.html").is_file()
     assert code == 0 and "first-last-avg" in out and "proves nothing about English" in out
     assert "'mean pooling' is " in out and "random token vectors whitened on the same corpus (" in out

@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("block", BLOCKS, ids=["quickstart", "training", "distilling", "explaining"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["quickstart", "training", "distilling", "matching", "explaining"])
 def test_a_block_runs(block: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

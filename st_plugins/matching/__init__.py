@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from st_plugins.matching.pair_loss import VIRTPairLoss
+from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule
+from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+from st_plugins.matching.re2_matcher import RE2Matcher
 from st_plugins.matching.virt_pair import VIRTPairClassifier
 
-__all__ = ["VIRTPairClassifier", "VIRTPairLoss"]
+__all__ = [
+    "RE2",
+    "LearnedEmbedding",
+    "RE2Config",
+    "RE2Matcher",
+    "RE2Schedule",
+    "TransformerTokens",
+    "VIRTPairClassifier",
+    "VIRTPairLoss",
+    "WordVectors",
+]

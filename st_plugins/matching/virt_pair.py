@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,15 @@ from st_plugins.atomic import atomic_folder
 from st_plugins.io import load as load_model
 from st_plugins.matching.inputs import TokenVectors, as_pairs, checked, encode, encode_batch, padded, resolve_prompt
 from st_plugins.matching.interaction import PairHead, attended_means, check_fusion, pair_means
+from st_plugins.matching.outputs import (
+    Activation,
+    activated,
+    check_batch_size,
+    check_ranks,
+    converted,
+    ranking,
+    shows_progress,
+)
 from st_plugins.modes import evaluating
 from st_plugins.modules.special_tokens import special_token_ids
 from st_plugins.modules.storage import read_json
@@ -30,8 +39,6 @@ from st_plugins.modules.storage import read_json
 __all__ = ["VIRTPairClassifier"]
 
 logger = logging.getLogger(__name__)
-
-Activation = Callable[[Tensor], Tensor]
 
 _RECORD, _TENSORS = "pair_head.json", "pair_head.safetensors"
 _OPTIONS = ("num_labels", "fusion", "hidden", "dropout")
@@ -162,21 +169,20 @@ class VIRTPairClassifier(nn.Module):
             ValueError: An input is no pair of texts, the prompt's name is not known, or the encoder gave NaN.
         """
         pairs, single = as_pairs(inputs)
-        if show_progress_bar is None:
-            show_progress_bar = logger.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+        shown = shows_progress(show_progress_bar, logger)
         prompt = resolve_prompt(self.model, prompt_name, prompt)
-        chunk = _BATCHES_A_CHUNK * _positive(batch_size)
+        chunk = _BATCHES_A_CHUNK * check_batch_size(batch_size)
         found = [torch.zeros(0, self.num_labels, device=self.model.device)]
         with torch.no_grad(), evaluating(self):
-            for begin in tqdm(range(0, len(pairs), chunk), desc="Pairs", disable=not show_progress_bar):
+            for begin in tqdm(range(0, len(pairs), chunk), desc="Pairs", disable=not shown):
                 part = pairs[begin : begin + chunk]
                 texts = list(dict.fromkeys(chain.from_iterable(part)))
                 tokens = dict(zip(texts, encode(self.model, texts, self.special_ids, prompt, batch_size), strict=True))
                 first, second = ([tokens[pair[side]] for pair in part] for side in (0, 1))
                 found.append(self._score(first, second, batch_size))
-        scores = self._activated(torch.cat(found), activation_fn, apply_softmax)
-        converted = _converted(scores, convert_to_numpy, convert_to_tensor)
-        return converted[0] if single else converted
+        scores = activated(torch.cat(found), activation_fn, apply_softmax)
+        rows = converted(scores, convert_to_numpy, convert_to_tensor)
+        return rows[0] if single else rows
 
     def encode_tokens(
         self,
@@ -206,7 +212,7 @@ class VIRTPairClassifier(nn.Module):
             raise TypeError(f"texts must be a list of texts, got {texts!r}; put it into a list")
         prompt = resolve_prompt(self.model, prompt_name, prompt)
         with torch.no_grad(), evaluating(self):
-            vectors = encode(self.model, list(texts), self.special_ids, prompt, _positive(batch_size), dtype)
+            vectors = encode(self.model, list(texts), self.special_ids, prompt, check_batch_size(batch_size), dtype)
         return [rows.to("cpu", copy=True) for rows in vectors]  # copies: else a row would keep its whole batch
 
     def predict_from_tokens(
@@ -242,8 +248,8 @@ class VIRTPairClassifier(nn.Module):
             )
         first, second = checked(tokens_a, self.width, "tokens_a"), checked(tokens_b, self.width, "tokens_b")
         with torch.no_grad(), evaluating(self):
-            scores = self._activated(self._score(first, second, _positive(batch_size)), activation_fn, apply_softmax)
-        return _converted(scores, convert_to_numpy, convert_to_tensor)
+            scores = activated(self._score(first, second, check_batch_size(batch_size)), activation_fn, apply_softmax)
+        return converted(scores, convert_to_numpy, convert_to_tensor)
 
     def rank(
         self,
@@ -274,8 +280,7 @@ class VIRTPairClassifier(nn.Module):
         Raises:
             ValueError: The classifier has classes, not a score; or as for `predict_from_tokens`.
         """
-        if self.num_labels != 1:
-            raise ValueError(f"rank needs a score, num_labels=1, but there are {self.num_labels} classes; use predict")
+        check_ranks(self.num_labels)
 
         def vectors(given: Sequence[Any], name: str) -> list[Tensor]:
             if all(isinstance(item, str) for item in given):
@@ -284,12 +289,8 @@ class VIRTPairClassifier(nn.Module):
 
         first, second = vectors([query], "query"), vectors(documents, "documents")
         with torch.no_grad(), evaluating(self):
-            scores = self._activated(self._score(first, second, _positive(batch_size)), activation_fn, False)
-        order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
-        return [
-            {"corpus_id": row, "score": float(scores[row])} | ({"text": documents[row]} if return_documents else {})
-            for row in order
-        ]
+            scores = activated(self._score(first, second, check_batch_size(batch_size)), activation_fn, False)
+        return ranking(scores, documents, top_k, return_documents)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options: ``VIRTPairClassifier(model, **config)`` builds the same, with a new head."""
@@ -366,23 +367,3 @@ class VIRTPairClassifier(nn.Module):
                 raise ValueError(f"the token vectors of pairs {bad[:8]} hold NaN or infinity; encode them again")
             logits[rows] = self.head(means).to(logits.dtype)
         return logits
-
-    def _activated(self, logits: Tensor, activation_fn: Activation | None, apply_softmax: bool | None) -> Tensor:
-        if activation_fn is None:
-            activation_fn = torch.sigmoid if self.num_labels == 1 else nn.Identity()
-        scores = activation_fn(logits)
-        if self.num_labels == 1:
-            return scores.squeeze(-1)
-        return scores.softmax(dim=1) if apply_softmax else scores
-
-
-def _converted(scores: Tensor, convert_to_numpy: bool, convert_to_tensor: bool) -> Any:
-    if convert_to_tensor:
-        return scores
-    return scores.float().cpu().numpy() if convert_to_numpy else list(scores)
-
-
-def _positive(batch_size: int) -> int:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return batch_size

@@ -24,6 +24,7 @@ from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.losses import ConSERTLoss
 from st_plugins.training.card import add_section, consert_section, selection_in_words
 from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointFolder
+from st_plugins.training.devices import check_device, check_placement
 from st_plugins.training.nan_guard import NonFiniteLossCallback
 from st_plugins.training.preparation import (
     check_installed,
@@ -232,8 +233,7 @@ def train_consert(
 def _arguments(
     folder: Path, settings: dict[str, Any], steps: int, device: str | None, show_progress_bar: bool
 ) -> SentenceTransformerTrainingArguments:
-    if device not in (None, "cpu", "cuda", "mps"):
-        raise ValueError(f"device={device!r} must be 'cpu', 'cuda', 'mps' or None; CUDA_VISIBLE_DEVICES picks one GPU")
+    check_device(device)
     every = settings["eval_steps"]
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
@@ -259,13 +259,12 @@ def _arguments(
         report_to="none",
         disable_tqdm=not show_progress_bar,
     )
-    if device is not None and arguments.device.type != device:
-        raise ValueError(f"device={device!r} is not there; torch finds {arguments.device.type!r}")
-    if arguments.world_size > 1 or arguments.n_gpu > 1:
-        raise ValueError(
-            f"{max(arguments.world_size, arguments.n_gpu)} devices, but train_consert uses one: set "
-            "CUDA_VISIBLE_DEVICES=0, or use ConSERTLoss in SentenceTransformerTrainer under torchrun"
-        )
+    check_placement(
+        arguments,
+        device,
+        "train_consert uses one: set CUDA_VISIBLE_DEVICES=0, or use ConSERTLoss in SentenceTransformerTrainer under "
+        "torchrun",
+    )
     return arguments
 
 

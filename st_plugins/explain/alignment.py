@@ -1,0 +1,185 @@
+"""Show what the tokens of two texts find in each other, block by block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.text import Text
+from typing_extensions import Self
+
+from st_plugins.explain.render import STYLE, legend_html, matrix_html, matrix_terminal
+from st_plugins.explain.single import to_json
+from st_plugins.webpage import page, section
+
+__all__ = ["AlignmentExplanation", "AlignmentMap"]
+
+_TERMINAL_TOKENS, _PAGE_TOKENS = 12, 40
+_READING = (
+    "Each row is a token of one text, and says in per cent how what it finds in the other text is put together. In "
+    "the first block a token has seen its neighbours only, in later blocks also what earlier ones found. The maps say "
+    "where the network compares, not which comparison decides."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AlignmentMap:
+    """The alignment of one block.
+
+    Args:
+        a_to_b: ``(m, n)``: how much of each token of the second text is in what each token of the first one finds;
+            rows sum to 1.
+        b_to_a: ``(n, m)``: the same the other way round.
+    """
+
+    a_to_b: NDArray[np.float64]
+    b_to_a: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class AlignmentExplanation:
+    """What the tokens of two texts found in each other, and what came out.
+
+    Args:
+        a: The first text.
+        b: The second text.
+        tokens_a: Its m tokens, as the model has cut it.
+        tokens_b: The n tokens of the second text.
+        blocks: One map a block, the first block first.
+        scores: What the model says: the probability of each class, or ``"score"``.
+
+    Example:
+        >>> maps = (AlignmentMap(np.array([[0.9, 0.1]]), np.array([[1.0], [1.0]])),)
+        >>> found = AlignmentExplanation("dog", "dog runs", ("dog",), ("dog", "runs"), maps, {"score": 0.75})
+        >>> found.summary(), found.counterparts()
+        ('score 0.750', [('dog', 'dog', 0.9)])
+    """
+
+    a: str
+    b: str
+    tokens_a: tuple[str, ...]
+    tokens_b: tuple[str, ...]
+    blocks: tuple[AlignmentMap, ...]
+    scores: Mapping[str, float]
+
+    def summary(self) -> str:
+        """Return what the model says, the most probable class first."""
+        ordered = sorted(self.scores.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {value:.3f}" for name, value in ordered)
+
+    def counterparts(self, block: int = 0) -> list[tuple[str, str, float]]:
+        """Return for each token of the first text the token of the second that it finds most of.
+
+        Args:
+            block: Which block, from 0; -1 for the last.
+
+        Returns:
+            Token, its counterpart, and the share that this has.
+        """
+        table = self.blocks[block].a_to_b
+        best = table.argmax(axis=1)
+        return [
+            (token, self.tokens_b[column], float(row[column]))
+            for token, column, row in zip(self.tokens_a, best, table, strict=True)
+        ]
+
+    def to_json(self) -> str:
+        """Return everything as JSON text, which :meth:`from_json` reads."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read :meth:`to_json` back.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The explanation.
+        """
+        stored: dict[str, Any] = json.loads(text)
+        blocks = tuple(
+            AlignmentMap(np.array(block["a_to_b"]), np.array(block["b_to_a"])) for block in stored["blocks"]
+        )
+        tokens: dict[str, Any] = {name: tuple(stored[name]) for name in ("tokens_a", "tokens_b")}
+        return cls(**{**stored, **tokens, "blocks": blocks})
+
+    def to_terminal(self) -> Group:
+        """Return a heat map for each block and direction, for ``rich.console.Console().print``."""
+        parts: list[RenderableType] = [Text(self.summary()), Text()]
+        for title, rows, columns, values, shades in self._drawn(_TERMINAL_TOKENS):
+            # Not the table's own title, which wraps to the width of the table.
+            parts += [Text(title, style="italic"), matrix_terminal(rows, columns, values, shades=shades), Text()]
+        return Group(*parts, Text(_READING))
+
+    def to_html(self) -> str:
+        """Return one self-contained HTML page."""
+        body = [
+            "<h1>What two texts find in each other</h1>",
+            f'<p class="summary">{escape(self.summary())}</p>',
+            f'<p class="note">First text: {escape(self.a)}<br>Second text: {escape(self.b)}</p>',
+        ]
+        for title, rows, columns, values, shades in self._drawn(_PAGE_TOKENS):
+            drawn = matrix_html(rows, columns, values, shades=shades, title=title)
+            body.append(section(title, drawn + legend_html(100.0, signed=False)))
+        body.append(section("How to read this", f"<p>{escape(_READING)}</p>"))
+        return page("What two texts find in each other", body, STYLE)
+
+    def _drawn(self, most: int) -> list[_Picture]:
+        """Return every picture, with the tokens that most attention goes to; see `_gather`."""
+        to_a, to_b = (
+            np.sum([getattr(block, name).sum(axis=0) for block in self.blocks], axis=0)
+            for name in ("b_to_a", "a_to_b")
+        )
+        a, b = _gather(self.tokens_a, to_a, most), _gather(self.tokens_b, to_b, most)
+        drawn = []
+        for number, block in enumerate(self.blocks, start=1):
+            drawn.append(_picture(f"Block {number}: what the first text finds in the second, %", a, b, block.a_to_b))
+            drawn.append(_picture(f"Block {number}: what the second text finds in the first, %", b, a, block.b_to_a))
+        return drawn
+
+
+class _Picture(NamedTuple):
+    title: str
+    rows: list[str]
+    columns: list[str]
+    values: NDArray[np.float64]
+    shades: NDArray[np.float64]
+
+
+class _Gathered(NamedTuple):
+    """The tokens of a text that are shown one by one, and which are put into one label, ``(tokens, labels)``."""
+
+    labels: list[str]
+    members: NDArray[np.float64]
+    single: int
+
+
+def _gather(tokens: tuple[str, ...], received: NDArray[np.float64], most: int) -> _Gathered:
+    """Keep the tokens that receive most, in text order, and put the others into one."""
+    kept = np.arange(len(tokens))
+    if len(tokens) > most + 1:
+        kept = np.sort(np.argsort(-received, kind="stable")[:most])
+    members = np.eye(len(tokens))[:, kept]
+    labels = [tokens[k] for k in kept]
+    if len(kept) < len(tokens):
+        members = np.column_stack([members, 1 - members.sum(axis=1)])
+        labels.append(f"{len(tokens) - len(kept)} more")
+    return _Gathered(labels, members, len(kept))
+
+
+def _picture(title: str, rows: _Gathered, columns: _Gathered, table: NDArray[np.float64]) -> _Picture:
+    """Draw gathered rows as their mean and gathered columns as their sum, so that rows still sum to 1.
+
+    Gathered tokens have no colour: a sum would outshine the others.
+    """
+    values = (rows.members / rows.members.sum(axis=0)).T @ table @ columns.members
+    shades = np.zeros_like(values)
+    shades[: rows.single, : columns.single] = values[: rows.single, : columns.single]
+    return _Picture(title, rows.labels, columns.labels, values, shades)

@@ -1,0 +1,102 @@
+"""How good the logits of pairs are: what a matcher's checkpoints are chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import spearmanr
+
+__all__ = ["METRICS", "check_metric", "measure"]
+
+METRICS = ("accuracy", "f1", "spearman", "map", "mrr")
+_OF_SCORES = ("spearman", "map", "mrr")
+
+
+def check_metric(metric: str | None, num_labels: int) -> str:
+    """Return the name of a metric, or raise a ValueError.
+
+    Args:
+        metric: Its name; None for ``"accuracy"`` with classes, and for ``"spearman"`` with a score.
+        num_labels: Number of the model's outputs.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: There is none of that name, or it needs a score where there are classes.
+    """
+    if metric is None:
+        return "spearman" if num_labels == 1 else "accuracy"
+    if metric not in METRICS:
+        raise ValueError(f"metric must be {', '.join(map(repr, METRICS))} or None, got {metric!r}")
+    if metric in _OF_SCORES and num_labels != 1:
+        raise ValueError(
+            f"metric={metric!r} needs a score, but the model has {num_labels} classes; choose 'accuracy' or 'f1', or "
+            "build it without labels"
+        )
+    return metric
+
+
+def measure(metric: str, logits: ArrayLike, labels: ArrayLike, queries: Sequence[str] = ()) -> float:
+    """Compute a metric.
+
+    - ``"accuracy"``: share of pairs whose highest class is right. A score is a class 1 above 0.5 (a logit above 0),
+      and so is a gold score.
+    - ``"f1"``: of class 1 if there are two classes, otherwise the mean over the classes. 0 where a class neither
+      occurs nor is predicted.
+    - ``"spearman"``: rank correlation of the scores; 0 where one side is constant.
+    - ``"map"``, ``"mrr"``: mean average precision, and mean reciprocal rank of the first right document, over the
+      queries with at least one document of gold score above 0.5. Of equal scores the wrong document counts as the
+      better placed, so that a model that cannot tell them apart gains nothing from the order of the file.
+
+    Args:
+        metric: One of `METRICS`.
+        logits: ``(N, num_labels)``.
+        labels: ``(N,)``, classes or scores.
+        queries: N texts, for ``"map"`` and ``"mrr"``: pairs with the same one are ranked against each other.
+
+    Returns:
+        From -1 to 1 for ``"spearman"``, otherwise from 0 to 1; 0 if no query has a right document.
+
+    Example:
+        >>> scores = [[0.5], [2.0], [-1.0]]
+        >>> measure("accuracy", scores, [1, 1, 0]), measure("mrr", scores, [1, 0, 0], ["q", "q", "p"])
+        (1.0, 0.5)
+    """
+    logits, gold = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if metric == "spearman":
+        scores = logits[:, 0]
+        if len(np.unique(scores)) < 2 or len(np.unique(gold)) < 2:
+            return 0.0
+        result: Any = spearmanr(scores, gold)
+        return float(result.statistic)
+    if metric in ("map", "mrr"):
+        return _ranked(metric, logits[:, 0], gold > 0.5, queries)
+    found = logits.argmax(axis=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(int)
+    right = gold if logits.shape[1] > 1 else gold > 0.5
+    if metric == "accuracy":
+        return float((found == right).mean())
+    classes = [1] if logits.shape[1] <= 2 else range(logits.shape[1])
+    return float(np.mean([_f1(found == label, right == label) for label in classes]))
+
+
+def _f1(found: NDArray[np.bool_], right: NDArray[np.bool_]) -> float:
+    both = int(found.sum() + right.sum())
+    return 2 * int((found & right).sum()) / both if both else 0.0
+
+
+def _ranked(metric: str, scores: NDArray[np.float64], right: NDArray[np.bool_], queries: Sequence[str]) -> float:
+    rows: dict[str, list[int]] = {}
+    for row, query in enumerate(queries):
+        rows.setdefault(query, []).append(row)
+    values = []
+    for chosen in rows.values():
+        order = sorted(chosen, key=lambda row: (-scores[row], right[row]))
+        places = [place for place, row in enumerate(order, start=1) if right[row]]
+        if places:
+            precisions = [hits / place for hits, place in enumerate(places, start=1)]
+            values.append(float(np.mean(precisions)) if metric == "map" else 1 / places[0])
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,26 @@
+"""RE2: a network that matches two texts by aligning their tokens, and the parts it is made of."""
+
+from __future__ import annotations
+
+from st_plugins.matching.re2.alignment import Alignment
+from st_plugins.matching.re2.config import RE2Config, RE2Schedule
+from st_plugins.matching.re2.encoder import ConvolutionalEncoder
+from st_plugins.matching.re2.fusion import Fusion
+from st_plugins.matching.re2.layers import fold_weight_norm
+from st_plugins.matching.re2.network import RE2
+from st_plugins.matching.re2.pooling import masked_max
+from st_plugins.matching.re2.prediction import Prediction
+from st_plugins.matching.re2.residual import AugmentedResidual
+
+__all__ = [
+    "RE2",
+    "Alignment",
+    "AugmentedResidual",
+    "ConvolutionalEncoder",
+    "Fusion",
+    "Prediction",
+    "RE2Config",
+    "RE2Schedule",
+    "fold_weight_norm",
+    "masked_max",
+]

@@ -1,0 +1,132 @@
+"""The layers that RE2 is built of: initialised after He, with weight normalisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, pad
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized
+
+__all__ = ["Convolution", "activate", "fold_weight_norm", "projection"]
+
+
+def projection(inputs: int, outputs: int, activated: bool = True) -> nn.Linear:
+    """Return a linear layer with weight normalisation, its bias zero.
+
+    Args:
+        inputs: Width of what it reads.
+        outputs: Width of what it gives.
+        activated: Whether an activation follows; the weights have variance ``2 / inputs`` then, and ``1 / inputs``
+            otherwise.
+
+    Returns:
+        The layer; its weight norms start at the norms of the weights, so that nothing is scaled at first.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> layer = projection(300, 150)
+        >>> round(layer.weight.norm(dim=1).mean().item(), 1)  # about √2
+        1.4
+    """
+    layer = nn.Linear(inputs, outputs)
+    _he(layer, inputs, activated)
+    weight_norm(layer)
+    return layer
+
+
+def activate(x: Tensor) -> Tensor:
+    """Apply the GELU, in the form with tanh that the authors use.
+
+    Args:
+        x: Any tensor.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> activate(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([-0.1588,  0.0000,  0.8412])
+    """
+    return gelu(x, approximate="tanh")
+
+
+class Convolution(nn.Module):
+    """Convolution over tokens with zeros outside the text, then the activation.
+
+    A window is one row of ``size · inputs`` numbers, and the convolution one matrix product. With several window
+    sizes the results are concatenated along the channels, which they divide equally.
+
+    Args:
+        inputs: Width of the token vectors.
+        outputs: Width of the result, divisible by the number of sizes.
+        kernel_sizes: Widths of the windows in tokens, odd.
+
+    Example:
+        >>> tuple(Convolution(8, 6, [1, 3])(torch.randn(2, 5, 8)).shape)
+        (2, 5, 6)
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel_sizes: Sequence[int] = (3,)) -> None:
+        super().__init__()
+        self.kernel_sizes = tuple(kernel_sizes)
+        channels = outputs // len(self.kernel_sizes)
+        self.windows = nn.ModuleList(projection(size * inputs, channels) for size in self.kernel_sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: ``(B, n, inputs)``, zero where there is no token.
+
+        Returns:
+            ``(B, n, outputs)``.
+        """
+        found = [window(_windows(x, size)) for size, window in zip(self.kernel_sizes, self.windows, strict=True)]
+        return activate(found[0] if len(found) == 1 else torch.cat(found, dim=-1))
+
+
+def fold_weight_norm(module: nn.Module) -> nn.Module:
+    """Replace normalised weights by what they amount to, for good: the same outputs, faster, no longer for training.
+
+    To do so for a while only, as between two training steps, use ``torch.nn.utils.parametrize.cached()`` around the
+    calls.
+
+    Args:
+        module: A network, changed in place.
+
+    Returns:
+        The same network.
+
+    Example:
+        >>> layer = projection(4, 2)
+        >>> sorted(name for name, _ in fold_weight_norm(layer).named_parameters())
+        ['bias', 'weight']
+    """
+    part: Any
+    for part in list(module.modules()):
+        if is_parametrized(part, "weight"):
+            weight = part.weight.detach().clone()
+            # torch's remove_parametrizations would take the property away from the class, which deep copies share.
+            part.__class__ = nn.Linear
+            del part.parametrizations
+            part.weight = nn.Parameter(weight)
+    return module
+
+
+def _windows(x: Tensor, size: int) -> Tensor:
+    """Return ``(B, n, size · d)``: each token with its neighbours, in order."""
+    if size == 1:
+        return x
+    length = x.shape[1]
+    wide = pad(x, (0, 0, size // 2, size // 2))
+    return torch.cat([wide[:, shift : shift + length] for shift in range(size)], dim=-1)
+
+
+def _he(layer: nn.Linear, inputs: int, activated: bool) -> None:
+    nn.init.normal_(layer.weight, std=math.sqrt((2 if activated else 1) / inputs))
+    nn.init.zeros_(layer.bias)

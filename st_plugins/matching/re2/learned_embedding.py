@@ -1,0 +1,104 @@
+"""Learned vectors of subwords as a source of token vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from typing_extensions import Self
+
+from st_plugins.matching.re2.token_table import TokenTable
+
+__all__ = ["LearnedEmbedding"]
+
+_PADDING = "[PAD]"
+
+
+class LearnedEmbedding(TokenTable):
+    """A vector for each subword, learned with the network: needs no word vectors, and knows all words.
+
+    Make it with `from_texts`, which learns the subwords too, or with `from_tokenizer`. The vectors start as draws from
+    a standard normal distribution.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> source = LearnedEmbedding.from_texts(["a dog runs", "two dogs ran"], width=8, minimum_frequency=1)
+        >>> vectors, mask = source(source.tokenize(["a dog runs", "dogs"]))
+        >>> tuple(vectors.shape), mask.sum(dim=1).tolist(), source.pieces("dogs ran")
+        ((2, 3, 8), [3, 1], ['dogs', 'ran'])
+    """
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        width: int,
+        vocabulary_size: int = 8000,
+        minimum_frequency: int = 2,
+        lowercase: bool = True,
+        trainable: bool = True,
+    ) -> Self:
+        """Learn subwords from texts: pairs of bytes of a word that occur often become one (byte-level BPE).
+
+        The same texts give the same subwords in the same order.
+
+        Args:
+            texts: The training texts.
+            width: Width of the vectors.
+            vocabulary_size: Most subwords, the 256 bytes and the padding token included.
+            minimum_frequency: How often two parts must occur side by side to become one.
+            lowercase: Whether texts are made lower case, and lose their accents.
+            trainable: Whether the vectors are trained.
+
+        Returns:
+            The source.
+
+        Raises:
+            ValueError: ``width`` is below 1, or there are no texts.
+        """
+        given = list(texts)
+        if not any(text.strip() for text in given):
+            raise ValueError("texts has no words to learn subwords from; give the training texts")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)  # the space tells words from parts
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), to_bytes])
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            min_frequency=minimum_frequency,
+            show_progress=False,
+            special_tokens=[_PADDING],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        tokenizer.train_from_iterator(given, trainer)
+        return cls.from_tokenizer(tokenizer, width, trainable)
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: Tokenizer | PreTrainedTokenizerFast, width: int, trainable: bool = True
+    ) -> Self:
+        """Use the subwords of a tokenizer.
+
+        Args:
+            tokenizer: A tokenizer of the ``tokenizers`` library, or a fast one of transformers; copied.
+            width: Width of the vectors.
+            trainable: Whether the vectors are trained.
+
+        Returns:
+            The source.
+
+        Raises:
+            ValueError: ``width`` is below 1.
+        """
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        padding = getattr(tokenizer, "pad_token", None) or _PADDING
+        fast: Tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
+        rows = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=0)
+        weights = torch.randn(rows, width)
+        padding_id = fast.token_to_id(padding)
+        if padding_id is not None:
+            weights[padding_id] = 0.0
+        return cls(fast, weights, trainable, padding_id)

@@ -1,0 +1,152 @@
+"""The token embeddings of a transformer as a source of token vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from st_plugins.io import load as load_model
+from st_plugins.matching.interaction import content_tokens
+from st_plugins.matching.re2.token_table import read_record, write_record
+from st_plugins.modes import evaluating
+from st_plugins.modules.special_tokens import special_token_ids
+
+__all__ = ["TransformerTokens"]
+
+_ENCODER = "encoder"
+
+
+class TransformerTokens(nn.Module):
+    """Token embeddings of the first module of a SentenceTransformer. Special tokens are no tokens of a text.
+
+    A frozen transformer stays in evaluation mode and computes no gradients; its parameters are marked so, in the
+    model that was given too.
+
+    Args:
+        model: The model, of which the first module is shared, or the path of one.
+        trainable: Whether the transformer is trained.
+
+    Raises:
+        ValueError: The model has no tokenizer of transformers.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> source = TransformerTokens(untrained_encoder())
+        >>> vectors, mask = source(source.tokenize(["a dog runs", "a dog"]))
+        >>> mask.int().tolist(), source.width, source.pieces("a dog")
+        ([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]], 64, ['a', 'dog'])
+    """
+
+    coverage: float | None = None
+
+    def __init__(self, model: SentenceTransformer | str | Path, trainable: bool = False) -> None:
+        super().__init__()
+        found = model if isinstance(model, SentenceTransformer) else load_model(model, "cpu")
+        self.tokenizer: Any = getattr(found, "tokenizer", None)
+        if not hasattr(self.tokenizer, "all_special_ids"):
+            raise ValueError(
+                "model must have a tokenizer of transformers and a vector for each token, got a "
+                f"{type(self.tokenizer).__name__}; use WordVectors.from_static for static embeddings"
+            )
+        self.encoder: Any = found[0]
+        self.trainable = trainable
+        self.special_ids = special_token_ids(self.tokenizer)
+        self.encoder.requires_grad_(trainable)
+        self.train(found.training)
+        with torch.no_grad(), evaluating(self.encoder):
+            features = {name: value.to(found.device) for name, value in self.tokenize(["a"]).items()}
+            self.width = int(self(features)[0].shape[-1])
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a frozen transformer stays in evaluation mode.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            Itself.
+        """
+        super().train(mode)
+        self.encoder.train(mode and self.trainable)
+        return self
+
+    def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, Tensor]:
+        """Turn texts into what the transformer reads.
+
+        Args:
+            texts: The texts.
+            max_length: Most tokens of a text that are kept, special ones not counted; never more than the transformer
+                reads.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and what else the tokenizer gives, ``(N, n)``, on the CPU.
+        """
+        limits = [] if max_length is None else [max_length + self.tokenizer.num_special_tokens_to_add()]
+        limits += [self.encoder.max_seq_length] if self.encoder.max_seq_length else []
+        options = {"truncation": True, "max_length": min(limits)} if limits else {}
+        found = self.tokenizer(list(texts), padding=True, return_tensors="pt", **options)
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Encode the tokens.
+
+        Args:
+            features: What `tokenize` gave, on the device of the transformer.
+
+        Returns:
+            The vectors, ``(N, n, width)``, and which of them are tokens of the text, ``(N, n)``, boolean.
+        """
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            return content_tokens(self.encoder(dict(features)), self.special_ids)
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the tokens of a text, as strings.
+
+        Args:
+            text: The text.
+
+        Returns:
+            One string for each token, special ones left out.
+        """
+        ids = self.tokenize([text])["input_ids"][0]
+        kept = [int(token) for token in ids if int(token) not in self.special_ids]
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(kept)]
+
+    def save(self, folder: Path) -> None:
+        """Write the transformer as a SentenceTransformer folder, ``encoder``, and ``source.json``.
+
+        Args:
+            folder: An existing folder.
+        """
+        device = str(next(self.encoder.parameters()).device)
+        model = SentenceTransformer(modules=[self.encoder], device=device)
+        model.save(str(folder / _ENCODER), create_model_card=False)
+        write_record(folder, self, trainable=self.trainable, width=self.width)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote, running no code from the folder.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The source.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, or does not fit the others; the message names it.
+        """
+        record = read_record(folder, cls.__name__, (_ENCODER,))
+        source = cls(folder / _ENCODER, bool(record.get("trainable")))
+        if source.width != record.get("width"):
+            raise ValueError(
+                f"{folder / _ENCODER} gives vectors of width {source.width}, but {folder} says "
+                f"{record.get('width')}; save the source again"
+            )
+        return source

@@ -1,0 +1,391 @@
+"""RE2 as a pair model: texts in, scores, ranks and alignments out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.cross_encoder import CrossEncoderModelCardData
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import cached
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+from st_plugins.atomic import atomic_folder
+from st_plugins.matching.inputs import as_pairs, padded
+from st_plugins.matching.labelled import LabelledPairs
+from st_plugins.matching.metrics import check_metric
+from st_plugins.matching.outputs import (
+    Activation,
+    activated,
+    check_batch_size,
+    check_ranks,
+    converted,
+    ranking,
+    shows_progress,
+)
+from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule
+from st_plugins.matching.re2.config import CONFIGURATIONS
+from st_plugins.matching.re2_scoring import EncodedText, encode_texts, score_pairs, token_vectors
+from st_plugins.matching.re2_storage import SOURCES, Source, StoredMatcher, read_weights, write
+from st_plugins.modes import evaluating
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from st_plugins.explain.alignment import AlignmentExplanation
+    from st_plugins.matching.re2_training import MatcherTraining
+
+__all__ = ["RE2Matcher"]
+
+logger = logging.getLogger(__name__)
+
+# So many batches of pairs have their distinct texts encoded before they are scored; it bounds the vectors held.
+_BATCHES_A_CHUNK = 16
+
+
+class RE2Matcher(nn.Module):
+    """Classify or score pairs of texts with RE2: word vectors, convolutions and alignment, fast on a CPU.
+
+    Token vectors come from a source: word vectors from a file or a static model, learned subword vectors, or the
+    tokens of a transformer. `fit` trains the network on labelled pairs. `predict` and `rank` have the manners of the
+    host's ``CrossEncoder``, and its evaluators run on this model. `explain` shows what the texts find in each other.
+
+    **It has no sentence vector**: what becomes of a text depends on the other one, from the first alignment on. What
+    does not (the token vectors and the first encoding) is computed once for a text in a call, and can be kept for
+    many calls with `encode_texts`.
+
+    Args:
+        source: What gives the token vectors: `WordVectors`, `LearnedEmbedding` or `TransformerTokens`.
+        config: The network, or the name of a published one: ``"snli"``, ``"quora"``, ``"scitail"``, ``"wikiqa"``.
+            The name also chooses the published schedule for `fit`.
+        labels: Names of the classes, in the order of the outputs; None for one score from 0 to 1.
+
+    Raises:
+        ValueError: There is no such configuration, or there are fewer than two classes, or two of one name.
+
+    Example:
+        >>> from st_plugins.matching import LearnedEmbedding
+        >>> texts = ["a dog runs", "an animal moves", "nobody moves"]
+        >>> _ = torch.manual_seed(0)
+        >>> source = LearnedEmbedding.from_texts(texts, width=16, vocabulary_size=60)
+        >>> matcher = RE2Matcher(source, RE2Config(blocks=1, hidden=8), labels=["no", "yes"])
+        >>> matcher.predict([(texts[0], texts[1]), (texts[0], texts[2])], apply_softmax=True).shape
+        (2, 2)
+
+    Reference:
+        Yang, Zhang, Gao, Ji & Chen, "Simple and Effective Text Matching with Richer Alignment Features" (ACL 2019),
+        P19-1465. The classes follow the paper. The single score, trained by binary cross-entropy as the host trains
+        its cross-encoders, is ours; the authors rank by the probability of a second class.
+    """
+
+    def __init__(self, source: Source, config: RE2Config | str = "snli", labels: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if type(source).__name__ not in SOURCES:
+            raise TypeError(f"source must be {', '.join(SOURCES)}, got {type(source).__name__}")
+        if isinstance(config, str) and config not in CONFIGURATIONS:
+            raise ValueError(f"config must be {', '.join(map(repr, CONFIGURATIONS))} or an RE2Config, got {config!r}")
+        if labels is not None and (
+            isinstance(labels, str)
+            or not all(isinstance(label, str) for label in labels)
+            or not 1 < len(labels) == len(set(labels))
+        ):
+            raise ValueError(f"labels must be at least two different names, or None for a score; got {labels!r}")
+        self.source = source
+        self.config = RE2Config.named(config) if isinstance(config, str) else config
+        self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
+        self.labels = None if labels is None else list(labels)
+        self.num_labels = 1 if labels is None else len(labels)
+        self.network = RE2(self.config, source.width, self.num_labels)
+        self.model_card_data = CrossEncoderModelCardData()  # where the host's evaluators leave what they measured
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def forward(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
+        """Compute the logits of a batch of pairs, with gradients.
+
+        Args:
+            first: The tokenized first texts, as ``source.tokenize`` gives them.
+            second: The tokenized second texts.
+
+        Returns:
+            ``(N, num_labels)``.
+        """
+        (x, x_mask), (y, y_mask) = (
+            padded(token_vectors(self.source, side, self.device), self.device) for side in (first, second)
+        )
+        logits: Tensor = self.network(x, x_mask, y, y_mask)
+        return logits
+
+    def fit(
+        self,
+        train: Any,
+        dev: Any = None,
+        *,
+        metric: str | None = None,
+        schedule: RE2Schedule | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        source_learning_rate: float | None = None,
+        patience: int | None = 5,
+        eval_steps: int | None = None,
+        seed: int = 0,
+        bf16: bool = False,
+        device: str | None = None,
+        show_progress_bar: bool = True,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> MatcherTraining:
+        """Train in place, in the trainer of transformers, and keep the weights that are best on ``dev``.
+
+        Adam, with the schedule published with the configuration: linear warm-up (never longer than an eighth of the
+        training), exponential decay down to a floor, gradients clipped. Batches are of pairs of similar length. The
+        network starts with the weights it has: to train anew, build it anew.
+
+        Args:
+            train: Rows (text, text, label), or a ``datasets.Dataset`` with two columns of texts and one named
+                ``label`` or ``score``. Labels are names of classes or their positions, or scores from 0 to 1.
+            dev: The same, to judge the weights on after each epoch. Or a share of ``train``, such as 0.1: that share
+                of its distinct first texts is put aside with all their pairs. None judges nothing, and keeps the last
+                weights. **Never give the pairs here that you report on.**
+            metric: ``"accuracy"`` or ``"f1"``; with a score also ``"spearman"``, ``"map"`` or ``"mrr"``, which rank
+                the second texts of each first one. None takes accuracy for classes and Spearman for scores.
+            schedule: Another schedule.
+            epochs: Most passes over the pairs; None takes the schedule's, as do the next two.
+            batch_size: Pairs in a batch.
+            learning_rate: The highest one.
+            source_learning_rate: The highest one of the source's own parameters, if it is trained; None takes 2e-5
+                for a transformer, and otherwise the network's.
+            patience: After so many evaluations in a row without a better one the training ends; None never ends it.
+            eval_steps: Steps between evaluations; None for an epoch.
+            seed: Seed of order and dropout, not of the weights: for these call ``torch.manual_seed`` before building.
+            bf16: Whether to compute in bfloat16; weights stay float32.
+            device: ``"cpu"``, ``"cuda"`` or ``"mps"``; None takes the best there is.
+            show_progress_bar: Whether to show a progress bar and what is logged.
+            callbacks: More callbacks for the trainer.
+
+        Returns:
+            What was done; the matcher itself is in evaluation mode, where it was trained.
+
+        Raises:
+            ModuleNotFoundError: The packages of the extra ``train`` are missing.
+            ValueError: The data or a setting does not suit, a class has no pair to learn it from, or the loss became
+                NaN.
+        """
+        from st_plugins.matching.re2_training import train_matcher
+        from st_plugins.training.preparation import check_installed
+
+        check_installed()
+        metric = check_metric(metric, self.num_labels)
+        given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        schedule = schedule or self.schedule
+        if learning_rate is not None:
+            changes["minimum_learning_rate"] = min(learning_rate, schedule.minimum_learning_rate)
+        pairs = LabelledPairs.read(train, self.labels, "train")
+        judged: LabelledPairs | None = None
+        if isinstance(dev, float):
+            pairs, judged = pairs.split(dev, seed)
+        elif dev is not None:
+            judged = LabelledPairs.read(dev, self.labels, "dev")
+        missing = [label for position, label in enumerate(self.labels or []) if position not in set(pairs.labels)]
+        if missing:
+            raise ValueError(
+                f"train has no pair of the classes {', '.join(map(repr, missing))}; give some, or leave the names out "
+                "of labels"
+            )
+        for name, value in (("patience", patience), ("eval_steps", eval_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {value}")
+        return train_matcher(
+            self,
+            pairs,
+            judged,
+            schedule=dataclasses.replace(schedule, **changes),
+            metric=metric,
+            patience=patience,
+            eval_steps=eval_steps,
+            source_learning_rate=source_learning_rate,
+            seed=seed,
+            bf16=bf16,
+            device=device,
+            show_progress_bar=show_progress_bar,
+            callbacks=callbacks,
+        )
+
+    def predict(
+        self,
+        inputs: Sequence[Any],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 64,
+        show_progress_bar: bool | None = None,
+        activation_fn: Activation | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Classify or score pairs, as the host's ``CrossEncoder.predict`` does; the training mode is restored after.
+
+        Args:
+            inputs: Pairs of texts, or one pair. A text may be empty.
+            prompt_name: As the host's evaluators pass it; there are no prompts, so None.
+            prompt: None.
+            batch_size: Pairs scored at a time.
+            show_progress_bar: Whether to show one; None shows it where logging is at the level INFO.
+            activation_fn: Applied to the logits; None for a sigmoid with a score, and for nothing with classes.
+            apply_softmax: Whether to give probabilities instead of logits, with classes.
+            convert_to_numpy: Whether to return an array; a list of tensors otherwise.
+            convert_to_tensor: Whether to return one tensor, whatever ``convert_to_numpy`` says.
+
+        Returns:
+            ``(len(inputs), num_labels)``, or ``(len(inputs),)`` with a score; for one pair its only row.
+
+        Raises:
+            ValueError: An input is no pair of texts, a prompt is given, or the logits are NaN.
+        """
+        pairs, single = as_pairs(inputs)
+        if prompt_name is not None or prompt is not None:
+            raise ValueError(f"an RE2Matcher has no prompts, got {prompt_name or prompt!r}; leave it out")
+        shown = shows_progress(show_progress_bar, logger)
+        chunk = _BATCHES_A_CHUNK * check_batch_size(batch_size)
+        found = [torch.zeros(0, self.num_labels, device=self.device)]
+        with torch.no_grad(), evaluating(self), cached():
+            for begin in tqdm(range(0, len(pairs), chunk), desc="Pairs", disable=not shown):
+                part = pairs[begin : begin + chunk]
+                texts = list(dict.fromkeys(chain.from_iterable(part)))
+                encoded = dict(zip(texts, encode_texts(self.source, self.network, texts, 2 * batch_size), strict=True))
+                first, second = ([encoded[pair[side]] for pair in part] for side in (0, 1))
+                found.append(score_pairs(self.network, first, second, batch_size))
+        scores = activated(torch.cat(found), activation_fn, apply_softmax)
+        rows = converted(scores, convert_to_numpy, convert_to_tensor)
+        return rows[0] if single else rows
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 128) -> list[EncodedText]:
+        """Compute what does not depend on the other text, to be kept for many calls of `rank`.
+
+        Args:
+            texts: The texts.
+            batch_size: Texts at a time.
+
+        Returns:
+            For each its token vectors and its first encoding, on the CPU: 4 bytes × (width + hidden) a token.
+
+        Raises:
+            TypeError: ``texts`` is one text.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a list of texts, got {texts!r}; put it into a list")
+        with torch.no_grad(), evaluating(self), cached():
+            found = encode_texts(self.source, self.network, list(texts), check_batch_size(batch_size))
+        # Copies: else a row would keep its whole batch.
+        return [EncodedText(*(rows.to("cpu", copy=True) for rows in text)) for text in found]
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str] | Sequence[EncodedText],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        batch_size: int = 64,
+        activation_fn: Activation | None = None,
+    ) -> list[dict[str, Any]]:
+        """Rank documents by their score as second text of a pair whose first is the query.
+
+        Args:
+            query: A text.
+            documents: Texts, or what `encode_texts` made of them: then only what depends on the query is computed.
+            top_k: Most documents returned; None for all.
+            return_documents: Whether to return the documents too.
+            batch_size: Pairs scored at a time.
+            activation_fn: As for `predict`.
+
+        Returns:
+            Best first, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if asked for.
+
+        Raises:
+            ValueError: The matcher has classes, not a score, or the logits are NaN.
+        """
+        check_ranks(self.num_labels)
+        check_batch_size(batch_size)
+        with torch.no_grad(), evaluating(self), cached():
+            texts = [document for document in documents if isinstance(document, str)]
+            encoded = iter(encode_texts(self.source, self.network, texts, 2 * batch_size))
+            second = [next(encoded) if isinstance(document, str) else document for document in documents]
+            logits = score_pairs(self.network, encode_texts(self.source, self.network, [query], 1), second, batch_size)
+        return ranking(activated(logits, activation_fn, False), documents, top_k, return_documents)
+
+    def explain(self, pair: tuple[str, str]) -> AlignmentExplanation:
+        """Return what the tokens of a pair find in each other, block by block.
+
+        Args:
+            pair: Two texts.
+
+        Returns:
+            The alignment maps with the scores, to be shown in the terminal, as HTML or as JSON.
+
+        Raises:
+            ValueError: It is no pair of texts, or a text has no token.
+        """
+        from st_plugins.explain.alignment import AlignmentExplanation, AlignmentMap
+
+        pairs, single = as_pairs(pair)
+        if not single:
+            raise ValueError(f"explain takes one pair of texts, (text, text), got {len(pairs)}")
+        maps: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad(), evaluating(self), cached():
+            first, second = encode_texts(self.source, self.network, list(pairs[0]), 2)
+            logits = score_pairs(self.network, [first], [second], 1, maps)
+        tokens = []
+        for text, encoded in zip(pairs[0], (first, second), strict=True):
+            tokens.append(tuple(self.source.pieces(text)[: len(encoded.vectors)]))
+            if not tokens[-1]:
+                raise ValueError(f"text {text[:80]!r} has no token, there is nothing to explain; give at least one")
+        blocks = tuple(AlignmentMap(*(table[0].double().cpu().numpy() for table in both)) for both in maps)
+        scores = dict(zip(self.labels or ["score"], activated(logits, None, True).flatten().tolist(), strict=True))
+        return AlignmentExplanation(*pairs[0], tokens[0], tokens[1], blocks, scores)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a folder: ``matcher.json``, ``matcher.safetensors``, and what the source writes into ``source``.
+
+        Args:
+            path: The folder; it is there whole or, after an error, as it was.
+            overwrite: Whether to replace a folder that is not empty.
+
+        Raises:
+            FileExistsError: There is such a folder, and ``overwrite`` is False.
+        """
+        with atomic_folder(path, overwrite=overwrite) as folder:
+            write(folder, self.network, self.source, self.config, self.schedule, self.labels)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | None = None) -> Self:
+        """Read a matcher that `save` wrote, running no code from the folder.
+
+        Args:
+            path: The folder.
+            device: Where to put it; None for the CPU, where RE2 is at home.
+
+        Returns:
+            The matcher, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or no matcher in it.
+            ValueError: A file is damaged, or the files do not fit each other; the message names it.
+        """
+        stored = StoredMatcher(Path(path).expanduser())
+        try:
+            matcher = cls(stored.source, stored.config, stored.labels)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{stored.path} does not describe an RE2Matcher: {error}") from error
+        matcher.schedule = stored.schedule
+        read_weights(matcher.network, stored.tensors)
+        return matcher.to(device or "cpu").eval()

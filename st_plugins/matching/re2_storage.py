@@ -1,0 +1,109 @@
+"""RE2 matchers on disk: JSON, safetensors, and a folder for the source of their vectors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from st_plugins import __version__
+from st_plugins.matching.re2 import RE2Config, RE2Schedule, fold_weight_norm
+from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+from st_plugins.modules.storage import read_json
+
+__all__ = ["SOURCES", "Source", "StoredMatcher", "read_weights", "write"]
+
+logger = logging.getLogger(__name__)
+
+Source = LearnedEmbedding | TransformerTokens | WordVectors
+SOURCES: dict[str, Any] = {kind.__name__: kind for kind in (LearnedEmbedding, TransformerTokens, WordVectors)}
+_TYPE, _RECORD, _TENSORS, _SOURCE = "RE2Matcher", "matcher.json", "matcher.safetensors", "source"
+_KEYS = ("config", "labels", "schedule", "source")
+
+
+def write(
+    folder: Path,
+    network: nn.Module,
+    source: Source,
+    config: RE2Config,
+    schedule: RE2Schedule,
+    labels: list[str] | None,
+) -> None:
+    """Write a matcher's parts.
+
+    Args:
+        folder: An existing, empty folder.
+        network: The network.
+        source: What gives it token vectors.
+        config: The network's shape.
+        schedule: How it is trained.
+        labels: Names of the classes.
+    """
+    (folder / _SOURCE).mkdir()
+    source.save(folder / _SOURCE)
+    plain = fold_weight_norm(copy.deepcopy(network))
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in plain.state_dict().items()}
+    save_file(state, folder / _TENSORS)
+    record = {
+        "library": f"st-plugins {__version__}",
+        "type": _TYPE,
+        "source": type(source).__name__,
+        "config": config.to_dict(),
+        "schedule": schedule.to_dict(),
+        "labels": labels,
+    }
+    (folder / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class StoredMatcher:
+    """What a folder says about its matcher, without the network's weights.
+
+    Args:
+        folder: A folder that `write` filled.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no matcher in it.
+        ValueError: A file is damaged; the message names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        for name in (_RECORD, _TENSORS, _SOURCE):
+            if not (folder / name).exists():
+                raise FileNotFoundError(f"{folder} has no {name}; give a folder that RE2Matcher.save wrote")
+        self.path, self.tensors = folder / _RECORD, folder / _TENSORS
+        record = read_json(self.path)
+        if record.get("type") != _TYPE:
+            raise ValueError(f"{self.path} is of a {record.get('type')!r}, not of an {_TYPE}")
+        unknown = sorted(set(record) - {"library", "type", *_KEYS})
+        if unknown:
+            logger.warning("Ignoring %s in %s: written by a newer version?", unknown, self.path)
+        try:
+            kind = SOURCES[record["source"]]
+            self.config = RE2Config.from_dict(record["config"])
+            self.schedule = RE2Schedule.from_dict(record["schedule"])
+            self.labels: list[str] | None = record["labels"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} does not describe an {_TYPE}: {error!r}") from error
+        self.source = kind.load(folder / _SOURCE)
+
+
+def read_weights(network: nn.Module, file: Path) -> None:
+    """Read the weights of a network, in place; its weight normalisation is folded, as the stored one is.
+
+    Args:
+        network: The network.
+        file: The safetensors file.
+
+    Raises:
+        ValueError: The file is damaged, or of another network; the message names it.
+    """
+    try:
+        fold_weight_norm(network).load_state_dict(load_file(file))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file} is damaged or does not fit the network: {error}") from error

@@ -1,0 +1,198 @@
+"""``st-plugins train re2`` and ``st-plugins predict`` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from st_plugins import cli
+from st_plugins.data.files import read_table
+from st_plugins.matching import LearnedEmbedding, RE2Matcher, TransformerTokens, WordVectors, re2_matcher
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``st-plugins ARGS`` here; return exit code, standard output and standard error."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["st-plugins", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def pairs(sentences: list[str], tmp_path: Path) -> Path:
+    """Forty pairs with a class and a score, as TSV."""
+    rows = [
+        f"{a}\t{b}\t{'yes' if i % 3 else 'no'}\t{i % 5 / 4}"
+        for i, (a, b) in enumerate(zip(sentences[:40], sentences[20:], strict=True))
+    ]
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join(["sentence1\tsentence2\tlabel\tscore", *rows, ""]), encoding="utf-8")
+    return path
+
+
+FAST = ("--epochs", 1, "--batch-size", 20, "--max-length", 6, "--device", "cpu")
+
+
+def test_train_and_predict_classes(run: Run, pairs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "matcher"
+    code, out, err = run("train", "re2", "--train", pairs, "--dev", pairs, "--output", output, "--width", 8, *FAST)
+    assert code == 0, err
+    assert "trained on 40 pairs; step 2 of 2 is kept, the one with the highest accuracy" in out and "wrote" in out
+    matcher = RE2Matcher.load(output)
+    assert isinstance(matcher.source, LearnedEmbedding) and matcher.source.width == 8
+    assert matcher.labels == ["no", "yes"] and matcher.config.max_length == 6 and matcher.config.hidden == 200
+    table = read_table(pairs)
+    texts = list(zip(table.texts("sentence1"), table.texts("sentence2"), strict=True))
+    expected = matcher.predict(texts, apply_softmax=True)
+    for name in ("scored.tsv", "scored.csv.gz", "scored.jsonl"):
+        code, out, err = run("predict", output, pairs, "--output", tmp_path / name, "--device", "cpu")
+        assert code == 0, err
+        assert "scored" in out and "40 pairs" in out
+        found = read_table(tmp_path / name)
+        assert found.columns == [*table.columns, "predicted", "probability of no", "probability of yes"]
+        assert [row[:4] for row in found.rows] == table.rows
+        assert found.texts("predicted") == [["no", "yes"][k] for k in expected.argmax(1)]
+        numbers = [found.scores(column) for column in found.columns[-2:]]
+        np.testing.assert_allclose(np.transpose(numbers), expected, atol=1e-6)
+    code, _, err = run("predict", output, pairs, "--output", tmp_path / "scored.tsv")
+    assert code == 1 and "exists; choose another file" in err
+    assert run("predict", output, pairs, "--output", tmp_path / "scored.tsv", "--overwrite")[0] == 0
+    code, _, err = run("predict", output, tmp_path / "scored.tsv", "--output", tmp_path / "again.tsv")
+    assert code == 1 and "there is a column 'predicted' already; rename it" in err
+    code, _, err = run("train", "re2", "--train", pairs, "--output", output)
+    assert code == 1 and "not empty" in err
+
+
+def test_train_a_score_on_word_vectors(run: Run, pairs: Path, tmp_path: Path) -> None:
+    vectors = tmp_path / "vectors.txt"
+    words = ("a", "the", "man", "dog", "cat", "is", "in", "at", "reading", "unused")
+    vectors.write_text("".join(f"{word} {i} 0.5\n" for i, word in enumerate(words)), "utf-8")
+    for number, extra in enumerate(((), ("--all-words", "--train-vectors"))):
+        output = tmp_path / f"matcher{number}"
+        options = ("--score", "--label", "score", "--metric", "map", "--config", "wikiqa", "--dev-share", 0.25)
+        code, out, err = run(
+            "train", "re2", "--train", pairs, "--output", output, "--vectors", vectors, *options, *extra, *FAST
+        )
+        assert code == 0, err
+        assert "trained on 30 pairs" in out and "the highest map" in out
+        matcher = RE2Matcher.load(output)
+        assert isinstance(matcher.source, WordVectors) and matcher.labels is None
+        rows = len(matcher.source.embedding.weight)
+        assert rows == (11 if extra else 10) and matcher.source.embedding.weight.requires_grad == bool(extra)
+    code, _, err = run("predict", output, pairs, "--output", tmp_path / "scored.csv")
+    assert code == 0, err
+    found = read_table(tmp_path / "scored.csv")
+    assert found.columns[-1] == "predicted" and all(0 <= score <= 1 for score in found.scores("predicted"))
+
+
+def test_train_on_an_encoder(run: Run, pairs: Path, model: SentenceTransformer, tmp_path: Path) -> None:
+    model.save(str(tmp_path / "encoder"), create_model_card=False)
+    output = tmp_path / "matcher"
+    code, out, err = run(
+        "train", "re2", "--train", pairs, "--output", output, "--encoder", tmp_path / "encoder", *FAST
+    )
+    assert code == 0, err
+    assert "no development pairs, the last step is kept" in out
+    assert isinstance(RE2Matcher.load(output).source, TransformerTokens)
+
+
+def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: Path) -> None:
+    lines = pairs.read_text("utf-8").splitlines()
+    files = {
+        "one.tsv": ["text\tlabel", "a\tyes"],
+        "nan.tsv": [*lines[:3], lines[3].rpartition("\t")[0] + "\tnan"],
+        "empty.tsv": lines[:1],
+        "blank.tsv": [*lines[:3], "\t\tyes\t0"],
+        "unlabelled.tsv": [*lines[:3], "a\tb\t\t0"],
+        "same.tsv": [line for line in lines if "\tyes\t" in line or "label" in line],
+        "other.tsv": [*lines[:3], "a\tb\tmaybe\t0"],
+        "vectors.txt": ["dog 1 2", "cat 1"],
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text("\n".join([*content, ""]), "utf-8")
+    output = tmp_path / "out"
+
+    def train(name: str, *rest: object) -> tuple[object, ...]:
+        return ("train", "re2", "--train", tmp_path / name, "--output", output, *rest, *FAST)
+
+    cases = [
+        (train("none.tsv"), "none.tsv' does not exist"),
+        (train("one.tsv"), "one.tsv:1: no column 'sentence1'; there are text, label"),
+        (
+            train("pairs.tsv", "--label", "gold"),
+            "no column 'gold'; there are sentence1, sentence2, label, score; name",
+        ),
+        (train("nan.tsv", "--score", "--label", "score"), "nan.tsv:4: score 'nan' is not a finite number"),
+        (train("empty.tsv"), "there is no row"),
+        (train("blank.tsv"), "row 2 of train is an empty pair"),
+        (train("unlabelled.tsv"), "unlabelled.tsv:4: label is empty; remove the row"),
+        (train("same.tsv"), "labels must be at least two different names"),
+        (train("pairs.tsv", "--dev", tmp_path / "other.tsv"), "row 2 of dev has the label 'maybe', which is none of"),
+        (train("pairs.tsv", "--metric", "map"), "metric='map' needs a score"),
+        (
+            train("pairs.tsv", "--vectors", tmp_path / "vectors.txt"),
+            "vectors.txt, line 2: expected a word and 2 numbers",
+        ),
+        (train("pairs.tsv", "--vectors", "a", "--encoder", "b"), "--vectors and --encoder are both given; choose one"),
+        (train("pairs.tsv", "--dev", "a", "--dev-share", 0.1), "--dev and --dev-share are both given; choose one"),
+        (train("pairs.tsv", "--dev-share", 3), "must lie above 0 and below 1"),
+        (("predict", tmp_path / "none", pairs, "--output", tmp_path / "o.tsv"), "has no matcher.json"),
+        (("predict", tmp_path / "none", pairs, "--output", tmp_path / "o.txt"), "is none of .tsv, .csv, .jsonl"),
+    ]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for args, words in cases:
+        code, _, err = run(*args)
+        last = err.rstrip("\n").split("\n")[-1]
+        assert code == 1 and last.startswith("error:") and words in last and "Traceback" not in err, err
+    code, _, err = run(*train("pairs.tsv", "--config", "msmarco"))
+    words = " ".join(err.replace("│", "").split())
+    assert code == 2 and "'msmarco' is not one of 'snli', 'quora', 'scitail', 'wikiqa'" in words
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_killed_prediction_leaves_nothing(
+    run: Run, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matcher = RE2Matcher(LearnedEmbedding.from_texts(["a dog", "a cat"], 4), "wikiqa")
+    matcher.save(tmp_path / "matcher")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(re2_matcher, "score_pairs", interrupted)
+    code, _, err = run("predict", tmp_path / "matcher", pairs, "--output", tmp_path / "out.tsv")
+    assert code == 130 and "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["matcher", "pairs.tsv"]
+
+
+def test_jsonl_with_line_breaks_is_not_written_as_tsv(run: Run, tmp_path: Path) -> None:
+    RE2Matcher(LearnedEmbedding.from_texts(["a dog", "a cat"], 4), "wikiqa").save(tmp_path / "matcher")
+    row = {"sentence1": "a\ndog", "sentence2": "a\tcat", "id": 7}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    code, _, err = run("predict", tmp_path / "matcher", tmp_path / "pairs.jsonl", "--output", tmp_path / "out.tsv")
+    assert code == 1 and "which .tsv cannot say; write .csv or .jsonl" in err
+    code, _, err = run("predict", tmp_path / "matcher", tmp_path / "pairs.jsonl", "--output", tmp_path / "out.jsonl")
+    assert code == 0, err
+    found = json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
+    assert found["id"] == 7 and found["sentence1"] == "a\ndog" and 0 < found["predicted"] < 1
+
+
+@pytest.mark.parametrize("command", ["train re2", "predict"])
+def test_help_has_examples(run: Run, command: str) -> None:
+    code, out, err = run(*command.split(), "--help")
+    assert code == 0, err
+    assert f"st-plugins {command} " in out and "--output" in out
