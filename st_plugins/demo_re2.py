@@ -20,7 +20,7 @@ __all__ = ["FastMatching", "run_re2_demo"]
 LABELS = ["does not follow", "follows"]
 
 _CONFIG = RE2Config(blocks=2, encoder_layers=1, hidden=48, dropout=0.1)
-_SCHEDULE = RE2Schedule(learning_rate=4e-3, batch_size=64, decay_rate=0.9, decay_samples=4000, epochs=5)
+_SCHEDULE = RE2Schedule(learning_rate=4e-3, batch_size=64, decay_rate=0.9, decay_samples=4000, epochs=2)
 _SAMPLES = 1000
 _WIDTH = 64
 
@@ -67,7 +67,7 @@ class FastMatching:
 
 
 def run_re2_demo(
-    *, seed: int = 0, epochs: int | None = None, drawn: int = 20000, choosing: int = 600, judged: int = 900
+    *, seed: int = 0, epochs: int | None = None, drawn: int = 40000, choosing: int = 600, judged: int = 900
 ) -> FastMatching:
     """Train RE2 with learned word vectors on the pairs of the VIRT demo, and judge it on the same ones.
 
