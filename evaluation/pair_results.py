@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from evaluation.pair_tasks import Task
 
-__all__ = ["PairRow", "PairStudy", "Results", "load_results", "pending", "result_file"]
+__all__ = ["PairRow", "PairStudy", "Results", "load_results", "load_seeds", "pending", "result_file"]
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 """Results of all seeds by task and row."""
@@ -118,3 +118,18 @@ def load_results(study: PairStudy[PairRow], folder: Path) -> Results:
                 if path.is_file():
                     found.setdefault((task, row.name), []).append(json.loads(path.read_text(encoding="utf-8")))
     return found
+
+
+def load_seeds(folder: Path, task: str, row: str) -> list[dict[str, Any]]:
+    """Read what another study has measured, whatever its seeds.
+
+    Args:
+        folder: Results of its recipe.
+        task: Name of the task there.
+        row: Name of the row there.
+
+    Returns:
+        One result a seed; none if it has not been run.
+    """
+    pattern = result_file(folder, task, row, 0).name.replace("-seed0.", "-seed[0-9]*.")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
