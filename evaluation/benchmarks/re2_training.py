@@ -1,11 +1,11 @@
 """Training RE2 on labelled pairs: seconds an epoch, pairs a second, and peak memory.
 
-The pairs are those of ``matching/qqp_train_subset.tsv.gz`` (19,216 pairs of questions); ``RE2Matcher.fit`` trains on
-them, on frozen word vectors and without dev passes. ``quora`` is the configuration that the authors published for these
-questions with its batches of 512, ``small`` that of ``evaluation/recipes/re2/re2.toml``. Each is measured in a fresh
-process. An epoch is timed by the trainer's own callbacks, so reading and tokenizing, which are done once, stand apart.
-Memory is the peak of the resident set over the training less what was resident before it, with the texts and the
-untrained model (VmHWM, reset through /proc/self/clear_refs; Linux); on a GPU it is what the allocator held::
+The pairs are the 19,216 of ``matching/qqp_train_subset.tsv.gz``; ``RE2Matcher.fit`` trains on them, on frozen word
+vectors and without dev passes. ``quora`` is the configuration that the authors published for these questions, with
+its batches of 512, ``small`` that of ``evaluation/recipes/re2/re2.toml``. Each is measured in a fresh process. An epoch
+is timed by the trainer's own callbacks, so reading and tokenizing, which are done once, stand apart. Memory is the peak
+of the resident set over the training less what was resident before it, with the texts and the untrained model (VmHWM,
+reset through /proc/self/clear_refs; Linux); on a GPU it is what the allocator held::
 
     python evaluation/benchmarks/re2_training.py --data DATA --vectors MODELS/glove-6B-50d-top10k/vectors.txt.gz
     python evaluation/benchmarks/re2_training.py --data DATA --vectors ... --pairs 1024 --epochs 1 --threads 1
