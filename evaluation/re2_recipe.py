@@ -184,7 +184,7 @@ def read_study(path: Path) -> Study:
         _check_row(f"{path}: row {row.name!r}:", row, study)
     for other in beside:
         _check_names(f"{path}: beside {other.name!r}:", "tasks", other.tasks, study)
-    names = [row.name for row in [*rows, *beside]]
+    names = [*(row.name for row in rows), *(row.name for row in beside)]
     if len(set(names)) != len(names):
         raise ValueError(f"{path}: two rows have one name")
     if any(row.ablation for row in rows) and not any(row.name == study.full and not row.ablation for row in rows):

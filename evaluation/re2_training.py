@@ -118,7 +118,7 @@ def train_matcher(
         show_progress_bar=False,
     )
     # A score's logit: a sigmoid would tie the surest answers.
-    options = {"activation_fn": nn.Identity()} if task.ranked else {}
+    options: dict[str, Any] = {"activation_fn": nn.Identity()} if task.ranked else {}
     texts = [*training.first, *training.second]
     return Trained(
         partial(predict, matcher, **options),
@@ -183,7 +183,7 @@ def train_siamese(
         [best],
     )
     best.restore()
-    return Trained(answer, steps, best.step, _parameters(loss.classifier, static), coverage)
+    return Trained(answer, steps, best.step, _parameters(loss.get_submodule("classifier"), static), coverage)
 
 
 class _DevScore(BaseEvaluator):
