@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 from evaluation import re2, re2_ledger, re2_training
@@ -176,18 +177,20 @@ def test_the_best_epoch_on_dev_is_kept(
 
     class Watched(real):  # type: ignore[misc,valid-type]
         def on_evaluate(self, *args: Any, metrics: Any = None, **kwargs: Any) -> None:
-            seen.append(metrics["eval_dev"])
+            seen.append((metrics["eval_dev"], self.model, [weight.clone() for weight in self.model.parameters()]))
             if len(seen) == 2:  # a lucky epoch: the next ones are no better
                 metrics = {"eval_dev": 2.0}
             super().on_evaluate(*args, metrics=metrics, **kwargs)
 
     monkeypatch.setattr(re2_training, "BestWeightsCallback", Watched)
-    head = HEAD.replace("epochs = 2", "epochs = 9")
-    study = read_study(_recipe(tmp_path, head=head))
+    study = read_study(_recipe(tmp_path, head=HEAD.replace("epochs = 2", "epochs = 9")))
     setting = re2.Setting(study, "para", 0, folders["models"], folders["data"], "cpu")
     found = setting.measure(study.rows[1])
     assert len(seen) == 4 and found["steps"] == 20 and found["step"] == 10  # patience is 2
-    assert found["dev"]["value"][0] == seen[1]
+    assert found["dev"]["value"][0] == seen[1][0]
+    now = list(seen[0][1].parameters())
+    for evaluation, same in ((1, True), (3, False)):
+        assert all(torch.equal(*both) for both in zip(now, seen[evaluation][2], strict=True)) is same
 
 
 def test_sources(folders: dict[str, Path], tmp_path: Path) -> None:
