@@ -22,7 +22,7 @@ from sentence_transformers import (
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from evaluation.batching import LengthGroupedBatchSampler
 from evaluation.pair_tasks import Examples
@@ -97,6 +97,7 @@ def train(
             evaluator=evaluator,
             callbacks=list(callbacks),
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     model.eval()
     return int(trainer.state.global_step)

@@ -47,9 +47,10 @@ class Row:
 
     Args:
         name: Its name.
-        kind: ``"re2"``, or ``"siamese"``: means of word vectors, which are trained, and a softmax on [u; v; |u - v|].
-        source: What gives RE2 its token vectors: ``"words"`` (frozen word vectors), ``"subwords"`` (learned on the
-            training texts) or ``"transformer"`` (the frozen tokens of an encoder). A Siamese row starts from words.
+        kind: ``"re2"``, or ``"siamese"``: means of word vectors, and a softmax on [u; v; |u - v|].
+        source: What gives RE2 its token vectors: ``"words"`` (word vectors), ``"subwords"`` (learned on the training
+            texts) or ``"transformer"`` (the frozen tokens of an encoder). A Siamese row starts from words.
+        trainable: Whether word vectors are trained.
         model: Folder below ``--models``: with ``vectors.txt.gz`` for words, an encoder for a transformer.
         width: Width of learned vectors.
         vocabulary: Most subwords.
@@ -64,6 +65,7 @@ class Row:
     name: str
     kind: str = "re2"
     source: str = "words"
+    trainable: bool = False
     model: str = ""
     width: int = 50
     vocabulary: int = 8000
@@ -198,6 +200,8 @@ def _check_row(where: str, row: Row, study: Study) -> None:
             raise ValueError(f"{where} {key}={getattr(row, key)!r} must be one of {', '.join(choices)}")
     if row.kind == "siamese" and row.source != "words":
         raise ValueError(f"{where} source={row.source!r} must be words in a siamese row")
+    if row.trainable and row.source != "words":
+        raise ValueError(f"{where} trainable=true is for words; subwords are always trained, a transformer never")
     if not row.model and row.source != "subwords":
         raise ValueError(f"{where} source={row.source!r} needs a model")
     _check_names(where, "tasks", row.tasks, study)

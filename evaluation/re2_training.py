@@ -66,7 +66,7 @@ def build_source(
         The source.
     """
     if row.source == "words":
-        return WordVectors.from_file(models / row.model / "vectors.txt.gz")
+        return WordVectors.from_file(models / row.model / "vectors.txt.gz", trainable=row.trainable)
     if row.source == "subwords":
         return LearnedEmbedding.from_texts([*training.first, *training.second], row.width, row.vocabulary)
     # Its two special tokens are no tokens of a text.
@@ -142,7 +142,7 @@ def train_siamese(
 ) -> Trained:
     """Train means of word vectors and a softmax on [u; v; |u - v|]; the weights of the best epoch on dev are kept.
 
-    The vectors are trained, unlike RE2's: frozen, their means have next to nothing to learn. Unknown words share one.
+    Unknown words share a vector of zeros, which is trained with the others where they are.
 
     Args:
         row: The row.
@@ -163,6 +163,7 @@ def train_siamese(
     coverage = words.covered([*training.first, *training.second])
     words.tokenizer.enable_truncation(task.max_length)
     static = StaticEmbedding(words.tokenizer, words.embedding.weight.detach().clone())
+    static.requires_grad_(row.trainable)
     model = SentenceTransformer(modules=[static], device=device)
     loss, logits = softmax_siamese(model, len(task.classes), nn.CrossEntropyLoss())
     loss.to(model.device)
