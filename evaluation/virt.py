@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import time
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -30,16 +29,19 @@ import typer
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss
 
+from evaluation.pair_results import pending
+from evaluation.pair_scores import score
+from evaluation.pair_tasks import Examples, read_examples, training_and_dev
+from evaluation.pair_training import Answer, Array, predict, train
 from evaluation.sts import Pipeline, build_model
 from evaluation.virt_reading import reader
-from evaluation.virt_recipe import Examples, Row, Study, read_examples, read_study, training_and_dev
-from evaluation.virt_scores import score
-from evaluation.virt_training import Answer, Array, predict, student, train, trim, with_virt
+from evaluation.virt_recipe import Row, Study, read_study
+from evaluation.virt_training import student, trim, with_virt
 from st_plugins.atomic import atomic_folder, write_text
 from st_plugins.evaluators.describe import library_versions
 from st_plugins.losses import map_agreement
 
-__all__ = ["Setting", "main", "result_file"]
+__all__ = ["Setting", "main"]
 
 _DRY_PAIRS = 48
 
@@ -85,7 +87,7 @@ class Setting:
 
     @cached_property
     def _pairs(self) -> tuple[Examples, Examples]:
-        return training_and_dev(self.study, self.task, self.data)
+        return training_and_dev(self.task, self.data, self.study.batch_size, self.study.eval_limit)
 
     @cached_property
     def dev(self) -> Examples:
@@ -264,34 +266,6 @@ class Setting:
         return score(name, np.array(examples.gold), found, positive, bool(classes))
 
 
-def result_file(folder: Path, task: str, row: Row, seed: int) -> Path:
-    """Return the file of one task, row and seed.
-
-    Args:
-        folder: Results of the recipe.
-        task: Name of the task.
-        row: The row.
-        seed: Seed.
-
-    Returns:
-        The path.
-    """
-    return folder / f"{task}-{re.sub(r'[^a-z0-9.]+', '-', row.name.lower()).strip('-')}-seed{seed}.json"
-
-
-def settings(study: Study) -> list[tuple[str, int]]:
-    """Return the tasks and seeds that any row has, seed by seed, so that a whole table with one seed is there first.
-
-    Args:
-        study: The study.
-
-    Returns:
-        Task and seed.
-    """
-    seeds = dict.fromkeys([*study.seeds, *(seed for row in study.rows for seed in row.seeds)])
-    return [(task, seed) for seed in seeds for task in study.tasks]
-
-
 def main(
     recipe: Annotated[Path, typer.Argument(help="A TOML file of evaluation/recipes/virt/.")],
     models: Annotated[Path, typer.Option(envvar="ST_PLUGINS_MODELS", help="Folder of the models.")],
@@ -307,18 +281,9 @@ def main(
     """Train and score every row of RECIPE; write OUTPUT/<recipe>/<task>-<row>-seed<n>.json."""
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     study = read_study(recipe)
-    folder = output / recipe.stem
-    index, count = map(int, shard.split("/"))
-    wanted = settings(study)
-    if dry_run:
-        wanted = [(task, 0) for task in study.tasks]
-    for task, seed in wanted[index::count]:
+    for task, seed, rows in pending(study, output / recipe.stem, only, shard, dry_run):
         setting = Setting(study, task, seed, models, data, cache, device, dry_steps=2 if dry_run else 0)
-        for row in study.rows:
-            path = result_file(folder, task, row, seed)
-            has_seed = dry_run or seed in (row.seeds or study.seeds)
-            if path.is_file() or only not in path.stem or not has_seed or task not in (row.tasks or study.tasks):
-                continue
+        for row, path in rows:
             begin = time.perf_counter()
             found = {**setting.measure(row, dev_only), "seconds": time.perf_counter() - begin}
             write_text(path, json.dumps(found, indent=1) + "\n")

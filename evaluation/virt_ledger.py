@@ -8,7 +8,6 @@ Run it after ``evaluation/virt.py``, or at any time in between::
 from __future__ import annotations
 
 import io
-import json
 import statistics
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,119 +17,12 @@ import numpy as np
 import typer
 
 from evaluation.ledger import spread
-from evaluation.virt import result_file
+from evaluation.pair_ledger import difference_table, main_table, sets
+from evaluation.pair_results import Results, load_results
 from evaluation.virt_recipe import Row, Study, layer_name, read_study
-from evaluation.virt_scores import CONFIDENCE, unpacked
 from st_plugins.atomic import write_text
-from st_plugins.evaluators.statistics import difference, holm, interval
 
 __all__ = ["main"]
-
-Results = dict[tuple[str, str], list[dict[str, Any]]]
-"""Results of all seeds by task and row."""
-
-
-def load_results(study: Study, folder: Path) -> Results:
-    """Read what has been measured.
-
-    Args:
-        study: The study.
-        folder: Results of the recipe.
-
-    Returns:
-        One list of results (a seed each) for each task and row that has any.
-    """
-    found: Results = {}
-    for task in study.tasks:
-        for row in study.rows:
-            for seed in row.seeds or study.seeds:
-                path = result_file(folder, task, row, seed)
-                if path.is_file():
-                    found.setdefault((task, row.name), []).append(json.loads(path.read_text(encoding="utf-8")))
-    return found
-
-
-def sets(study: Study) -> list[tuple[str, str]]:
-    """Return the reported sets.
-
-    Args:
-        study: The study.
-
-    Returns:
-        Task and set.
-    """
-    return [(name, test) for name, task in study.tasks.items() for test in task.tests]
-
-
-def _tests(results: Results, task: str, row: str, test: str) -> list[dict[str, Any]]:
-    return [found["tests"][test] for found in results.get((task, row), []) if "tests" in found]
-
-
-def main_table(study: Study, results: Results) -> list[str]:
-    """Return the scores on the reported sets.
-
-    Args:
-        study: The study.
-        results: The results.
-
-    Returns:
-        Markdown lines.
-    """
-    columns = sets(study)
-    lines = ["| row | seeds | " + " | ".join(test for _, test in columns) + " |"]
-    lines.append("| --- | ---: |" + " --- |" * len(columns))
-    for row in _rows(study):
-        found = [_tests(results, task, row.name, test) for task, test in columns]
-        if not any(found):
-            continue
-        seeds = sorted({len(results) for results in found if results})
-        cells = [row.name, " to ".join(map(str, seeds[:1] + seeds[1:][-1:]))]
-        lines.append("| " + " | ".join([*cells, *map(_cell, found)]) + " |")
-    return lines
-
-
-def _cell(seeds: list[dict[str, Any]]) -> str:
-    """Mean and deviation over seeds, the interval of the mean, and the F1 where there is one."""
-    if not seeds:
-        return ""
-    mean = statistics.mean(found["value"][0] for found in seeds)
-    whole = interval(mean, np.mean([unpacked(found) for found in seeds], axis=0), CONFIDENCE)
-    text = f"{spread([found['value'][0] for found in seeds])} [{100 * whole.low:.1f}, {100 * whole.high:.1f}]"
-    if "f1" in seeds[0]:
-        text += f", F1 {spread([found['f1'][0] for found in seeds])}"
-    return text
-
-
-def difference_table(study: Study, results: Results, base: Row) -> list[str]:
-    """Return how far the rows are above one of them, paired on the same pairs and resamples.
-
-    Args:
-        study: The study.
-        results: The results.
-        base: The row to compare with.
-
-    Returns:
-        Markdown lines.
-    """
-    columns = sets(study)
-    lines = [f"| minus {base.name} | " + " | ".join(test for _, test in columns) + " |"]
-    lines.append("| --- |" + " --- |" * len(columns))
-    for row in _rows(study):
-        judged = {}
-        for task, test in columns:
-            sides = [_tests(results, task, name, test) for name in (row.name, base.name)]
-            if row == base or not all(sides):
-                continue
-            value, reference = (statistics.mean(found["value"][0] for found in side) for side in sides)
-            resamples, reference_resamples = (np.mean([unpacked(found) for found in side], axis=0) for side in sides)
-            judged[test] = difference(value - reference, resamples - reference_resamples, CONFIDENCE)
-        judged = holm(judged, CONFIDENCE)
-        cells = [
-            f"{100 * judged[test].value:+.2f} {judged[test].verdict}" if test in judged else "" for _, test in columns
-        ]
-        if judged:
-            lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def dev_table(study: Study, results: Results) -> list[str]:
@@ -272,10 +164,11 @@ def main(
     found = load_results(study, folder)
     if not found:
         raise typer.BadParameter(f"{folder} holds no result of {recipe.name}; run evaluation/virt.py first")
-    lines = [f"# {study.title}", "", _INTRODUCTION, "", *main_table(study, found), ""]
+    rows, columns = [row.name for row in _rows(study)], sets(study.tasks)
+    lines = [f"# {study.title}", "", _INTRODUCTION, "", *main_table(rows, columns, found), ""]
     for base in _rows(study):
         if base.kind == "siamese" and not base.weight:
-            lines += [*difference_table(study, found, base), ""]
+            lines += [*difference_table(rows, base.name, columns, found), ""]
     lines += ["## Dev sets", "", _DEV, "", *dev_table(study, found), ""]
     lines += ["## Attention maps", "", _AGREEMENT, "", *agreement_table(study, found), ""]
     picture = grid_picture(study, found)

@@ -25,9 +25,10 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from transformers import AutoTokenizer
 
+from evaluation.pair_tasks import Examples
+from evaluation.pair_training import predict, train
 from evaluation.virt_masking import train_masked
-from evaluation.virt_recipe import Examples, Reading, Study, read_study
-from evaluation.virt_training import predict, train
+from evaluation.virt_recipe import Reading, Study, read_study
 from st_plugins.atomic import atomic_folder
 from st_plugins.data.files import read_table
 

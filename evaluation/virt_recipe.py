@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +13,30 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-import numpy as np
+from evaluation import pair_tasks
+from evaluation.pair_tasks import check_task
 
-from st_plugins.data.files import read_table
-
-__all__ = ["Examples", "Grid", "Reading", "Row", "Study", "Task", "read_examples", "read_study", "training_and_dev"]
+__all__ = ["Grid", "Reading", "Row", "Study", "Task", "layer_name", "read_study"]
 
 KINDS = ("cross-encoder", "siamese", "interaction")
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(pair_tasks.Task):
     """One task: its data and its budget.
 
     Args:
-        train: Files below ``--data``; columns label (classes) or score, sentence1, sentence2.
-        tests: Files of the reported sets by name.
-        dev: File of the development set; empty to put ``aside`` pairs of the training data aside for it.
-        aside: How many pairs that is.
-        classes: Labels in the order of the classifier's outputs; empty for a task of graded scores.
-        scale: Lowest and highest score.
-        positive: Class whose F1 is reported beside the accuracy; empty for none.
         steps: Training steps; 0 leaves it to ``epochs``. The pairs are drawn with the seed, each seen at most once an
             epoch.
         epochs: Passes over the training data.
         teacher_steps: Training steps of the cross-encoder; 0 for as many as the rows have.
         teacher_from: Task whose cross-encoder this task's starts from; empty for the encoder.
-        max_length: Each text is cut to this many tokens, special ones included, in all rows.
     """
 
-    train: list[str]
-    tests: dict[str, str]
-    dev: str = ""
-    aside: int = 0
-    classes: tuple[str, ...] = ()
-    scale: tuple[float, float] = (0.0, 5.0)
-    positive: str = ""
     steps: int = 0
     epochs: float = 2.0
     teacher_steps: int = 0
     teacher_from: str = ""
-    max_length: int = 48
 
 
 @dataclass(frozen=True)
@@ -205,40 +188,6 @@ class Study:
     notes: str = ""
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Pairs with their labels.
-
-    Args:
-        first: First texts.
-        second: Second texts.
-        gold: Class numbers, or scores from 0 to 1.
-    """
-
-    first: list[str] = field(default_factory=list)
-    second: list[str] = field(default_factory=list)
-    gold: list[float] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.gold)
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """The texts, two by two."""
-        return list(zip(self.first, self.second, strict=True))
-
-    def take(self, rows: Any) -> Examples:
-        """Return some of the pairs.
-
-        Args:
-            rows: Their positions.
-
-        Returns:
-            The pairs, in the order of the positions.
-        """
-        return Examples(*([column[row] for row in rows] for column in (self.first, self.second, self.gold)))
-
-
 def layer_name(layers: Any) -> str:
     """Return what a choice of layers is called in names and pictures.
 
@@ -301,8 +250,7 @@ def read_study(path: Path) -> Study:
                 f"{path}: task {name!r}: teacher_from={task.teacher_from!r} must be a task whose cross-encoder starts "
                 f"from the encoder"
             )
-        if bool(task.dev) == bool(task.aside):
-            raise ValueError(f"{path}: task {name!r} needs either a dev file or a number of pairs put aside")
+        check_task(path, name, task)
     if len({row.name for row in study.rows}) != len(study.rows):
         raise ValueError(f"{path}: two rows have one name")
     return study
@@ -310,65 +258,3 @@ def read_study(path: Path) -> Study:
 
 def _layers(given: Any) -> str | tuple[int, ...]:
     return given if isinstance(given, str) else tuple(given)
-
-
-def read_examples(task: Task, files: list[str], data: Path) -> Examples:
-    """Read pairs and their labels.
-
-    Args:
-        task: Whose labels they are.
-        files: Files below ``data``.
-        data: Folder of the data.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        ValueError: A label is none of the task's classes, or a score is outside its scale.
-    """
-    found = Examples()
-    low, high = task.scale
-    for file in files:
-        table = read_table(data / file)
-        found.first.extend(table.texts("sentence1"))
-        found.second.extend(table.texts("sentence2"))
-        if task.classes:
-            labels = table.texts("label")
-            unknown = sorted(set(labels) - set(task.classes))
-            if unknown:
-                raise ValueError(f"{file}: labels {unknown} are not among the task's classes {list(task.classes)}")
-            found.gold.extend(task.classes.index(label) for label in labels)
-        else:
-            scores = [(score - low) / (high - low) for score in table.scores("score")]
-            if min(scores) < 0 or max(scores) > 1:
-                raise ValueError(f"{file}: scores lie outside the task's scale {low:g} to {high:g}")
-            found.gold.extend(scores)
-    return found
-
-
-def training_and_dev(study: Study, task: Task, data: Path) -> tuple[Examples, Examples]:
-    """Read a task's training pairs, and its dev pairs cut to the study's limit. Both are the same for all seeds.
-
-    Args:
-        study: The study.
-        task: The task.
-        data: Folder of the data.
-
-    Returns:
-        Training pairs and dev pairs.
-
-    Raises:
-        ValueError: There are not enough pairs.
-    """
-    training = read_examples(task, task.train, data)
-    generator = np.random.default_rng(0)
-    order = generator.permutation(len(training))
-    if task.dev:
-        dev = read_examples(task, [task.dev], data)
-        dev = dev.take(generator.permutation(len(dev)))
-    else:
-        dev, order = training.take(order[: task.aside]), order[task.aside :]
-    training = training.take(order)
-    if len(training) < study.batch_size:
-        raise ValueError(f"{len(training)} training pairs are fewer than one batch, batch_size={study.batch_size}")
-    return training, dev.take(range(min(len(dev), study.eval_limit or len(dev))))

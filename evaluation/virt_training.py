@@ -1,40 +1,22 @@
-"""Models and training of the VIRT study: the host's trainers and losses, and what each row puts into them."""
+"""The rows of the VIRT study: their losses, and how the trained ones answer."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from datasets import Dataset
-from numpy.typing import NDArray
-from sentence_transformers import (
-    CrossEncoder,
-    CrossEncoderTrainer,
-    CrossEncoderTrainingArguments,
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
-from sentence_transformers.sentence_transformer.losses import CoSENTLoss, CosineSimilarityLoss, SoftmaxLoss
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss, CosineSimilarityLoss
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from evaluation.batching import LengthGroupedBatchSampler
-from evaluation.virt_recipe import Examples, Row
+from evaluation.pair_tasks import Examples
+from evaluation.pair_training import Answer, compare, predict, softmax_siamese
+from evaluation.virt_recipe import Row
 from st_plugins.losses import VIRTLoss
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
 
-__all__ = ["Answer", "predict", "student", "train", "trim", "with_virt"]
-
-Array = NDArray[np.float64]
-Answer = Callable[[Examples], Array]
-"""A trained row: logits (N, C) of the classes, or scores (N,)."""
-
-_EVALUATION_BATCH = 64
+__all__ = ["soft_cross_entropy", "student", "trim", "with_virt"]
 
 
 def trim(examples: Examples, tokenizer: Any, max_length: int) -> Examples:
@@ -55,56 +37,6 @@ def trim(examples: Examples, tokenizer: Any, max_length: int) -> Examples:
     return Examples(first, second, examples.gold)
 
 
-def train(
-    model: SentenceTransformer | CrossEncoder,
-    loss: nn.Module,
-    examples: Examples,
-    targets: list[Any],
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> None:
-    """Train a model in place with the host's trainer.
-
-    Args:
-        model: What to train.
-        loss: Its loss.
-        examples: The pairs.
-        targets: What is learned for each.
-        steps: Number of batches.
-        batch_size: Pairs a batch.
-        learning_rate: Its peak.
-        seed: Seed of the order and the dropout.
-    """
-    cross = isinstance(model, CrossEncoder)
-    trainer: Any = CrossEncoderTrainer if cross else SentenceTransformerTrainer
-    arguments: Any = CrossEncoderTrainingArguments if cross else SentenceTransformerTrainingArguments
-    columns = {"sentence1": examples.first, "sentence2": examples.second, "label": targets}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer(
-            model=model,
-            args=arguments(
-                output_dir=folder,
-                max_steps=steps,
-                per_device_train_batch_size=batch_size,
-                learning_rate=learning_rate,
-                warmup_steps=0.1,  # a share of the steps
-                weight_decay=0.01,
-                seed=seed,
-                batch_sampler=LengthGroupedBatchSampler,
-                save_strategy="no",
-                logging_strategy="no",
-                dataloader_drop_last=True,
-                report_to=[],
-                disable_tqdm=True,
-            ),
-            train_dataset=Dataset.from_dict(columns),
-            loss=loss,
-        ).train()
-    model.eval()
-
-
 def student(row: Row, model: SentenceTransformer, classes: int) -> tuple[nn.Module, Answer]:
     """Return a row's own loss, and how the trained row answers.
 
@@ -120,16 +52,9 @@ def student(row: Row, model: SentenceTransformer, classes: int) -> tuple[nn.Modu
         classifier = VIRTPairClassifier(model, classes or 1, fusion=row.fusion)
         return VIRTPairLoss(classifier), partial(predict, classifier)
     if classes:
-        target_loss = soft_cross_entropy if row.distillation else nn.CrossEntropyLoss()
-        loss = SoftmaxLoss(model, model.get_embedding_dimension() or 0, classes, loss_fct=target_loss)
-
-        def logits(first: Tensor, second: Tensor) -> Tensor:
-            found: Tensor = loss.classifier(torch.cat([first, second, (first - second).abs()], dim=1))
-            return found
-
-        return loss, partial(_compare, model, logits)
+        return softmax_siamese(model, classes, soft_cross_entropy if row.distillation else nn.CrossEntropyLoss())
     regression: Any = CoSENTLoss if row.regression == "cosent" else CosineSimilarityLoss
-    return regression(model), partial(_compare, model, cosine_similarity)
+    return regression(model), partial(compare, model, cosine_similarity)
 
 
 def with_virt(row: Row, model: SentenceTransformer, teacher: CrossEncoder, task_loss: nn.Module) -> nn.Module:
@@ -162,27 +87,3 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         A number.
     """
     return cross_entropy(logits, targets.view_as(logits).to(logits.dtype))
-
-
-def predict(model: CrossEncoder | VIRTPairClassifier, examples: Examples, **options: Any) -> Array:
-    """Ask a pair model.
-
-    Args:
-        model: The model.
-        examples: The pairs.
-        **options: For its ``predict``.
-
-    Returns:
-        Logits (N, C), or scores (N,).
-    """
-    found = model.predict(examples.pairs, batch_size=_EVALUATION_BATCH, show_progress_bar=False, **options)
-    return np.asarray(found, dtype=np.float64)
-
-
-def _compare(model: SentenceTransformer, compare: Callable[[Tensor, Tensor], Tensor], examples: Examples) -> Array:
-    """Compare sentence vectors; each distinct text is encoded once."""
-    places = {text: place for place, text in enumerate(dict.fromkeys([*examples.first, *examples.second]))}
-    vectors = model.encode(list(places), batch_size=_EVALUATION_BATCH, show_progress_bar=False, convert_to_tensor=True)
-    sides = (vectors[[places[text] for text in side]] for side in (examples.first, examples.second))
-    with torch.no_grad():
-        return compare(*sides).double().cpu().numpy()

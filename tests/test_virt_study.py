@@ -18,8 +18,10 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from evaluation import virt, virt_ledger
-from evaluation.virt_recipe import Examples, Row, read_study, training_and_dev
-from evaluation.virt_scores import score, unpacked
+from evaluation.pair_ledger import difference_table, sets
+from evaluation.pair_scores import score, unpacked
+from evaluation.pair_tasks import Examples, training_and_dev
+from evaluation.virt_recipe import Row, read_study
 from evaluation.virt_training import soft_cross_entropy, student, trim, with_virt
 from st_plugins.evaluators.statistics import resample_counts
 
@@ -239,7 +241,7 @@ def test_soft_targets_cost_what_hard_and_teacher_cost_together() -> None:
 def test_both_models_read_the_same_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
     setting = _setting(_recipe(tmp_path, ROWS), folders)
     tokenizer = setting.encoder().tokenizer
-    whole, cut = training_and_dev(setting.study, setting.task, folders["data"])[1], setting.dev
+    whole, cut = training_and_dev(setting.task, folders["data"], 8, setting.study.eval_limit)[1], setting.dev
     assert cut.first != whole.first
     for text, original in zip([*cut.first, *cut.second], [*whole.first, *whole.second], strict=True):
         assert tokenizer(text)["input_ids"] == tokenizer(original, truncation=True, max_length=9)["input_ids"]
@@ -250,9 +252,9 @@ def test_both_models_read_the_same_tokens(folders: dict[str, Path], tmp_path: Pa
 
 def test_dev_pairs_are_no_training_pairs_and_seeds_share_them(folders: dict[str, Path], tmp_path: Path) -> None:
     study = read_study(_recipe(tmp_path, ROWS))
-    training, dev = training_and_dev(study, study.tasks["nli"], folders["data"])
+    training, dev = training_and_dev(study.tasks["nli"], folders["data"], study.batch_size, study.eval_limit)
     assert len(training) == 48 and len(dev) == 10 and not set(training.pairs) & set(dev.pairs)
-    assert training_and_dev(study, study.tasks["nli"], folders["data"])[1] == dev
+    assert training_and_dev(study.tasks["nli"], folders["data"], study.batch_size, study.eval_limit)[1] == dev
 
 
 def test_accuracy_f1_and_spearman_are_those_of_plain_counts() -> None:
@@ -290,9 +292,10 @@ def test_differences_are_paired(folders: dict[str, Path], tmp_path: Path) -> Non
         ("nli", name): [{"tests": {"nli-test": score("nli-test", gold, found)}}]
         for name, found in (("Siamese", worse), ("VIRT", better))
     }
-    lines = virt_ledger.difference_table(study, results, study.rows[0])
+    rows, columns = [row.name for row in study.rows], sets(study.tasks)
+    lines = difference_table(rows, "Siamese", columns, results)
     assert lines[-1].startswith("| VIRT | +2.00 better |")
-    reverse = virt_ledger.difference_table(study, results, study.rows[1])
+    reverse = difference_table(rows, "VIRT", columns, results)
     assert reverse[-1].startswith("| Siamese | -2.00 worse |")
 
 

@@ -1,15 +1,17 @@
-"""Scores of pair tasks with bootstrap intervals: accuracy, F1 and Spearman, on resamples that all rows share."""
+"""Scores of pair tasks with bootstrap intervals, on resamples that all rows and studies share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from st_plugins.evaluators.statistics import bootstrap, interval, resample_counts, spearman
+from st_plugins.matching.metrics import measure
 
-__all__ = ["CONFIDENCE", "SAMPLES", "score", "unpacked"]
+__all__ = ["CONFIDENCE", "SAMPLES", "ranking_score", "score", "unpacked"]
 
 Array = NDArray[np.float64]
 
@@ -71,8 +73,47 @@ def score(name: str, gold: Array, found: Array, positive: int | None = None, cla
             whole = float(f1(gold, found, positive, np.ones((1, len(gold))))[0])
             result["f1"] = _triple(whole, f1(gold, found, positive, counts.astype(np.float64)))
     result["value"] = _triple(value, resamples)
-    # Ten thousandths, so that differences of two rows can be judged without the data.
-    result["resamples"] = " ".join("nan" if np.isnan(number) else f"{1e4 * number:.0f}" for number in resamples)
+    result["resamples"] = _packed(resamples)
+    return result
+
+
+def ranking_score(name: str, queries: Sequence[str], gold: Array, found: Array) -> dict[str, Any]:
+    """Score how answers rank the second texts of each first one: mean average precision, and mean reciprocal rank.
+
+    Queries that have not both right and wrong second texts are left out, as usual. Of equal scores the wrong text
+    counts as the better placed. Whole queries are drawn again, not pairs; otherwise as for `score`.
+
+    Args:
+        name: Name of the set.
+        queries: First texts, N.
+        gold: 1 for a right second text, otherwise 0, shape (N,).
+        found: What was answered, shape (N,).
+
+    Returns:
+        As for `score`, with ``mrr`` beside, and ``queries``, the number that count.
+
+    Raises:
+        ValueError: No query has both right and wrong second texts.
+
+    Example:
+        >>> found = ranking_score("toy", ["q", "q", "q", "p"], np.array([0, 1, 0, 1]), np.array([0.9, 0.5, 0.1, 0.2]))
+        >>> found["metric"], found["value"][0], found["mrr"][0], found["queries"]
+        ('map', 0.5, 0.5, 1)
+    """
+    gold, found = np.asarray(gold, dtype=np.float64), np.asarray(found, dtype=np.float64)
+    rows: dict[str, list[int]] = {}
+    for row, query in enumerate(queries):
+        rows.setdefault(query, []).append(row)
+    kept = [chosen for chosen in rows.values() if 0 < gold[chosen].sum() < len(chosen)]
+    if not kept:
+        raise ValueError(f"{name}: no query has both right and wrong second texts")
+    counts = resample_counts(len(kept), SAMPLES, name, seed=0)
+    result: dict[str, Any] = {"metric": "map", "pairs": len(gold), "queries": len(kept)}
+    for metric, key in (("mrr", "mrr"), ("map", "value")):
+        values = np.array([measure(metric, found[row, None], gold[row], [""] * len(row)) for row in kept])
+        resamples = counts @ values / len(kept)
+        result[key] = _triple(float(values.mean()), resamples)
+    result["resamples"] = _packed(resamples)
     return result
 
 
@@ -86,6 +127,11 @@ def unpacked(result: dict[str, Any]) -> Array:
         The value on each resample, shape (B,).
     """
     return np.array(result["resamples"].split(), dtype=np.float64) / 1e4
+
+
+def _packed(resamples: Array) -> str:
+    """Write ten thousandths, so that differences of two rows can be judged without the data."""
+    return " ".join("nan" if np.isnan(number) else f"{1e4 * number:.0f}" for number in resamples)
 
 
 def _triple(value: float, resamples: Array) -> list[float]:
