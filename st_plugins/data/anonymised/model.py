@@ -16,7 +16,7 @@ from sentence_transformers.cross_encoder import CrossEncoderModelCardData
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from typing_extensions import Self
 
 from st_plugins import __version__
@@ -252,11 +252,15 @@ class LabelTokenModel(nn.Module):
         Returns:
             A copy, with the stock modules Transformer and Pooling, on the encoder's device.
         """
-        # The host's module reads a folder, so one exists for a moment.
-        with tempfile.TemporaryDirectory() as folder:
-            self.encoder.base_model.save_pretrained(folder)
+        base = self.encoder.base_model
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            # With all of the layers that loading expects, such as BERT's pooler, which is not used here.
+            whole = AutoModel.from_config(base.config)
+            whole.load_state_dict(base.state_dict(), strict=False)
+            whole.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            transformer = Transformer(folder)
+            transformer = Transformer(folder)  # the host's module reads a folder, so one exists for a moment
         pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
         return SentenceTransformer(modules=[transformer, pooling], device=str(self.encoder.device)).eval()
 

@@ -103,6 +103,7 @@ def train(
         FloatingPointError: The loss became NaN or infinite.
 
     Example:
+        >>> import torch
         >>> from transformers import BertConfig, BertForMaskedLM
         >>> from st_plugins.data.anonymised import build_tokenizer
         >>> pairs = AnonymisedPairs(["1 2", "3 4"], ["2 1", "1"], ["1", "0"])
