@@ -13,6 +13,7 @@ of the test pairs.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -94,18 +95,24 @@ class Bench:
         Returns:
             The model.
         """
+        if row.start == "ranks":
+            return LabelTokenModel(copy.deepcopy(self._by_rank), self.tokenizer)
+        torch.manual_seed(seed)
+        encoder = AutoModelForMaskedLM.from_config(self._config(vocab_size=len(self.tokenizer)))
+        return LabelTokenModel(encoder, self.tokenizer)
+
+    @cached_property
+    def _by_rank(self) -> Any:
         folder = self.models / self.study.model
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config.num_hidden_layers = self.study.layers or config.num_hidden_layers
-        if row.start == "random":
-            torch.manual_seed(seed)
-            config.vocab_size = len(self.tokenizer)
-            return LabelTokenModel(AutoModelForMaskedLM.from_config(config), self.tokenizer)
-        pretrained = AutoModelForMaskedLM.from_pretrained(folder, config=config, local_files_only=True)
+        pretrained = AutoModelForMaskedLM.from_pretrained(folder, config=self._config(), local_files_only=True)
         words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         texts = [text for file in self.study.frequencies for text in read_texts(self.data / file)]
-        encoder = initialise_by_rank(pretrained, words, self.tokenizer, texts)
-        return LabelTokenModel(encoder, self.tokenizer)
+        return initialise_by_rank(pretrained, words, self.tokenizer, texts)
+
+    def _config(self, **changes: Any) -> Any:
+        layers = {"num_hidden_layers": self.study.layers} if self.study.layers else {}
+        folder = self.models / self.study.model
+        return AutoConfig.from_pretrained(folder, local_files_only=True, **layers, **changes)
 
     def measure(self, row: Row, seed: int) -> dict[str, Any]:
         """Train and score a row.

@@ -118,7 +118,7 @@ def label_places(ids: Tensor, tokenizer: Any) -> Tensor:
         >>> label_places(torch.tensor(tokenizer([("7", "9")])["input_ids"]), tokenizer).tolist()
         [[False, True, False, False, False, False]]
     """
-    return ids == tokenizer.mask_token_id
+    return ids.eq(tokenizer.mask_token_id)
 
 
 def check_masked_language_model(model: Any, name: str) -> None:
@@ -136,8 +136,9 @@ def check_masked_language_model(model: Any, name: str) -> None:
         Traceback (most recent call last):
         TypeError: encoder must be a masked language model (a class that AutoModelForMaskedLM makes), got a Linear;...
     """
-    wanted = MODEL_FOR_MASKED_LM_MAPPING.get(type(getattr(model, "config", None)), None)
-    if wanted is None or not isinstance(model, wanted):
+    mapping: Any = MODEL_FOR_MASKED_LM_MAPPING
+    wanted = mapping.get(type(getattr(model, "config", None)), ())
+    if not isinstance(model, wanted):
         raise TypeError(
             f"{name} must be a masked language model (a class that AutoModelForMaskedLM makes), got a "
             f"{type(model).__name__}; the head predicts the label, so an encoder without one will not do"

@@ -84,10 +84,10 @@ class LabelTokenModel(nn.Module):
         check_masked_language_model(encoder, "encoder")
         ids = label_token_ids(tokenizer)
         config = encoder.config
-        embeddings = encoder.get_input_embeddings().weight.shape[0]
-        if embeddings < len(tokenizer):
+        table: Any = encoder.get_input_embeddings().weight
+        if len(table) < len(tokenizer):
             raise ValueError(
-                f"encoder has {embeddings} embeddings, but tokenizer has {len(tokenizer)} tokens; build it with "
+                f"encoder has {len(table)} embeddings, but tokenizer has {len(tokenizer)} tokens; build it with "
                 f"vocab_size={len(tokenizer)}, or call initialise_by_rank"
             )
         if config.pad_token_id not in (None, tokenizer.pad_token_id):

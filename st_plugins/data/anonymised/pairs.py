@@ -106,8 +106,8 @@ class AnonymisedPairs:
     def __add__(self, other: AnonymisedPairs) -> AnonymisedPairs:
         if other.classes != self.classes:
             raise ValueError(f"pairs with the classes {self.classes} and {other.classes} cannot be added")
-        columns = ([*getattr(self, name), *getattr(other, name)] for name in ("first", "second", "labels"))
-        return AnonymisedPairs(*columns, self.classes)
+        first, second = [*self.first, *other.first], [*self.second, *other.second]
+        return AnonymisedPairs(first, second, [*self.labels, *other.labels], self.classes)
 
     @classmethod
     def read(cls, path: str | Path, classes: tuple[str, ...] = ("0", "1")) -> Self:

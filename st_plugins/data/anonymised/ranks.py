@@ -70,7 +70,8 @@ def initialise_by_rank(
         user's choice, unused entries of the vocabulary left out, output biases moved along.
     """
     check_masked_language_model(pretrained, "pretrained")
-    rows = pretrained.get_input_embeddings().weight.shape[0]
+    table: Any = pretrained.get_input_embeddings().weight
+    rows = len(table)
     largest = max(pretrained_tokenizer.get_vocab().values())
     if largest >= rows:
         raise ValueError(
