@@ -1,0 +1,10 @@
+"""Matching without readable text: pairs of integer tokens, from the file to a pair classifier and sentence vectors."""
+
+from __future__ import annotations
+
+from st_plugins.data.anonymised.model import LabelTokenModel
+from st_plugins.data.anonymised.pairs import AnonymisedPairs
+from st_plugins.data.anonymised.ranks import initialise_by_rank
+from st_plugins.data.anonymised.tokens import build_tokenizer
+
+__all__ = ["AnonymisedPairs", "LabelTokenModel", "build_tokenizer", "initialise_by_rank"]

@@ -1,0 +1,183 @@
+"""Pairs of texts whose words are integers, as companies share them when nobody may read them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import Self
+
+from st_plugins.data.files import read_lines
+
+__all__ = ["AnonymisedPairs", "canonical"]
+
+_INTEGER = re.compile("0|[1-9][0-9]*")
+
+
+def canonical(text: str) -> str:
+    """Return a text of integer tokens with one space between them.
+
+    Args:
+        text: Non-negative integers without leading zeros, separated by white space.
+
+    Returns:
+        The same integers.
+
+    Raises:
+        ValueError: There is no token, or one that is no such integer.
+
+    Example:
+        >>> canonical(" 12  7 12 ")
+        '12 7 12'
+    """
+    tokens = text.split()
+    if not tokens:
+        raise ValueError("the text is empty; every text needs at least one integer token")
+    for token in tokens:
+        if not _INTEGER.fullmatch(token):
+            raise ValueError(_fault(token))
+    return " ".join(tokens)
+
+
+def _fault(token: str) -> str:
+    if re.fullmatch("-[0-9]+", token):
+        return f"token {token!r} is negative; tokens must be integers from 0 on"
+    if re.fullmatch("0[0-9]+", token):
+        return f"token {token!r} has leading zeros; write it as {int(token)}, so that one token has one spelling"
+    return f"token {token[:40]!r} is not an integer; texts are integers separated by spaces, in a file without header"
+
+
+@dataclass(frozen=True, eq=False)
+class AnonymisedPairs:
+    """Pairs of texts of integer tokens, each with a label or without.
+
+    Labelled, unlabelled and test-time pairs are of the same kind and can be added: ``train + test.without_labels()``.
+
+    Args:
+        first: First texts, N of them: integers separated by spaces.
+        second: Second texts, N of them.
+        labels: Label of each pair, one of ``classes``; None where it is not known. Empty for none at all.
+        classes: Names of the labels. With two of them the second is the one whose probability is the score.
+
+    Raises:
+        ValueError: The columns differ in length, a text is empty or has a token that is no integer, a label is
+            unknown, or there are fewer than two classes.
+
+    Example:
+        >>> train = AnonymisedPairs(["12 7", "3 4"], ["7 12 9", "8"], ["1", "0"])
+        >>> test = AnonymisedPairs(["5 12"], ["12"])
+        >>> both = train + test
+        >>> len(both), both.labelled, both.labels
+        (3, 2, ['1', '0', None])
+    """
+
+    first: list[str]
+    second: list[str]
+    labels: Sequence[str | None] = ()
+    classes: tuple[str, ...] = ("0", "1")
+
+    def __post_init__(self) -> None:
+        classes, labels = tuple(self.classes), list(self.labels) or [None] * len(self.first)
+        if len(set(classes)) < max(2, len(classes)) or not all(classes):
+            raise ValueError(f"classes must be at least two different names, got {classes}")
+        lengths = {"first": len(self.first), "second": len(self.second), "labels": len(labels)}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"first, second and labels must be equally long, got {lengths}")
+        for name in ("first", "second"):
+            texts = []
+            for row, text in enumerate(getattr(self, name)):
+                try:
+                    texts.append(canonical(text))
+                except ValueError as error:
+                    raise ValueError(f"{name}[{row}]: {error}") from None
+            object.__setattr__(self, name, texts)
+        for row, label in enumerate(labels):
+            if label is not None and label not in classes:
+                raise ValueError(f"labels[{row}]: {_unknown(label, classes)}")
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "classes", classes)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __add__(self, other: AnonymisedPairs) -> AnonymisedPairs:
+        if other.classes != self.classes:
+            raise ValueError(f"pairs with the classes {self.classes} and {other.classes} cannot be added")
+        first, second = [*self.first, *other.first], [*self.second, *other.second]
+        return AnonymisedPairs(first, second, [*self.labels, *other.labels], self.classes)
+
+    @classmethod
+    def read(cls, path: str | Path, classes: tuple[str, ...] = ("0", "1")) -> Self:
+        r"""Read pairs from a file with one pair a line and no header.
+
+        Args:
+            path: A UTF-8 file, with or without ``.gz``: first text, second text and, if the file has labels, the
+                label, separated by tabs. An empty label is one that is not known.
+            classes: Names of the labels.
+
+        Returns:
+            The pairs.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is empty or broken; the message names the line.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = Path(folder, "train.tsv")
+            ...     _ = path.write_text("12 7\t7 12 9\t1\n3 4\t8\t\n")
+            ...     pairs = AnonymisedPairs.read(path)
+            >>> pairs.first, pairs.labels
+            (['12 7', '3 4'], ['1', None])
+        """
+        path = Path(path).expanduser()
+        lines = read_lines(path)
+        if lines == [""]:
+            raise ValueError(f"{path}: there is no line; write one pair a line")
+        columns = lines[0].count("\t") + 1
+        if columns not in (2, 3):
+            raise ValueError(f"{path}:1: {columns} columns; a line has two texts and maybe a label, separated by tabs")
+        sides: tuple[list[str], list[str]] = ([], [])
+        labels: list[str | None] = []
+        for number, line in enumerate(lines, start=1):
+            fields = line.split("\t")
+            if len(fields) != columns:
+                raise ValueError(f"{path}:{number}: {len(fields)} columns, but line 1 has {columns}")
+            for name, side, text in zip(("first", "second"), sides, fields, strict=False):
+                try:
+                    side.append(canonical(text))
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number}: {name} text: {error}") from None
+            label = fields[2].strip() if columns == 3 else ""
+            if label and label not in classes:
+                raise ValueError(f"{path}:{number}: {_unknown(label, classes)}")
+            labels.append(label or None)
+        return cls(*sides, labels, classes)
+
+    @property
+    def labelled(self) -> int:
+        """Number of pairs whose label is known."""
+        return sum(label is not None for label in self.labels)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs without their labels."""
+        return list(zip(self.first, self.second, strict=True))
+
+    @property
+    def frequencies(self) -> dict[str, int]:
+        """How often each token occurs, most frequent first, ties in the order of the integers."""
+        counts = Counter(token for text in [*self.first, *self.second] for token in text.split())
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], int(item[0]))))
+
+    def without_labels(self) -> AnonymisedPairs:
+        """Return the pairs with no label known."""
+        return AnonymisedPairs(self.first, self.second, classes=self.classes)
+
+
+def _unknown(label: object, classes: tuple[str, ...]) -> str:
+    return f"label {label!r} is unknown; it must be one of {', '.join(map(repr, classes))}, or pass other classes="
