@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_plugins.modules.layer_mix import LayerMix
 from st_plugins.modules.span_pooling import SpanPooling
 from st_plugins.modules.text_cnn import TextCNNPooling
 from st_plugins.modules.text_rcnn import TextRCNNPooling
@@ -10,6 +11,7 @@ from st_plugins.modules.token_embeddings import TokenEmbeddings
 from st_plugins.modules.whitening import Whitening
 
 __all__ = [
+    "LayerMix",
     "SpanPooling",
     "TextCNNPooling",
     "TextRCNNPooling",
