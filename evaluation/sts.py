@@ -28,17 +28,19 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from st_plugins import first_last_avg, load, whiten
+from st_plugins import load, whiten
 from st_plugins.atomic import write_text
 from st_plugins.console import pipelines_table
 from st_plugins.data import load_task, read_texts
 from st_plugins.data.tasks import TASKS, resolve_tasks
 from st_plugins.evaluators import Difference, FloorResult, Score, STSSuiteEvaluator, SuiteResult
-from st_plugins.modules import SpanPooling
+from st_plugins.modules import LayerMix, SpanPooling
 
 KINDS = ("none", "corpus", "target", "pooled")
+LAYER_RECIPES = {"first-last-avg": "first-last", "last-two-avg": "last-two", "embedding-avg": "embedding"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Pipeline:
     Args:
         name: Row name, also the JSON's file name.
         model: Folder below ``--models``.
-        pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``, ``"first-last-avg"``, ``"span"`` (a new ``SpanPooling``),
+        pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``; ``"first-last-avg"``, ``"last-two-avg"`` or
+            ``"embedding-avg"`` (those layers of a ``LayerMix``, averaged); ``"span"`` (a new ``SpanPooling``);
             ``"static"`` (the encoder's word embeddings alone, averaged by the host's ``StaticEmbedding``) or
             ``"as-is"`` (the folder is a whole sentence-transformers model).
         whitening: ``"none"``, ``"corpus"`` (on unlabelled texts), ``"target"`` (on each task's own texts,
@@ -158,11 +161,12 @@ def build_model(row: Pipeline, models: Path, seed: int) -> SentenceTransformer:
             torch.manual_seed(seed)
             pooling = SpanPooling(width)
         else:
-            mode = "mean" if row.pooling == "first-last-avg" else row.pooling
+            mode = "mean" if row.pooling in LAYER_RECIPES else row.pooling
             pooling = Pooling(width, pooling_mode=mode)
-        model = SentenceTransformer(modules=[transformer, pooling])
-        if row.pooling == "first-last-avg":
-            model = first_last_avg(model)
+        modules: list[nn.Module] = [transformer, pooling]
+        if row.pooling in LAYER_RECIPES:
+            modules.insert(1, LayerMix.after(transformer, LAYER_RECIPES[row.pooling]))
+        model = SentenceTransformer(modules=modules)
     if row.max_length and row.pooling != "as-is":
         model.max_seq_length = row.max_length
     return model.eval()

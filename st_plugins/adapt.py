@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from torch import nn
 from tqdm.auto import tqdm
 
+from st_plugins.modules.layer_mix import LayerMix, recipe_weights
 from st_plugins.modules.whitening import Whitening
 from st_plugins.pipeline import rebuild
 
@@ -98,7 +98,8 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     The token embeddings become the average of the outputs of the first and the last Transformer layer, and their mean
     over the tokens that are no padding becomes the sentence embedding. "First" is ``hidden_states[1]``, the output of
     layer one, not the word embeddings ``hidden_states[0]``: the latter gives 56.7 instead of 60.7 on the seven STS
-    tasks with BERT-base (SimCSE, issue 285).
+    tasks with BERT-base (SimCSE, issue 285). `LayerMix` with ``recipe="first-last"`` is the same as a module of this
+    package.
 
     Args:
         model: A model whose first module is a Transformer, with at most a Pooling and a Normalize after it; left as
@@ -108,7 +109,7 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
         The new model; plain ``SentenceTransformer`` loads it.
 
     Raises:
-        ValueError: The model has other modules, which would not fit the new embeddings.
+        ValueError: The model has other modules, which would not fit the new embeddings, or the encoder no layers.
 
     Example:
         >>> from st_plugins.data.miniature import untrained_encoder
@@ -122,12 +123,8 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     transformer, rest = _split(model)
     dimension = _dimension(transformer)
     layers = int(transformer.model.config.num_hidden_layers)
-    weights = torch.zeros(layers)
-    weights[0] += 1.0
-    weights[-1] += 1.0
-    layer_pooling = WeightedLayerPooling(
-        dimension, num_hidden_layers=layers, layer_start=1, layer_weights=nn.Parameter(weights)
-    )
+    weights = nn.Parameter(2 * recipe_weights("first-last", layers)[1:])
+    layer_pooling = WeightedLayerPooling(dimension, num_hidden_layers=layers, layer_start=1, layer_weights=weights)
     result = rebuild(model, [transformer, layer_pooling, Pooling(dimension, "mean"), *rest])
     copied: Any = result[0]
     copied.model.config.output_hidden_states = True
@@ -181,7 +178,7 @@ def _split(model: SentenceTransformer) -> tuple[Any, list[nn.Module]]:
     transformer, *others = list(model)
     if not isinstance(transformer, Transformer):
         raise ValueError(f"the first module must be a Transformer, got {type(transformer).__name__}")
-    rest = [module for module in others if not isinstance(module, Pooling | WeightedLayerPooling)]
+    rest = [module for module in others if not isinstance(module, LayerMix | Pooling | WeightedLayerPooling)]
     for module in rest:
         if not isinstance(module, Normalize):
             raise ValueError(

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+from st_plugins import first_last_avg
 from st_plugins.evaluators import SuiteResult
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +90,25 @@ def test_layers_keeps_the_lowest(study: ModuleType, encoder_folder: Path) -> Non
         row = study.Pipeline("row", folder.name, layers=layers)
         found = study.build_model(row, folder.parent, 0).encode(sentence, convert_to_tensor=True)
         assert torch.allclose(found, states[layers].mean(1), atol=1e-6), layers
+
+
+def test_layer_recipes_are_the_averages_of_those_layers(
+    study: ModuleType, model: SentenceTransformer, encoder_folder: Path, sentences: list[str]
+) -> None:
+    def encoded(pooling: str) -> np.ndarray:
+        row = study.Pipeline("row", encoder_folder.name, pooling)
+        return study.build_model(row, encoder_folder.parent, 0).encode(sentences)
+
+    stock = first_last_avg(study.build_model(study.Pipeline("row", encoder_folder.name), encoder_folder.parent, 0))
+    np.testing.assert_allclose(encoded("first-last-avg"), stock.encode(sentences), atol=1e-6)  # two layers
+    np.testing.assert_allclose(encoded("last-two-avg"), stock.encode(sentences), atol=1e-6)
+    with torch.no_grad():
+        states = [
+            model[0].model(**dict(model.tokenizer([text], return_tensors="pt")), output_hidden_states=True)  # type: ignore[union-attr]
+            for text in sentences[:5]
+        ]
+    means = torch.cat([state.hidden_states[0].mean(dim=1) for state in states])
+    np.testing.assert_allclose(encoded("embedding-avg")[:5], means, atol=1e-6)
 
 
 def test_static_pooling_is_the_mean_of_the_word_embeddings(study: ModuleType, encoder_folder: Path) -> None:

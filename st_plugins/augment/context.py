@@ -49,7 +49,8 @@ def augmented(
     The model is then the same, bit for bit.
 
     Args:
-        model: The model itself, no wrapper of it; its first module is a Transformer or a StaticEmbedding.
+        model: The model itself, no wrapper of it; its first module is a Transformer, a StaticEmbedding or
+            TokenEmbeddings.
         views: One entry for each view: an augmentation, or a sequence of them, applied in order (except that tokens
             are shuffled first, and perturbed last).
         perturbations: What to add to the token embeddings, one entry for each call, ``(views * N, tokens,
@@ -170,8 +171,9 @@ class AugmentedPass:
             isinstance(part, TokenShuffle) for view in self.views for part in view
         ):
             raise ValueError(
-                "TokenShuffle does nothing to static embeddings, which know no order; choose other views, such as "
-                "TokenCutoff(0.5) ('token-cutoff:0.5') twice"
+                "TokenShuffle does nothing to static embeddings, which know no order, and to TokenEmbeddings, which "
+                "have no encoder to shuffle for; choose other views, such as TokenCutoff(0.5) ('token-cutoff:0.5') "
+                "twice"
             )
         if self._shuffles("position_ids") and self.parts.positions is None:
             raise ValueError(

@@ -35,6 +35,7 @@ deberta, deberta-v2 (v2, v3)    ``embeddings``                          ``embedd
 t5, mt5, umt5, longt5           ``encoder.embed_tokens``                ``embeddings``
 xlnet                           ``word_embedding``                      ``embeddings``
 StaticEmbedding (host module)   the embedding bag, taken apart          not at all
+TokenEmbeddings (our module)    its table                               not at all
 any other                       ``embeddings`` if it has such a child,  ``position_ids``
                                 else ``get_input_embeddings()``         if a position
                                                                         table or rotary
@@ -51,7 +52,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import InputModule, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
@@ -127,10 +128,11 @@ def shuffle_kind(model: SentenceTransformer) -> ShuffleKind:
     """Return what `TokenShuffle` permutes in this model: its position ids or its token embeddings.
 
     Args:
-        model: A model whose first module is a Transformer or a StaticEmbedding.
+        model: A model whose first module is a Transformer, a StaticEmbedding or TokenEmbeddings.
 
     Returns:
-        ``"position_ids"`` or ``"embeddings"``; ``"none"`` for static embeddings, which know no order.
+        ``"position_ids"`` or ``"embeddings"``; ``"none"`` for static embeddings, which know no order, and for
+        `TokenEmbeddings`, whose order only the pooling reads.
 
     Example:
         >>> from st_plugins.data.miniature import untrained_encoder
@@ -144,7 +146,7 @@ def encoder_parts(model: SentenceTransformer) -> EncoderParts:
     """Find the modules that views act on.
 
     Args:
-        model: A model whose first module is a Transformer or a StaticEmbedding.
+        model: A model whose first module is a Transformer, a StaticEmbedding or TokenEmbeddings.
 
     Returns:
         The modules.
@@ -160,10 +162,13 @@ def encoder_parts(model: SentenceTransformer) -> EncoderParts:
     transformer = next(iter(model), None)
     if isinstance(transformer, StaticEmbedding) and isinstance(transformer.embedding, nn.EmbeddingBag):
         return EncoderParts(transformer, transformer.embedding, None, "none")
+    table = getattr(transformer, "embedding", None)
+    if isinstance(transformer, InputModule) and isinstance(table, nn.Embedding):  # TokenEmbeddings
+        return EncoderParts(transformer, table, None, "none")
     if not isinstance(transformer, Transformer) or not isinstance(transformer.model, nn.Module):
         raise ValueError(
-            f"model starts with a {type(transformer).__name__}, but views need a StaticEmbedding, or a Transformer "
-            f"with token embeddings, such as {', '.join(_TESTED)}"
+            f"model starts with a {type(transformer).__name__}, but views need a StaticEmbedding, or "
+            f"TokenEmbeddings, or a Transformer with token embeddings, such as {', '.join(_TESTED)}"
         )
     wrapped: Any = transformer.model
     encoder: Any = getattr(wrapped, "base_model", wrapped)  # without the head or adapter around it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from st_plugins.losses.consert import ConSERTLoss, nt_xent
 from st_plugins.losses.consert_joint import ConSERTJointLoss
+from st_plugins.losses.layer_mix import LayerMixRegularizer
 from st_plugins.losses.nonfinite import NonFiniteLossError
 from st_plugins.losses.self_explaining import SelfExplainingLoss, SpanSharpnessRegularizer
 from st_plugins.losses.simcse import SimCSELoss, simcse_loss
@@ -14,6 +15,7 @@ __all__ = [
     "ConSERTJointLoss",
     "ConSERTLoss",
     "LayerAgreement",
+    "LayerMixRegularizer",
     "NonFiniteLossError",
     "SelfExplainingLoss",
     "SimCSELoss",

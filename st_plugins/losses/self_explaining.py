@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from st_plugins.augment import AdversarialPerturbation, NoAugmentation
 from st_plugins.losses.embedding import Features, ViewLoss, inner_model
 from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
+from st_plugins.losses.terms import with_term
 from st_plugins.modes import evaluating
 from st_plugins.modules.span_pooling import SpanPooling
 
@@ -291,15 +292,6 @@ class SpanSharpnessRegularizer(nn.Module):
         pooling = SpanPooling.of(inner_model(self.model))
         with pooling.returning_spans(), _recorded_sharpness(pooling) as sharpness:
             value = self.loss(sentence_features, labels)
-        if isinstance(value, Tensor):
-            value = {type(self.loss).__name__: value}
-        if not isinstance(value, dict):
-            raise TypeError(
-                f"loss must return a tensor or a dictionary of terms, but {type(self.loss).__name__} returned "
-                f"{type(value).__name__}"
-            )
-        if _TERM in value:
-            raise ValueError(f"{type(self.loss).__name__} has a term {_TERM!r} already; do not regularise it twice")
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in pooling.parameters())
         if not sharpness or (trains and not all(part.requires_grad for part in sharpness)):
             raise ValueError(
@@ -307,7 +299,7 @@ class SpanSharpnessRegularizer(nn.Module):
                 "model's SpanPooling, so that their sharpness cannot be trained; use the form of the loss without "
                 "caching, and gradient accumulation for memory"
             )
-        return {**value, _TERM: -self.weight * torch.cat(sharpness).mean()}
+        return with_term(self.loss, value, _TERM, -self.weight * torch.cat(sharpness).mean())
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the weight, and name and configuration of the wrapped loss."""

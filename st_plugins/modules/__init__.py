@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from st_plugins.modules.layer_mix import LayerMix
 from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.modules.text_cnn import TextCNNPooling
+from st_plugins.modules.text_rcnn import TextRCNNPooling
+from st_plugins.modules.text_rnn import TextRNNPooling
+from st_plugins.modules.token_embeddings import TokenEmbeddings
 from st_plugins.modules.whitening import Whitening
 
-__all__ = ["SpanPooling", "Whitening"]
+__all__ = [
+    "LayerMix",
+    "SpanPooling",
+    "TextCNNPooling",
+    "TextRCNNPooling",
+    "TextRNNPooling",
+    "TokenEmbeddings",
+    "Whitening",
+]

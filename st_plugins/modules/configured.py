@@ -28,12 +28,13 @@ class ConfiguredModule(Module):
         return {key: value for key, value in known.items() if key not in defaults or value != defaults[key]}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], where: str) -> Self:
+    def from_config(cls, config: dict[str, Any], where: str, **parts: Any) -> Self:
         """Build a module from a stored configuration.
 
         Args:
             config: Its content; keys that are no ``config_keys`` are ignored with a warning.
             where: File it came from, for messages.
+            **parts: Further arguments of the constructor, which are no configuration.
 
         Returns:
             The module.
@@ -45,6 +46,6 @@ class ConfiguredModule(Module):
         if unknown:
             logger.warning("Ignoring %s in %s: written by a newer version?", unknown, where)
         try:
-            return cls(**{key: value for key, value in config.items() if key not in unknown})
+            return cls(**parts, **{key: value for key, value in config.items() if key not in unknown})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where} does not describe a {cls.__name__}: {error}") from error

@@ -8,17 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from sentence_transformers.util import repad_flattened_features
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins.kernels.span_attention import SpanAttention, span_attention
-from st_plugins.modules import storage
-from st_plugins.modules.configured import ConfiguredModule
 from st_plugins.modules.product_attention import product_attention
 from st_plugins.modules.special_tokens import special_token_ids
+from st_plugins.modules.stored import StoredModule
+from st_plugins.modules.tokens import counted_tokens, padded, refuse_non_finite
 
 __all__ = ["SpanPooling"]
 
@@ -31,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-class SpanPooling(ConfiguredModule):
+class SpanPooling(StoredModule):
     """Attention over all spans of a text in place of mean pooling: which spans made the embedding can be read off.
 
     Every span (i, j), i <= j, of a text gets a vector from its first and its last token, a score and a weight::
@@ -169,27 +166,6 @@ class SpanPooling(ConfiguredModule):
         module.load_state_dict(folded)
         return module
 
-    @classmethod
-    def of(cls, model: nn.Module) -> Self:
-        """Return the SpanPooling of a model.
-
-        Args:
-            model: A SentenceTransformer, or a wrapper of one.
-
-        Returns:
-            The module itself.
-
-        Raises:
-            ValueError: There is none, or more than one.
-        """
-        found = [module for module in model.modules() if isinstance(module, cls)]
-        if len(found) != 1:
-            raise ValueError(
-                f"the model must have one SpanPooling, but has {len(found)}; build it with "
-                "SentenceTransformer(modules=[Transformer(...), SpanPooling(width)])"
-            )
-        return found[0]
-
     def on_model_ready(self, model: Any) -> None:
         """Take over the ids of the tokenizer's special tokens; the host calls this when it has built a model.
 
@@ -217,18 +193,12 @@ class SpanPooling(ConfiguredModule):
             ValueError: The token embeddings have another width or hold NaN, the masks do not fit them, or the special
                 tokens are not known.
         """
-        inputs = _padded(features)
+        inputs = padded(features)
         mask = self.span_mask(inputs)
         tokens: Tensor = inputs["token_embeddings"]
         # Whatever padding holds (NaN from an attention without any key, say) must not reach a projection.
         result = self._attend(tokens.masked_fill(~mask[:, :, None], 0.0), mask)
-        if tokens.device.type == "cpu":
-            bad = result.pooled.detach().isnan().any(dim=1).nonzero().flatten().tolist()
-            if bad:
-                raise ValueError(
-                    f"the token embeddings of rows {bad[:8]} of the batch (of {len(tokens)}) hold NaN or infinity; "
-                    "weights of the encoder or of SpanPooling are damaged, or float16 overflows (try bfloat16)"
-                )
+        refuse_non_finite(result.pooled, type(self).__name__)
         features["sentence_embedding"] = result.pooled.to(tokens.dtype)
         if self.training or self.return_spans:
             features["span_weights"], features["span_sharpness"] = result.weights, result.sharpness
@@ -246,24 +216,8 @@ class SpanPooling(ConfiguredModule):
         Raises:
             ValueError: As for `forward`, NaN excepted.
         """
-        features = _padded(features)
-        tokens = features["token_embeddings"]
-        if tokens.ndim != 3 or tokens.shape[2] != self.embedding_dimension:
-            raise ValueError(
-                f"token_embeddings must have shape (batch, tokens, {self.embedding_dimension}), got "
-                f"{tuple(tokens.shape)}; create SpanPooling with the width of your encoder"
-            )
-        mask = features.get("attention_mask", tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
-        if mask.shape != tokens.shape[:2]:
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}, but there are {tuple(tokens.shape[:2])} token "
-                "embeddings; spans need an encoder that keeps its tokens"
-            )
-        admitted: Tensor = mask.bool()
-        prompt = features.get("prompt_length")
-        if prompt is not None and not self.include_prompt:  # a number, or one a row; padding may precede the prompt
-            length = torch.as_tensor(prompt, device=admitted.device).reshape(-1, 1)
-            admitted = admitted & (admitted.cumsum(dim=1) > length)
+        features = padded(features)
+        _, admitted = counted_tokens(features, self.embedding_dimension, type(self).__name__, self.include_prompt)
         if self.include_special_tokens:
             return admitted
         if self.excluded_ids is None:
@@ -272,9 +226,9 @@ class SpanPooling(ConfiguredModule):
                 "model.append(pooling) call pooling.on_model_ready(model), or give special_token_ids"
             )
         ids = features.get("input_ids")
-        if ids is None or ids.shape != mask.shape:
+        if ids is None or ids.shape != admitted.shape:
             raise ValueError(
-                f"features need input_ids of shape {tuple(mask.shape)} to find special tokens, got "
+                f"features need input_ids of shape {tuple(admitted.shape)} to find special tokens, got "
                 f"{None if ids is None else tuple(ids.shape)}; give them, or include_special_tokens=True"
             )
         return admitted & ~torch.isin(ids, self.excluded_ids.to(ids.device))
@@ -294,7 +248,7 @@ class SpanPooling(ConfiguredModule):
         """
         table: Any = token_embeddings
         if isinstance(table, Mapping):
-            table = _padded(table)["token_embeddings"]
+            table = padded(table)["token_embeddings"]
             if len(table) != 1:
                 raise ValueError(f"features must be those of one text, got {len(table)}; give one row of them")
             table = table[0]
@@ -333,71 +287,9 @@ class SpanPooling(ConfiguredModule):
         """Return the width of the output."""
         return self.embedding_dimension
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
-
-        Args:
-            output_path: An existing folder.
-            *args: Ignored.
-            safe_serialization: Ignored: the file is always safetensors.
-            **kwargs: Ignored.
-        """
-        self.save_config(output_path)
-        self.save_torch_weights(output_path)
-
-    @classmethod
-    def load(
-        cls,
-        model_name_or_path: str,
-        subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        init_defaults: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Read a saved module back, bit for bit.
-
-        Args:
-            model_name_or_path: Model folder or hub id.
-            subfolder: Folder of the module in it.
-            token: For the hub.
-            cache_folder: For the hub.
-            revision: For the hub.
-            local_files_only: Whether to stay off the network.
-            init_defaults: Constructor arguments for keys that the saved configuration lacks.
-            **kwargs: Ignored.
-
-        Returns:
-            The module.
-
-        Raises:
-            ValueError: A file is missing, damaged, or does not fit the other; the message names it.
-        """
-        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "revision": revision}
-        hub |= {"local_files_only": local_files_only}
-        config, tensors = (
-            storage.find(cls, name, model_name_or_path, subfolder, **hub)
-            for name in (cls.config_file_name, storage.TENSORS)
-        )
-        module = cls.from_config((init_defaults or {}) | storage.read_json(config), str(config))
-        try:
-            # Not by the host's helper, which would also read a pickle.
-            module.load_state_dict(load_file(tensors))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ValueError(f"{tensors} is damaged or does not fit {config}: {error}") from error
-        return module
-
     def _attend(self, tokens: Tensor, mask: Tensor) -> SpanAttention:
         tokens = tokens.to(self.start.weight.dtype)
         start, end, scorer = self.start(tokens), self.end(tokens), self.score.weight[0]
         if self.interaction == "projected":
             return span_attention(start, end, self.product(tokens), scorer, mask, self.max_span_length)
         return product_attention(tokens, start, end, self.product, scorer, mask, self.max_span_length)
-
-
-def _padded(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Return features of shape (batch, n, …); those of a flattened batch are a copy."""
-    found = dict(features)
-    return repad_flattened_features(found) if "cu_seq_lens_q" in found else found

@@ -1,0 +1,104 @@
+"""Keep the layers of a LayerMix together while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from st_plugins.losses.embedding import Features, inner_model
+from st_plugins.losses.terms import with_term
+from st_plugins.modules.layer_mix import LayerMix
+
+__all__ = ["LayerMixRegularizer"]
+
+_TERM = "layer_weights"
+_CITATION = """
+@inproceedings{peters-etal-2018-deep,
+    title = "Deep Contextualized Word Representations",
+    author = "Peters, Matthew E. and Neumann, Mark and Iyyer, Mohit and Gardner, Matt and Clark, Christopher and
+              Lee, Kenton and Zettlemoyer, Luke",
+    booktitle = "Proceedings of NAACL-HLT 2018",
+    year = "2018",
+}
+"""
+
+
+class LayerMixRegularizer(nn.Module):
+    """Add to any loss of a model with a learned `LayerMix` a term that draws its layers towards equal weights.
+
+    The wrapped loss plus ``weight · ‖s‖²``, with s the numbers whose softmax weighs the layers; it is 0 at first,
+    where all layers weigh the same. The terms are returned by name: ``layer_weights`` (weighted) beside those of
+    the wrapped loss, or beside one with the name of its class. A trainer logs each and trains on their sum.
+
+    The term depends on no text, so every loss can be wrapped, those with gradient caching too. It is not the weight
+    decay of the optimizer: AdamW's does not pass through its moments.
+
+    Args:
+        loss: A loss with the model at ``loss.model``.
+        weight: λ of the paper, at least 0; 1 keeps the mean of all layers, 0.001 leaves them nearly free.
+
+    Inputs:
+        Those of the wrapped loss.
+
+    Example:
+        >>> import torch
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+        >>> from sentence_transformers.sentence_transformer.modules import Pooling
+        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> encoder = untrained_encoder()[0]
+        >>> modules = [encoder, LayerMix.after(encoder), Pooling(64)]
+        >>> model = SentenceTransformer(modules=modules, device="cpu").train()
+        >>> model[1].scalars.data = torch.tensor([1.0, 0.0, -2.0])
+        >>> loss = LayerMixRegularizer(CosineSimilarityLoss(model), weight=0.1)
+        >>> terms = loss([model.preprocess(corpus(4)), model.preprocess(corpus(4, seed=1))], torch.rand(4))
+        >>> list(terms), terms["layer_weights"].item()
+        (['CosineSimilarityLoss', 'layer_weights'], 0.5)
+
+    Reference:
+        Peters et al., "Deep contextualized word representations" (NAACL 2018), arXiv 1802.05365, section 3.4.
+    """
+
+    def __init__(self, loss: nn.Module, weight: float) -> None:
+        super().__init__()
+        if not isinstance(getattr(loss, "model", None), nn.Module):
+            raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
+        if not weight >= 0:
+            raise ValueError(f"weight must be at least 0, got {weight}")
+        LayerMix.of(cast("nn.Module", loss.model)).penalty()  # fixed recipes are refused now
+        self.loss = loss
+        self.weight = weight
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of the wrapped loss, where a trainer may have put a wrapper around it."""
+        return cast("nn.Module", self.loss.model)
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the wrapped loss and the term.
+
+        Args:
+            sentence_features: One tokenized batch for each text column.
+            labels: As for the wrapped loss.
+
+        Returns:
+            The terms by name.
+
+        Raises:
+            TypeError: The wrapped loss returned neither a tensor nor terms.
+            ValueError: The wrapped loss has a term of our name.
+        """
+        value = self.loss(sentence_features, labels)
+        return with_term(self.loss, value, _TERM, self.weight * LayerMix.of(inner_model(self.model)).penalty())
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the weight, and name and configuration of the wrapped loss."""
+        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
+        return {"loss": type(self.loss).__name__, "loss_config": inner, "weight": self.weight}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entries of the paper and of the wrapped loss."""
+        return f"{_CITATION}{getattr(self.loss, 'citation', '')}"

@@ -1,0 +1,121 @@
+"""Modules whose configuration and tensors are all there is to save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from st_plugins.modules import storage
+from st_plugins.modules.configured import ConfiguredModule
+
+__all__ = ["StoredModule"]
+
+
+class StoredModule(ConfiguredModule):
+    """A module saved as ``config.json`` and ``model.safetensors``, and read back bit for bit.
+
+    Not by the host's helpers: they would also read a pickle, and they refuse recurrent networks on a GPU, whose
+    weights share their memory.
+    """
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Return the module of this class that a model has.
+
+        Args:
+            model: A SentenceTransformer, or a wrapper of one.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: There is none, or more than one.
+        """
+        found = [module for module in model.modules() if isinstance(module, cls)]
+        if len(found) != 1:
+            raise ValueError(
+                f"the model must have one {cls.__name__}, but has {len(found)}; build it with "
+                f"SentenceTransformer(modules=[..., {cls.__name__}(...)])"
+            )
+        return found[0]
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Args:
+            output_path: An existing folder.
+            *args: Ignored.
+            safe_serialization: Ignored: the file is always safetensors.
+            **kwargs: Ignored.
+        """
+        self.save_config(output_path)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, Path(output_path) / storage.TENSORS)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        init_defaults: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Read a saved module back, bit for bit.
+
+        Args:
+            model_name_or_path: Model folder or hub id.
+            subfolder: Folder of the module in it.
+            token: For the hub.
+            cache_folder: For the hub.
+            revision: For the hub.
+            local_files_only: Whether to stay off the network.
+            init_defaults: Constructor arguments for keys that the saved configuration lacks.
+            **kwargs: Ignored.
+
+        Returns:
+            The module.
+
+        Raises:
+            ValueError: A file is missing, damaged, or does not fit the others; the message names it.
+        """
+        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "revision": revision}
+        hub |= {"local_files_only": local_files_only}
+
+        def find(name: str) -> Path:
+            return storage.find(cls, name, model_name_or_path, subfolder, **hub)
+
+        config, tensors = find(cls.config_file_name), find(storage.TENSORS)
+        values = (init_defaults or {}) | storage.read_json(config)
+        try:
+            state = load_file(tensors)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{tensors} is damaged: {error}") from error
+        module = cls.from_config(values, str(config), **cls.load_parts(find, state))
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{tensors} does not fit {config}: {error}") from error
+        return module
+
+    @classmethod
+    def load_parts(cls, find: Callable[[str], Path], state: dict[str, Tensor]) -> dict[str, Any]:
+        """Return arguments of the constructor that are no configuration.
+
+        Args:
+            find: From the name of a file to its path; raises a ValueError if there is none.
+            state: The tensors, by name.
+
+        Returns:
+            The arguments by name; here none.
+        """
+        return {}
