@@ -5,6 +5,7 @@ from __future__ import annotations
 from st_plugins.losses.consert import ConSERTLoss, nt_xent
 from st_plugins.losses.consert_joint import ConSERTJointLoss
 from st_plugins.losses.nonfinite import NonFiniteLossError
+from st_plugins.losses.rdrop import RDropLoss, symmetric_kl
 from st_plugins.losses.self_explaining import SelfExplainingLoss, SpanSharpnessRegularizer
 from st_plugins.losses.simcse import SimCSELoss, simcse_loss
 from st_plugins.losses.virt import VIRTLoss
@@ -15,6 +16,7 @@ __all__ = [
     "ConSERTLoss",
     "LayerAgreement",
     "NonFiniteLossError",
+    "RDropLoss",
     "SelfExplainingLoss",
     "SimCSELoss",
     "SpanSharpnessRegularizer",
@@ -22,4 +24,5 @@ __all__ = [
     "map_agreement",
     "nt_xent",
     "simcse_loss",
+    "symmetric_kl",
 ]
