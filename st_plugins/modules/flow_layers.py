@@ -274,10 +274,10 @@ class LULinear(FlowLayer):
 
     def inverse(self, rows: Tensor) -> Tensor:  # noqa: D102 - the base says it
         lower, upper = self._factors(rows.dtype)
-        columns = rows[:, self.order.argsort()].T
+        columns: Tensor = rows[:, self.order.argsort()].T
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
         columns = torch.linalg.solve_triangular(upper, columns, upper=True)
-        return columns.T
+        return columns.transpose(0, 1)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         diagonal = self.signs.to(dtype) * self.log_diagonal.to(dtype).exp()
