@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 
 import st_plugins
+from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.whitening import Whitening
 
 __all__ = ["describe_model", "library_versions"]
@@ -50,7 +51,7 @@ def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[
         mode = config.get("pooling_mode")
         pooling = mode if mode is not None else pooling
         entry = {"type": f"{type(module).__module__}.{type(module).__name__}", "config": _plain(config)}
-        if isinstance(module, Whitening):
+        if isinstance(module, NormalizingFlow | Whitening):
             entry["sources"] = module.sources
         modules.append(entry)
     first = next(iter(model.parameters()), torch.empty(0))

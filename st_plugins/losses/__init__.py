@@ -6,6 +6,7 @@ from st_plugins.losses.consert import ConSERTLoss, nt_xent
 from st_plugins.losses.consert_joint import ConSERTJointLoss
 from st_plugins.losses.layer_mix import LayerMixRegularizer
 from st_plugins.losses.nonfinite import NonFiniteLossError
+from st_plugins.losses.rdrop import RDropLoss, symmetric_kl
 from st_plugins.losses.self_explaining import SelfExplainingLoss, SpanSharpnessRegularizer
 from st_plugins.losses.simcse import SimCSELoss, simcse_loss
 from st_plugins.losses.virt import VIRTLoss
@@ -17,6 +18,7 @@ __all__ = [
     "LayerAgreement",
     "LayerMixRegularizer",
     "NonFiniteLossError",
+    "RDropLoss",
     "SelfExplainingLoss",
     "SimCSELoss",
     "SpanSharpnessRegularizer",
@@ -24,4 +26,5 @@ __all__ = [
     "map_agreement",
     "nt_xent",
     "simcse_loss",
+    "symmetric_kl",
 ]

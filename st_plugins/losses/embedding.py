@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import all_gather_with_grad
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
@@ -30,7 +30,7 @@ from st_plugins.dropout import dropout_probabilities, without_dropout
 from st_plugins.losses.caching import embed_in_mini_batches
 from st_plugins.losses.nonfinite import NonFiniteLossError
 
-__all__ = ["ViewLoss", "inner_model"]
+__all__ = ["ViewLoss", "as_in_training", "inner_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class ViewLoss(nn.Module, ABC):
         views = self.views if views is None else views
         inner = inner_model(self.model)
         self._check_gradient_checkpointing(inner)
-        with _as_in_training(inner):
+        with as_in_training(inner):
             if _adversarial(views):
                 steps = self._adversarial_steps(inner, columns, labels, views)
                 return [
@@ -328,8 +328,25 @@ def _forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]
 
 
 @contextlib.contextmanager
-def _as_in_training(model: SentenceTransformer) -> Iterator[None]:
-    """Let a model in evaluation mode behave as in training, the same way each time."""
+def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
+    """Let a model in evaluation mode behave as in training inside the block, the same way each time.
+
+    Args:
+        model: The model; one in training mode is left as it is.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The model is in evaluation mode while gradients are computed.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder().eval()
+        >>> with torch.no_grad(), as_in_training(model):
+        ...     model.training
+        True
+    """
     if model.training:
         yield
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_plugins.modules.layer_mix import LayerMix
+from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.span_pooling import SpanPooling
 from st_plugins.modules.text_cnn import TextCNNPooling
 from st_plugins.modules.text_rcnn import TextRCNNPooling
@@ -12,6 +13,7 @@ from st_plugins.modules.whitening import Whitening
 
 __all__ = [
     "LayerMix",
+    "NormalizingFlow",
     "SpanPooling",
     "TextCNNPooling",
     "TextRCNNPooling",

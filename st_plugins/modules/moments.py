@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from typing_extensions import Self
 
+from st_plugins.modules.rows import refuse_non_finite
+
 __all__ = ["Moments"]
 
 Array = NDArray[np.floating]
@@ -183,13 +185,7 @@ def _chunk(rows: Array, centred: Array, first_row: int) -> Moments:
         finite = math.isfinite(float(cubic.sum()) + float(np.trace(scatter)) + quartic)
     if finite:
         return Moments(rows.shape[1], len(rows), shift + remainder.astype(np.float64), scatter, cubic, quartic)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        column = int(np.flatnonzero(~np.isfinite(rows[bad[0]]))[0])
-        raise ValueError(
-            f"embeddings must be finite, but row {first_row + int(bad[0])} holds {rows[bad[0], column]} in column "
-            f"{column} ({len(bad)} such rows among {len(rows)}); drop those rows or encode them in float32"
-        )
+    refuse_non_finite(rows, first_row)
     if centred.dtype == np.float32:
         return _chunk(rows, np.empty(rows.shape), first_row)
     raise ValueError(f"embeddings from row {first_row} on are so large that their squares overflow; rescale them")

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from st_plugins.modules import storage
 from st_plugins.modules.configured import ConfiguredModule
 from st_plugins.modules.moments import Moments
+from st_plugins.modules.rows import as_rows
 from st_plugins.modules.transform import Transform, derive
 
 __all__ = ["Whitening"]
@@ -139,14 +140,7 @@ class Whitening(ConfiguredModule):
             ValueError: The block has the wrong shape or type, or holds NaN or infinity (rows are numbered from 0,
                 over all blocks fitted so far); nothing of it is added then.
         """
-        rows = block if isinstance(block, Tensor) else np.asarray(block)
-        if rows.ndim != 2 or rows.shape[1] != self.embedding_dimension:
-            raise ValueError(
-                f"embeddings must have shape (rows, {self.embedding_dimension}), got {tuple(rows.shape)}; stack "
-                "single vectors into one array, or create Whitening with the width of your model"
-            )
-        if not (rows.is_floating_point() if isinstance(rows, Tensor) else np.issubdtype(rows.dtype, np.floating)):
-            raise ValueError(f"embeddings must be of a floating-point type, got {rows.dtype}; convert them first")
+        rows = as_rows(block, self.embedding_dimension, type(self).__name__)
         if not len(rows):
             return self
         return self._add(Moments.of(rows, first_row=self.count), {source or "unnamed": len(rows)})

@@ -1,0 +1,389 @@
+"""R-Drop: what a model predicts should not depend on the dropout mask."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, cast, get_args
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.losses import uses_gradient_cache
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss, MSELoss
+from sentence_transformers.sentence_transformer.losses import (
+    CoSENTLoss,
+    CosineSimilarityLoss,
+    MultipleNegativesRankingLoss,
+    SoftmaxLoss,
+)
+from sentence_transformers.util import cos_sim, pairwise_cos_sim
+from torch import Tensor, nn
+
+from st_plugins.augment import NoAugmentation
+from st_plugins.dropout import dropout_probabilities
+from st_plugins.losses.embedding import ViewLoss, as_in_training
+from st_plugins.losses.head import HeadedLoss
+from st_plugins.losses.two_passes import TwoPasses, two_passes
+
+__all__ = ["RDropLoss", "symmetric_kl"]
+
+logger = logging.getLogger(__name__)
+
+Consistency = Literal["classes", "scores", "similarities"]
+Scaling = Literal["mean", "sum"]
+Terms = dict[str, Tensor]
+
+_TERM = "r_drop"
+_CROSS_ENCODER_LOSSES: dict[type[nn.Module], Consistency] = {
+    CrossEntropyLoss: "classes",
+    BinaryCrossEntropyLoss: "classes",
+    MSELoss: "scores",
+}
+
+
+def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    """Return ``½ [KL(P₁‖P₂) + KL(P₂‖P₁)]`` of predicted distributions, averaged over the rows.
+
+    Both orders added up give ``½ Σ_c (p₁ - p₂) (log p₁ - log p₂)``, summed over the classes: no term is negative, and
+    equal predictions give exactly 0. Computed in float32 (float64 if given), under autocast too.
+
+    Args:
+        first: Logits of the first pass: ``(N, C)`` of a softmax, or ``(N,)`` or ``(N, 1)`` of a sigmoid.
+        second: Logits of the second pass.
+
+    Returns:
+        The mean over the rows.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Example:
+        >>> one, two = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> f"{symmetric_kl(one, two):.4f}"  # ½ · 0.3 · log(0.8 / 0.2)
+        '0.2079'
+        >>> f"{symmetric_kl(one[:, 0] - one[:, 1], two[:, 0] - two[:, 1]):.4f}"  # the same as a score
+        '0.2079'
+
+    Reference:
+        Liang et al., arXiv 2106.14448, section 2. In the authors' code for classification the sum over the batch is
+        not divided by its size, so that their α means another thing with every batch size.
+    """
+    if first.shape != second.shape or not 1 <= first.ndim <= 2:
+        raise ValueError(
+            f"predictions must have the same shape (N, C) or (N,), got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    with torch.autocast(first.device.type, enabled=False):
+        one, two = (_precise(logits) for logits in (first, second))
+        if one.ndim == 1 or one.shape[1] == 1:
+            return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).flatten().mean()
+        one, two = one.log_softmax(dim=1), two.log_softmax(dim=1)
+        return 0.5 * ((one.exp() - two.exp()) * (one - two)).sum(dim=1).mean()
+
+
+class RDropLoss(nn.Module):
+    """Train with a loss on two dropout passes of each batch, and pull what the passes predict together.
+
+    Every text column goes through the model once, with each row twice, so that both copies get their own dropout
+    masks. The wrapped loss is computed for the first copies and for the second ones, as if they were two batches, and
+    a consistency term, the symmetric KL divergence of the two predictions averaged over the rows, is added:
+
+        ``scaling="mean"``: ``½ (L₁ + L₂) + weight · ½ [KL(P₁‖P₂) + KL(P₂‖P₁)]``
+        ``scaling="sum"``: ``(L₁ + L₂) + weight · ½ [KL(P₁‖P₂) + KL(P₂‖P₁)]``
+
+    Both are published, and ``weight=a`` in the first is ``weight=2a`` in the second with half the learning rate. What
+    is predicted depends on the loss:
+
+    - ``"classes"``: the distribution over classes of ``SoftmaxLoss``, of `SelfExplainingLoss` and `VIRTPairLoss`, and
+      of cross-encoders with ``CrossEntropyLoss`` or ``BinaryCrossEntropyLoss``.
+    - ``"scores"``: the similarity of ``CosineSimilarityLoss``, ``CoSENTLoss`` and ``AnglELoss``, the score of a
+      cross-encoder with ``MSELoss``. The term is the mean squared difference of the two passes instead.
+    - ``"similarities"``, for all other losses on embeddings, such as ``MultipleNegativesRankingLoss``: the
+      distribution of the first column's rows over the texts of the other columns in the batch, ``softmax(scale ·
+      cosine)`` (with the loss's own similarity and scale where it is ``MultipleNegativesRankingLoss``); with a single
+      column, over the other rows. An own construction, not the paper's.
+
+    **Rows without a label** contribute the consistency term only: those with ``unlabelled`` in place of a class, and
+    with NaN in place of a score.
+
+    **Training mode** is needed, because without dropout the two passes are equal; in evaluation mode the loss is
+    refused. Only without gradients, as in the trainer's evaluation on an ``eval_dataset``, dropout acts as in
+    training, from a fixed seed, so that values at different checkpoints compare. Batch normalisation sees both copies
+    as one batch.
+
+    The terms are returned by name: ``r_drop`` (weighted) beside those of the wrapped loss, or beside one with the name
+    of its class. A trainer logs each and trains on their sum. A step costs about twice as much as without.
+
+    Args:
+        loss: A loss with its model at ``loss.model`` that embeds each column in one pass: no ``Cached…`` loss, none
+            that augments texts or wraps other losses (wrap the inner one).
+        weight: α of the paper, at least 0.
+        scaling: ``"mean"``, as in the authors' README, or ``"sum"``, as in the paper.
+        consistency: What should agree; ``"auto"`` chooses by the loss, as above.
+        scale: Inverse temperature of ``"similarities"``, above 0, where the loss has none.
+        unlabelled: The class that marks a row without label.
+
+    Inputs:
+        Those of the wrapped loss.
+
+    Example:
+        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> model = untrained_encoder().train()
+        >>> loss = RDropLoss(SoftmaxLoss(model, model.get_embedding_dimension(), num_labels=3), weight=1.0)
+        >>> columns = [model.preprocess(corpus(8)), model.preprocess(corpus(8, seed=1))]
+        >>> terms = loss(columns, labels=torch.tensor([0, 1, 2, 0, 1, 2, -1, -1]))  # the last two are unlabelled
+        >>> list(terms), bool(0.8 < terms["SoftmaxLoss"] < 1.6), bool(0 < terms["r_drop"] < 0.1)
+        (['SoftmaxLoss', 'r_drop'], True, True)
+
+    Reference:
+        Liang et al., "R-Drop: Regularized Dropout for Neural Networks" (NeurIPS 2021), arXiv 2106.14448, section 2;
+        the mean squared difference for regression is in its appendix. We differ from the authors' code: the divergence
+        is averaged over the batch everywhere (theirs is summed in some copies), predictions are compared in float32,
+        and scores of shape (N,) and (N, 1) mean the same.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        weight: float = 1.0,
+        scaling: Scaling = "mean",
+        consistency: Literal["auto"] | Consistency = "auto",
+        scale: float = 20.0,
+        unlabelled: int = -1,
+    ) -> None:
+        super().__init__()
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be a number of at least 0, got {weight}")
+        if scaling not in get_args(Scaling):
+            raise ValueError(f"scaling must be 'mean' (the README's form) or 'sum' (the paper's), got {scaling!r}")
+        if consistency not in ("auto", *get_args(Consistency)):
+            raise ValueError(f"consistency must be 'auto' or one of {get_args(Consistency)}, got {consistency!r}")
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be a number above 0, got {scale}")
+        inner = _check_loss(loss)
+        self.loss = loss
+        self.weight, self.scaling, self.scale, self.unlabelled = weight, scaling, scale, unlabelled
+        self.consistency: Consistency = _chosen(loss) if consistency == "auto" else consistency
+        embeds, head = isinstance(inner, SentenceTransformer), _head(loss)
+        if (self.consistency == "classes" and embeds and head is None) or (
+            self.consistency == "similarities" and not embeds
+        ):
+            raise ValueError(
+                f"consistency={consistency!r} does not suit {type(loss).__name__}: 'classes' needs a classifier, and "
+                "'similarities' embeddings; choose 'auto'"
+            )
+        if not dropout_probabilities(inner):
+            logger.warning(
+                "The model has no dropout, so that both passes will be equal and R-Drop does nothing. Set dropout in "
+                "the model's configuration."
+            )
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of the wrapped loss, where a trainer may have put a wrapper around it."""
+        return cast("nn.Module", self.loss.model)
+
+    def forward(self, sentence_features: Iterable[Any], labels: Tensor | None = None, **kwargs: Any) -> Terms:
+        """Compute the wrapped loss for both passes, and how far their predictions differ.
+
+        Args:
+            sentence_features: What the wrapped loss takes: one tokenized batch for each text column, or two lists of
+                texts for cross-encoders.
+            labels: As for the wrapped loss, with marks for rows that have none.
+            **kwargs: For the wrapped loss (cross-encoders: ``prompt`` and ``task``).
+
+        Returns:
+            The terms by name.
+
+        Raises:
+            ValueError: The model is in evaluation mode while gradients are computed, labels are missing, or the
+                wrapped loss embeds a column more than once.
+        """
+        columns = list(sentence_features)
+        if not columns:
+            raise ValueError("the dataset has no text column; give it at least one")
+        if labels is None and self.consistency != "similarities":
+            raise ValueError(
+                f"labels are missing: {type(self.loss).__name__} needs them; mark rows without one with "
+                f"{self.unlabelled} (classes) or NaN (scores)"
+            )
+        missing = None if labels is None else self._missing(labels)
+        filled = labels if missing is None or labels is None else _filled(labels, missing)
+        with as_in_training(_inner(self.model)), two_passes(self.loss) as passes, self._recorded() as outputs:
+            terms = [self._wrapped(passes, half, None, columns, filled, kwargs) for half in (0, 1)]
+            predictions = self._predictions(passes, list(outputs))
+            if missing is not None and labels is not None and bool(missing.any()):
+                rows = (~missing).nonzero().flatten()
+                terms = [
+                    self._wrapped(passes, half, rows, columns, labels[rows], kwargs)
+                    if len(rows)
+                    else {name: value.new_zeros(()) for name, value in terms[half].items()}
+                    for half in (0, 1)
+                ]
+        factor = 0.5 if self.scaling == "mean" else 1.0
+        found = {name: factor * (value + terms[1][name]) for name, value in terms[0].items()}
+        return {**found, _TERM: self.weight * self._divergence(*predictions)}
+
+    def _missing(self, labels: Tensor) -> Tensor:
+        """Return which rows have no label, ``(N,)``."""
+        marks = labels.isnan() if labels.is_floating_point() else labels == self.unlabelled
+        return marks.flatten(1).any(dim=1) if marks.ndim > 1 else marks
+
+    def _wrapped(
+        self,
+        passes: TwoPasses,
+        half: int,
+        rows: Tensor | None,
+        columns: list[Any],
+        labels: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Terms:
+        """Return the terms of the wrapped loss for one pass, or for some rows of it."""
+        passes.show(half, rows)
+        value = self.loss(columns, labels, **kwargs)
+        expected = len(columns) if isinstance(_inner(passes.module), SentenceTransformer) else 1
+        if passes.columns_shown != expected:
+            raise ValueError(
+                f"{type(self.loss).__name__} runs the model {passes.columns_shown} times for {expected} column(s), so "
+                "that its two passes cannot be told apart; use a loss that embeds each column once"
+            )
+        return dict(value) if isinstance(value, Mapping) else {type(self.loss).__name__: value}
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[list[Tensor]]:
+        """Collect what the loss's classifier returns inside the block."""
+        outputs: list[Tensor] = []
+        head = _head(self.loss)
+        if head is None:
+            yield outputs
+            return
+        handle = head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        try:
+            yield outputs
+        finally:
+            handle.remove()
+
+    def _predictions(self, passes: TwoPasses, outputs: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the first and the second pass predict, for all rows."""
+        if isinstance(_inner(passes.module), CrossEncoder):
+            activation: Any = self.loss.activation_fn
+            return tuple(activation(passes.outputs[0]["scores"]).chunk(2))
+        if outputs and self.consistency != "similarities":
+            return tuple(outputs)
+        embeddings = [_precise(output["sentence_embedding"]).chunk(2) for output in passes.outputs]
+        predict = self._scores if self.consistency == "scores" else self._similarities
+        with torch.autocast(embeddings[0][0].device.type, enabled=False):
+            return tuple(predict([column[half] for column in embeddings]) for half in (0, 1))
+
+    def _scores(self, embeddings: list[Tensor]) -> Tensor:
+        """Return the similarity of each pair as the loss sees it, ``(N,)``."""
+        loss: Any = self.loss
+        if isinstance(loss, CoSENTLoss):
+            return cast("Tensor", loss.similarity_fct(*embeddings))
+        cosines = pairwise_cos_sim(*embeddings)
+        if isinstance(loss, CosineSimilarityLoss):
+            return cast("Tensor", loss.cos_score_transformation(cosines))
+        return cosines
+
+    def _similarities(self, embeddings: list[Tensor]) -> Tensor:
+        """Return the logits of each row of the first column over the others, ``(N, candidates)``."""
+        loss: Any = self.loss
+        anchors, *others = embeddings
+        if not others:
+            alone = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+            return (self.scale * cos_sim(anchors, anchors))[~alone].view(len(anchors), -1)
+        if isinstance(loss, MultipleNegativesRankingLoss):
+            return loss.scale * loss.similarity_fct(anchors, torch.cat(others))
+        return self.scale * cos_sim(anchors, torch.cat(others))
+
+    def _divergence(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.consistency != "scores":
+            return symmetric_kl(first, second)
+        return (_precise(first) - _precise(second)).square().mean()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the arguments, and name and configuration of the wrapped loss."""
+        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
+        return {
+            "loss": type(self.loss).__name__,
+            "loss_config": inner,
+            "weight": self.weight,
+            "scaling": self.scaling,
+            "consistency": self.consistency,
+            "scale": self.scale,
+            "unlabelled": self.unlabelled,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entries of the paper and of the wrapped loss."""
+        return f"""
+@inproceedings{{liang-etal-2021-r-drop,
+    title = "{{R-Drop}}: Regularized Dropout for Neural Networks",
+    author = "Liang, Xiaobo and Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and
+              Zhang, Min and Liu, Tie-Yan",
+    booktitle = "Advances in Neural Information Processing Systems",
+    year = "2021",
+    eprint = "2106.14448",
+    archivePrefix = "arXiv",
+}}
+{getattr(self.loss, "citation", "")}"""
+
+
+def _check_loss(loss: nn.Module) -> SentenceTransformer | CrossEncoder:
+    """Return the model of a loss that can be wrapped."""
+    if not isinstance(loss, nn.Module) or not isinstance(getattr(loss, "model", None), nn.Module):
+        raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
+    name, inner = type(loss).__name__, _inner(cast("nn.Module", loss.model))
+    if uses_gradient_cache(loss):
+        raise ValueError(
+            f"{name} embeds parts of a batch, and a second time for the gradients, so that RDropLoss cannot follow "
+            "it; use the loss without caching, or gradient accumulation"
+        )
+    parts = [part for part in loss.modules() if part is not loss]
+    if any(dict(part.named_children()).get("model") is loss.model for part in parts):
+        raise ValueError(f"{name} wraps another loss; give RDropLoss the inner one, and wrap RDropLoss instead")
+    views = loss.views if isinstance(loss, ViewLoss) else ((NoAugmentation(),),)
+    if len(views) > 1 or not all(isinstance(part, NoAugmentation) for view in views for part in view):
+        raise ValueError(f"{name} compares several views of its own, dropout among them; train with it as it is")
+    if isinstance(inner, CrossEncoder) and not isinstance(loss, tuple(_CROSS_ENCODER_LOSSES)):
+        known = ", ".join(kind.__name__ for kind in _CROSS_ENCODER_LOSSES)
+        raise ValueError(f"RDropLoss supports these losses of cross-encoders: {known}; got {name}")
+    return inner
+
+
+def _chosen(loss: nn.Module) -> Consistency:
+    for kind, consistency in _CROSS_ENCODER_LOSSES.items():
+        if isinstance(loss, kind):
+            return consistency
+    if isinstance(loss, SoftmaxLoss | HeadedLoss):
+        return "classes"
+    return "scores" if isinstance(loss, CosineSimilarityLoss | CoSENTLoss) else "similarities"
+
+
+def _head(loss: nn.Module) -> nn.Module | None:
+    """Return the classifier that a loss on embeddings has."""
+    head = getattr(loss, "classifier", getattr(loss, "head", None))
+    return head if isinstance(head, nn.Module) else None
+
+
+def _inner(model: nn.Module) -> SentenceTransformer | CrossEncoder:
+    """Return the model inside the wrappers of a trainer, DataParallel among them: it keeps the order of the rows."""
+    inner: Any = model
+    while not isinstance(inner, SentenceTransformer | CrossEncoder):
+        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            raise TypeError(
+                f"loss.model must be a SentenceTransformer, a CrossEncoder or a wrapper of one, got "
+                f"{type(model).__name__}"
+            )
+    return inner
+
+
+def _filled(labels: Tensor, missing: Tensor) -> Tensor:
+    """Return labels that the wrapped loss accepts; what it makes of the invented ones is not used."""
+    return labels.masked_fill(missing.view(-1, *[1] * (labels.ndim - 1)), 0)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,135 @@
+"""Two dropout passes of a batch in one forward pass, for a loss that knows nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sentence_transformers.base.losses import column_merging_disabled
+from torch import Tensor, nn
+
+from st_plugins.losses.embedding import Features
+
+__all__ = ["TwoPasses", "doubled", "two_passes"]
+
+
+class TwoPasses(nn.Module):
+    """Stands in for the model inside a loss: the model sees each batch once, twice over, and the loss one half of it.
+
+    The first time the loss embeds a column, the model gets the batch with every row twice, so that both copies have
+    dropout masks of their own. Whenever the loss is called again, it is shown the other half, or some rows of a half,
+    of the same outputs. Attributes are those of the model.
+
+    Args:
+        model: The model, or a wrapper of it.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder().train()
+        >>> passes, features = TwoPasses(model), model.preprocess(["a dog ate", "a cat slept"])
+        >>> one = passes(features)["sentence_embedding"]
+        >>> passes.show(1)
+        >>> two = passes(features)["sentence_embedding"]
+        >>> tuple(one.shape), bool((one - two).abs().max() > 0), tuple(passes.outputs[0]["sentence_embedding"].shape)
+        ((2, 64), True, (4, 64))
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model  # the name under which wrappers keep the model
+        self.training = model.training
+        self.outputs: list[Features] = []
+        self.show(0)
+
+    def show(self, half: int, rows: Tensor | None = None) -> None:
+        """Say what the loss gets to see next, and begin with the first column again.
+
+        Args:
+            half: 0 for the first pass, 1 for the second.
+            rows: Indices of the rows to show; None shows all of the half.
+        """
+        self._half, self._rows, self.columns_shown = half, rows, 0
+
+    def forward(self, features: Features, **kwargs: Any) -> Features:
+        """Return what the model makes of the next column in the pass to show.
+
+        Args:
+            features: A tokenized batch; left as it is.
+            **kwargs: For the model.
+
+        Returns:
+            The model's outputs for it.
+        """
+        if self.columns_shown == len(self.outputs):
+            self.outputs.append(self.module(doubled(features), **kwargs))
+        output = self.outputs[self.columns_shown]
+        self.columns_shown += 1
+        size = 2 * _batch_size(features)
+        return {key: self._part(value) if _has_rows(value, size) else value for key, value in output.items()}
+
+    def _part(self, value: Tensor) -> Tensor:
+        half = value.chunk(2)[self._half]
+        return half if self._rows is None else half[self._rows.to(half.device)]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+@contextmanager
+def two_passes(loss: nn.Module) -> Iterator[TwoPasses]:
+    """Put a `TwoPasses` into the place of a loss's model inside the block, and the model back after it.
+
+    Args:
+        loss: A loss with its model at ``loss.model``.
+
+    Yields:
+        The stand-in.
+    """
+    model: Any = loss.model
+    passes = TwoPasses(model)
+    loss.model = passes
+    try:
+        with column_merging_disabled():
+            yield passes
+    finally:
+        loss.model = model
+
+
+def doubled(features: Features) -> Features:
+    """Return a tokenized batch with every row twice: all rows, and all of them again.
+
+    Args:
+        features: Tensors with one row for each text, and other values, which are passed on.
+
+    Returns:
+        A new dictionary.
+
+    Raises:
+        ValueError: The batch has no rows to repeat: its texts are packed into one sequence.
+
+    Example:
+        >>> doubled({"input_ids": torch.tensor([[5, 6], [7, 0]]), "task": "query"})["input_ids"].tolist()
+        [[5, 6], [7, 0], [5, 6], [7, 0]]
+    """
+    size = _batch_size(features)
+    return {key: torch.cat([value, value]) if _has_rows(value, size) else value for key, value in features.items()}
+
+
+def _batch_size(features: Features) -> int:
+    tokens = features.get("attention_mask", features.get("input_ids"))
+    if not isinstance(tokens, Tensor) or tokens.ndim < 2 or "cu_seq_lens_q" in features:
+        raise ValueError(
+            "two passes need a batch with one row of tokens for each text (input_ids or attention_mask of shape (N, "
+            f"tokens)), got {sorted(features)}; static embeddings have no dropout, and for Flash Attention set "
+            "attn_implementation='sdpa'"
+        )
+    return len(tokens)
+
+
+def _has_rows(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size

@@ -1,0 +1,200 @@
+"""A Glow-style flow on vectors: layers in steps, steps in levels, and the likelihood they give."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from st_plugins.modules.flow_layers import ActNorm, Coupling, FlowLayer, Linear, LULinear, Permutation
+
+__all__ = ["CouplingKind", "Flow", "PermutationKind", "level_widths"]
+
+PermutationKind = Literal["reverse", "random", "learned", "learned-lu"]
+CouplingKind = Literal["additive", "affine"]
+
+
+class Flow(nn.Module):
+    """An invertible map from embeddings u to latents z, under which z should look like standard normal noise.
+
+    Each of ``levels`` levels has ``depth`` steps, and each step an `ActNorm`, a permutation and a `Coupling`. After
+    every level but the last half of the dimensions leave and are latents as they are; the others go on. Of an odd
+    number the larger half goes on. No dimension is lost: ``z`` has those that left first, level by level, and the rest
+    at its end.
+
+    Args:
+        dimension: Width d of the embeddings.
+        levels: Number of levels.
+        depth: Steps in each level.
+        width: Units in the hidden layers of the couplings.
+        coupling: ``"additive"`` or ``"affine"``.
+        permutation: ``"reverse"``, ``"random"`` (drawn once), ``"learned"`` (a matrix), ``"learned-lu"`` (the same in
+            factors).
+
+    Example:
+        >>> flow, rows = Flow(5, levels=2, depth=3), torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+        >>> flow.reset(torch.Generator().manual_seed(0))
+        >>> flow.initialise(rows)
+        >>> latents, log_determinants = flow(rows)
+        >>> bool((flow.inverse(latents) - rows).abs().max() < 1e-5), tuple(log_determinants.shape)
+        (True, (40,))
+
+    Reference:
+        Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018), arXiv 1807.03039, figure 2
+        and section 3, on vectors instead of images, as in BERT-flow's code, where the latents that leave have a
+        standard normal prior, too.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        levels: int = 2,
+        depth: int = 3,
+        width: int = 32,
+        coupling: CouplingKind = "additive",
+        permutation: PermutationKind = "random",
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        if coupling not in get_args(CouplingKind):
+            raise ValueError(f"coupling must be one of {get_args(CouplingKind)}, got {coupling!r}")
+        if permutation not in get_args(PermutationKind):
+            raise ValueError(f"permutation must be one of {get_args(PermutationKind)}, got {permutation!r}")
+        self.widths = level_widths(dimension, levels)
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                layer
+                for _ in range(depth)
+                for layer in (ActNorm(size), _permutation(permutation, size), Coupling(size, width, coupling))
+            )
+            for size in self.widths
+        )
+        self.requires_grad_(False)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the starting point of every layer, and forget the data.
+
+        Args:
+            generator: Where it comes from.
+        """
+        for layer in self._layers():
+            layer.reset(generator)
+
+    @torch.no_grad()
+    def initialise(self, rows: Tensor) -> None:
+        """Let the `ActNorm` layers normalise these rows, unless they have seen data before.
+
+        Args:
+            rows: ``(rows, d)``.
+        """
+        for index, level in enumerate(self.levels):
+            for layer in _typed(level):
+                layer.initialise(rows)
+                rows, _ = layer(rows)
+            if index + 1 < len(self.levels):
+                rows = rows[:, : self.widths[index + 1]]
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Map embeddings to latents.
+
+        Args:
+            rows: Embeddings u, ``(rows, d)``.
+
+        Returns:
+            Latents z, ``(rows, d)``, and ``log |det ∂z/∂u|``, ``(rows,)``.
+        """
+        log_determinants = rows.new_zeros(len(rows))
+        latents: list[Tensor] = []
+        for index, level in enumerate(self.levels):
+            for layer in _typed(level):
+                rows, change = layer(rows)
+                log_determinants = log_determinants + change
+            if index + 1 < len(self.levels):
+                kept = self.widths[index + 1]
+                rows, leaving = rows[:, :kept], rows[:, kept:]
+                latents.append(leaving)
+        return torch.cat([*latents, rows], dim=1), log_determinants
+
+    def inverse(self, latents: Tensor) -> Tensor:
+        """Map latents back to embeddings.
+
+        Args:
+            latents: ``(rows, d)``.
+
+        Returns:
+            Embeddings, ``(rows, d)``.
+        """
+        leaving = [wide - narrow for wide, narrow in zip(self.widths, self.widths[1:], strict=False)]
+        rows: Tensor
+        *parts, rows = latents.split([*leaving, self.widths[-1]], dim=1)
+        for index in reversed(range(len(self.levels))):
+            if index < len(parts):
+                rows = torch.cat([rows, parts[index]], dim=1)
+            for layer in reversed(_typed(self.levels[index])):
+                rows = layer.inverse(rows)
+        return rows
+
+    def log_likelihood(self, rows: Tensor) -> Tensor:
+        """Return ``log N(z; 0, I) + log |det ∂z/∂u|`` in nats.
+
+        Args:
+            rows: Embeddings u, ``(rows, d)``.
+
+        Returns:
+            ``(rows,)``.
+        """
+        latents, log_determinants = self(rows)
+        squares = latents.square().sum(dim=1)
+        log_likelihoods: Tensor = log_determinants - 0.5 * (squares + latents.shape[1] * math.log(2 * math.pi))
+        return log_likelihoods
+
+    def _layers(self) -> list[FlowLayer]:
+        return [layer for level in self.levels for layer in _typed(level)]
+
+
+def level_widths(dimension: int, levels: int) -> list[int]:
+    """Return how many dimensions take part in each level.
+
+    Args:
+        dimension: Width of the embeddings.
+        levels: Number of levels.
+
+    Returns:
+        One number a level: all of them, the larger half, the larger half of that, and so on.
+
+    Raises:
+        ValueError: A level would have fewer than the two dimensions that a coupling needs.
+
+    Example:
+        >>> level_widths(7, 3)
+        [7, 4, 2]
+    """
+    if levels < 1:
+        raise ValueError(f"levels must be at least 1, got {levels}")
+    widths = [dimension]
+    while len(widths) < levels and widths[-1] > 1:
+        widths.append((widths[-1] + 1) // 2)
+    if widths[-1] < 2:
+        raise ValueError(
+            f"a coupling needs 2 dimensions, but with levels={levels} level {len(widths)} would have 1 of "
+            f"{dimension}; choose levels <= {max(len(widths) - 1, 1)} and a width of 2 at least"
+        )
+    return widths
+
+
+def _permutation(kind: PermutationKind, dimension: int) -> FlowLayer:
+    if kind == "learned":
+        return Linear(dimension)
+    if kind == "learned-lu":
+        return LULinear(dimension)
+    return Permutation(dimension, random=kind == "random")
+
+
+def _typed(level: nn.Module) -> list[FlowLayer]:
+    """Return the layers of a level, for which torch's containers have no type."""
+    return [layer for layer in level.children() if isinstance(layer, FlowLayer)]
