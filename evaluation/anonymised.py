@@ -34,8 +34,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from evaluation.anonymised_recipe import Row, Source, Study, as_integers, read_study, words_of
 from evaluation.anonymised_table import INTRODUCTION, score_auc, table
-from evaluation.virt_recipe import Examples
-from evaluation.virt_training import train
+from evaluation.pair_tasks import Examples
+from evaluation.pair_training import train
 from st_plugins.atomic import write_text
 from st_plugins.data import read_texts
 from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank

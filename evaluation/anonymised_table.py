@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.ledger import spread
-from evaluation.virt_scores import CONFIDENCE, SAMPLES, unpacked
+from evaluation.pair_scores import CONFIDENCE, SAMPLES, unpacked
 from st_plugins.evaluators.statistics import difference, holm, interval, resample_counts
 
 __all__ = ["auc", "score_auc", "table"]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from evaluation import anonymised
 from evaluation.anonymised_recipe import as_integers, read_study, words_of
 from evaluation.anonymised_table import auc, score_auc
-from evaluation.virt_scores import unpacked
+from evaluation.pair_scores import unpacked
 from st_plugins.evaluators.statistics import resample_counts
 
 ROOT = Path(__file__).parent.parent
