@@ -17,7 +17,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("st-plugins-demo"),
     seed: SeedOption = 0,
 ) -> None:
-    """Evaluate, whiten, explain, teach and match in a miniature world, offline, in about three minutes."""
+    """Evaluate, whiten, explain, teach and match in a miniature world, offline, in about four minutes."""
     from rich.console import Console
 
     from st_plugins.console import pipelines_table
