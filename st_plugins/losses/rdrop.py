@@ -207,6 +207,8 @@ class RDropLoss(nn.Module):
                 f"labels are missing: {type(self.loss).__name__} needs them; mark rows without one with "
                 f"{self.unlabelled} (classes) or NaN (scores)"
             )
+        if self.consistency == "scores" and labels is not None and labels.ndim > 1:
+            labels = labels.flatten()  # version 6.0 of the host compares (N, 1) with itself as a matrix
         missing = None if labels is None else self._missing(labels)
         filled = labels if missing is None or labels is None else _filled(labels, missing)
         with as_in_training(_inner(self.model)), two_passes(self.loss) as passes, self._recorded() as outputs:
