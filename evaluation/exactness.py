@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from evaluation.sts import Pipeline, build_model
+from evaluation.pipelines import Pipeline, build_model
 from st_plugins import whiten
 from st_plugins.atomic import write_text
 from st_plugins.data import load_task

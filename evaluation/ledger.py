@@ -49,7 +49,7 @@ def chosen(result: dict[str, Any], rule: str, form: str, split: str) -> dict[str
     Args:
         result: One seed of a run.
         rule: Key of ``RULES``.
-        form: ``"plain"`` or ``"whitened"``.
+        form: ``"plain"``, or a key of `AFTER`.
         split: ``"dev"`` or ``"test"``.
 
     Returns:
@@ -92,7 +92,7 @@ def spread(values: list[float], sign: bool = False) -> str:
 
 
 def main_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return the main table: every run, plain and whitened, beside the paper's own number.
+    """Return the main table: every run, plain and with what was fitted to it, beside the paper's own number.
 
     Args:
         study: The study.
@@ -111,12 +111,12 @@ def main_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[s
     ]
     for name, seeds in results.items():
         run = study.find(name)
-        for form in ("plain", "whitened"):
+        for form in ("plain", *run.after):
             tests = [found for result in seeds if (found := chosen(result, "dev", form, split))]
             devs = [found["average"][0] for result in seeds if (found := chosen(result, "dev", form, "dev"))]
             if not tests:
                 continue
-            cells = [name + (" + whitening" if form == "whitened" else ""), run.data or "-", str(len(tests))]
+            cells = [row_name(name, form), run.data or "-", str(len(tests))]
             cells.append(spread(devs))
             cells += [spread([found["tasks"][task] for found in tests]).split(" ")[0] for task in tests[0]["tasks"]]
             cells.append(f"**{spread([found['average'][0] for found in tests])}**")
@@ -128,6 +128,23 @@ def main_table(study: Study, results: dict[str, list[dict[str, Any]]]) -> list[s
     lines.append("")
     lines.append(f"The floor of {study.model}: {100 * floor[0]:.2f} raw, {100 * floor[1]:.2f} whitened on the corpus.")
     return lines
+
+
+def row_name(run: str, form: str) -> str:
+    """Name a run with what was fitted to it afterwards.
+
+    Args:
+        run: Its name.
+        form: ``"plain"``, or a key of `AFTER`.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> row_name("raw", "plain"), row_name("raw", "whitened to 128"), row_name("raw", "flow")
+        ('raw', 'raw + whitening to 128', 'raw + flow')
+    """
+    return run if form == "plain" else f"{run} + {form.replace('whitened', 'whitening')}"
 
 
 def _above(differences: list[dict[str, Any]]) -> str:

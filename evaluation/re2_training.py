@@ -16,8 +16,8 @@ from torch import nn
 
 from evaluation.pair_tasks import Examples
 from evaluation.pair_training import Answer, Array, predict, softmax_siamese, train
+from evaluation.pipelines import Pipeline, build_model
 from evaluation.re2_recipe import Row, Task
-from evaluation.sts import Pipeline, build_model
 from st_plugins.matching import (
     LearnedEmbedding,
     RE2Config,

@@ -14,6 +14,7 @@ else:
 
 import numpy as np
 
+from evaluation.after import AFTER
 from st_plugins.data import read_texts
 from st_plugins.data.files import read_table
 
@@ -38,13 +39,17 @@ class Run:
         temperature: τ.
         weight: α of the joint objective.
         sharpness: λ, what sharp span weights are worth; needs ``pooling = "span"``.
+        r_drop: α of R-Drop around the loss, for supervised and cosent; 0 for none.
+        mix_penalty: λ of the layers' weights; needs ``pooling = "layer-mix"``.
         encoder_dropout: Whether the encoder's dropout is on.
         learning_rate: Peak of the learning rate; linear warm-up over a tenth of the steps, then linear decay.
         epochs: Passes over the data.
         max_steps: Number of steps instead; 0 leaves it to ``epochs``.
         batch_size: Sentences (or pairs) a step.
-        pooling: As in ``evaluation/sts.py``; empty for the recipe's.
-        layers: As in ``evaluation/sts.py``: keep only this many of the encoder's layers; -1 keeps all.
+        pooling: As for `Pipeline`; empty for the recipe's.
+        layers: As for `Pipeline`: keep only this many of the encoder's layers; -1 keeps all.
+        tokens: As for `Pipeline`: word embeddings alone.
+        after: Keys of `AFTER`: what is fitted to the trained model's embeddings of the corpus and evaluated, too.
         seeds: Seeds instead of the recipe's.
         dev_only: Whether the run is never scored on the test sets.
         paper: What the paper reports for the row, with its encoder; ``{encoder = "...", value = 72.74}``.
@@ -58,6 +63,8 @@ class Run:
     temperature: float = 0.1
     weight: float = 0.15
     sharpness: float = 0.0
+    r_drop: float = 0.0
+    mix_penalty: float = 0.0
     encoder_dropout: bool = True
     learning_rate: float = 5e-5
     epochs: float = 1.0
@@ -65,6 +72,8 @@ class Run:
     batch_size: int = 96
     pooling: str = ""
     layers: int = -1
+    tokens: bool = False
+    after: tuple[str, ...] = ("whitened",)
     seeds: tuple[int, ...] = ()
     dev_only: bool = False
     paper: dict[str, Any] = field(default_factory=dict)
@@ -172,6 +181,13 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{where} start={run.start!r} must be a run above it")
         if run.sharpness and (run.pooling or study.pooling) != "span":
             raise ValueError(f'{where} sharpness={run.sharpness} needs pooling = "span"')
+        if run.r_drop and run.method not in ("supervised", "cosent"):
+            raise ValueError(f"{where} r_drop={run.r_drop} is for the methods supervised and cosent")
+        if run.mix_penalty and (run.pooling or study.pooling) != "layer-mix":
+            raise ValueError(f'{where} mix_penalty={run.mix_penalty} needs pooling = "layer-mix"')
+        unknown = [form for form in run.after if form not in AFTER]
+        if unknown:
+            raise ValueError(f"{where} after={unknown[0]!r} must be one of {', '.join(AFTER)}")
         if run.method in PAIR_METHODS and "pairs" not in study.data[run.data]:
             raise ValueError(f"{where} data={run.data!r} has no pairs, which method={run.method!r} needs")
     if len(set(names)) != len(names):

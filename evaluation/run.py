@@ -29,17 +29,25 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, SoftmaxLoss
 from transformers import TrainerCallback
 
+from evaluation.after import AFTER
+from evaluation.pipelines import Pipeline, build_model
 from evaluation.recipe import Run, Study, draw_texts, read_study, training_columns
-from evaluation.sts import Pipeline, build_model
-from st_plugins import whiten
 from st_plugins.atomic import write_text
 from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
 from st_plugins.evaluators.describe import library_versions
 from st_plugins.explain import explain
 from st_plugins.geometry import GeometryCallback
-from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, SimCSELoss, SpanSharpnessRegularizer
+from st_plugins.losses import (
+    ConSERTJointLoss,
+    ConSERTLoss,
+    LayerMixRegularizer,
+    RDropLoss,
+    SimCSELoss,
+    SpanSharpnessRegularizer,
+)
+from st_plugins.modules import LayerMix, SpanPooling
 
-__all__ = ["RULES", "SHARPNESS_TEXTS", "main", "result_file", "train"]
+__all__ = ["RULES", "SHARPNESS_TEXTS", "main", "pipeline_of", "result_file", "train"]
 
 RULES = {
     "dev": ("dev", max),
@@ -105,6 +113,10 @@ def build_loss(run: Run, model: SentenceTransformer) -> torch.nn.Module:
         loss = ConSERTJointLoss(model, 3, run.views, run.weight, run.temperature, encoder_dropout=run.encoder_dropout)
     else:
         loss = ConSERTLoss(model, run.views, run.temperature, encoder_dropout=run.encoder_dropout)
+    if run.r_drop:
+        loss = RDropLoss(loss, run.r_drop)
+    if run.mix_penalty:
+        loss = LayerMixRegularizer(loss, run.mix_penalty)
     return SpanSharpnessRegularizer(loss, run.sharpness) if run.sharpness else loss
 
 
@@ -222,8 +234,10 @@ def measure(
         What is written to disk.
     """
     start = time.perf_counter()
-    row = Pipeline(run.name, study.model, run.pooling or study.pooling, max_length=study.max_length, layers=run.layers)
-    model = build_model(row, models, seed).to(device)
+    model = build_model(pipeline_of(study, run), models, seed).to(device)
+    # On a CPU the time of the processor, which does not count what else runs beside.
+    clock = time.perf_counter if model.device.type == "cuda" else time.process_time
+    begin = clock()
     log: list[dict[str, float]] = []
     states: dict[int, State] = {}
     for step in study.chain(run):
@@ -242,7 +256,9 @@ def measure(
         "log": log,
         "chosen": {rule: _choose(log, rule) for rule in RULES} if log else {},
         "steps": {},
-        "seconds_training": time.perf_counter() - start,
+        "seconds_training": clock() - begin if log else 0.0,
+        "seconds_after": {},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     corpus = draw_texts(study.corpus, data, study.corpus_size)
     shared: dict[str, Any] = {"floor_texts": corpus, "geometry": False, "keep_similarities": False}
@@ -254,19 +270,38 @@ def measure(
         if states:
             model.load_state_dict(states[step])
         forms = {"plain": model}
-        if not log or step == found["chosen"]["dev"]:
-            forms["whitened"] = whiten(model, corpus, None, batch_size=128, show_progress_bar=False)
+        for form in run.after if not log or step == found["chosen"]["dev"] else ():
+            begin = clock()
+            forms[form] = AFTER[form](model, corpus, seed)
+            found["seconds_after"][form] = clock() - begin
         found["steps"][str(step)] = {
             split: {form: summary(suite.evaluate(variant, run.name)) for form, variant in forms.items()}
             for split, suite in suites.items()
         }
-    if row.pooling == "span":
-        if states:
-            model.load_state_dict(states[found["chosen"]["dev"]])
-        looked_at = draw_texts(study.corpus, data, SHARPNESS_TEXTS)
-        found["sharpness"] = statistics.mean(explain(model, text, 1).sharpness for text in looked_at)
+    if states:
+        model.load_state_dict(states[found["chosen"]["dev"]])
+    for module in model:
+        if isinstance(module, LayerMix):
+            found["layers"] = module.report()
+        if isinstance(module, SpanPooling):
+            looked_at = draw_texts(study.corpus, data, SHARPNESS_TEXTS)
+            found["sharpness"] = statistics.mean(explain(model, text, 1).sharpness for text in looked_at)
     device_name = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
     return {**found, "seconds": time.perf_counter() - start, "device": device_name, "versions": library_versions()}
+
+
+def pipeline_of(study: Study, run: Run) -> Pipeline:
+    """Return what a run begins with.
+
+    Args:
+        study: The study.
+        run: The run.
+
+    Returns:
+        The pipeline.
+    """
+    pooling = run.pooling or study.pooling
+    return Pipeline(run.name, study.model, pooling, max_length=study.max_length, layers=run.layers, tokens=run.tokens)
 
 
 def _choose(log: list[dict[str, float]], rule: str) -> int:

@@ -22,54 +22,18 @@ else:
     import tomli as tomllib
 
 import numpy as np
-import torch
 import typer
 from rich.console import Console
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Module
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from st_plugins import load, whiten
+from evaluation.pipelines import Pipeline, build_model
+from st_plugins import whiten
 from st_plugins.atomic import write_text
 from st_plugins.console import pipelines_table
 from st_plugins.data import load_task, read_texts
 from st_plugins.data.tasks import TASKS, resolve_tasks
 from st_plugins.evaluators import Difference, FloorResult, Score, STSSuiteEvaluator, SuiteResult
-from st_plugins.modules import LayerMix, SpanPooling
 
 KINDS = ("none", "corpus", "target", "pooled")
-LAYER_RECIPES = {"first-last-avg": "first-last", "last-two-avg": "last-two", "embedding-avg": "embedding"}
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """One row of the table.
-
-    Args:
-        name: Row name, also the JSON's file name.
-        model: Folder below ``--models``.
-        pooling: ``"mean"``, ``"cls"``, ``"lasttoken"``; ``"first-last-avg"``, ``"last-two-avg"`` or
-            ``"embedding-avg"`` (those layers of a ``LayerMix``, averaged); ``"span"`` (a new ``SpanPooling``);
-            ``"static"`` (the encoder's word embeddings alone, averaged by the host's ``StaticEmbedding``) or
-            ``"as-is"`` (the folder is a whole sentence-transformers model).
-        whitening: ``"none"``, ``"corpus"`` (on unlabelled texts), ``"target"`` (on each task's own texts,
-            transductive) or ``"pooled"`` (once, on the distinct test sentences of all tasks; transductive too).
-        dimension: Dimensions kept by the whitening; 0 for all.
-        random_weights: Replace the weights by freshly initialised ones of the same shape.
-        max_length: Texts are cut to this many tokens; 0 for the model's own limit.
-        layers: Keep only this many of the encoder's layers, from below; 0 leaves the embedding layer, -1 keeps all.
-    """
-
-    name: str
-    model: str
-    pooling: str = "mean"
-    whitening: str = "none"
-    dimension: int = 0
-    random_weights: bool = False
-    max_length: int = 64
-    layers: int = -1
 
 
 @dataclass(frozen=True)
@@ -122,54 +86,6 @@ def read_recipe(path: Path) -> Recipe:
         if row.whitening not in KINDS:
             raise ValueError(f"{path}: pipeline {row.name!r}: whitening={row.whitening!r} must be one of {KINDS}")
     return recipe
-
-
-def build_model(row: Pipeline, models: Path, seed: int) -> SentenceTransformer:
-    """Build a pipeline without its whitening.
-
-    Args:
-        row: The pipeline.
-        models: Folder of the models.
-        seed: Seed of random weights and of a new ``SpanPooling``.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: The model's folder does not exist.
-    """
-    folder = models / row.model
-    if not folder.is_dir():
-        raise FileNotFoundError(f"model folder {str(folder)!r} of pipeline {row.name!r} does not exist; see --models")
-    if row.pooling == "as-is":
-        model = load(str(folder))
-    else:
-        kept = {} if row.layers < 0 else {"num_hidden_layers": row.layers}
-        transformer = Transformer(str(folder), config_kwargs=kept)
-        if row.random_weights:
-            torch.manual_seed(seed)
-            transformer.model = AutoModel.from_config(AutoConfig.from_pretrained(folder, **kept))
-        tokenizer = transformer.tokenizer
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or AutoTokenizer.from_pretrained(folder).unk_token
-        if row.pooling == "static":
-            table = transformer.model.get_input_embeddings().weight.detach()
-            return SentenceTransformer(modules=[StaticEmbedding(tokenizer, table)]).eval()
-        width = transformer.get_embedding_dimension()
-        pooling: Module
-        if row.pooling == "span":
-            torch.manual_seed(seed)
-            pooling = SpanPooling(width)
-        else:
-            mode = "mean" if row.pooling in LAYER_RECIPES else row.pooling
-            pooling = Pooling(width, pooling_mode=mode)
-        modules: list[nn.Module] = [transformer, pooling]
-        if row.pooling in LAYER_RECIPES:
-            modules.insert(1, LayerMix.after(transformer, LAYER_RECIPES[row.pooling]))
-        model = SentenceTransformer(modules=modules)
-    if row.max_length and row.pooling != "as-is":
-        model.max_seq_length = row.max_length
-    return model.eval()
 
 
 def read_corpus(recipe: Recipe, data: Path) -> list[str]:

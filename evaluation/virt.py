@@ -33,7 +33,7 @@ from evaluation.pair_results import pending
 from evaluation.pair_scores import score
 from evaluation.pair_tasks import Examples, read_examples, training_and_dev
 from evaluation.pair_training import Answer, Array, predict, train
-from evaluation.sts import Pipeline, build_model
+from evaluation.pipelines import Pipeline, build_model
 from evaluation.virt_reading import reader
 from evaluation.virt_recipe import Row, Study, read_study
 from evaluation.virt_training import student, trim, with_virt

@@ -13,10 +13,14 @@ import pytest
 import torch
 
 from evaluation import ledger, run
+from evaluation.after import AFTER
 from evaluation.recipe import draw_texts, read_study
 from st_plugins.data.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
+RECIPES = sorted(
+    path for name in ("consert", "family") for path in (ROOT / "evaluation/recipes" / name).glob("*.toml")
+)
 
 RECIPE = """
 title = "tiny"
@@ -56,6 +60,17 @@ def _recipe(folder: Path, runs: dict[str, str], head: str = RECIPE) -> Path:
     rows = "".join(f'\n[[run]]\nname = "{name}"\n{body}\n' for name, body in runs.items())
     path.write_text(head + rows, encoding="utf-8")
     return path
+
+
+FAMILY = {
+    "flows": 'method = "none"\nafter = ["whitened to 128", "flow", "flow, learned permutation"]\nseeds = [0]',
+    "cosent": 'method = "cosent"\ndata = "stsb"\nafter = []\nseeds = [0]',
+    "r-drop": 'method = "cosent"\ndata = "stsb"\nr_drop = 5.0\nafter = []\nseeds = [0]',
+    "mix": 'method = "cosent"\ndata = "stsb"\npooling = "layer-mix"\nafter = []\nseeds = [0]',
+    "mix, tied": 'method = "cosent"\ndata = "stsb"\npooling = "layer-mix"\nmix_penalty = 9.0\nafter = []\nseeds = [0]',
+    "cnn": 'method = "cosent"\ndata = "stsb"\npooling = "text-cnn"\nafter = []\nseeds = [0]',
+    "rcnn of words": 'method = "cosent"\ndata = "stsb"\npooling = "text-rcnn"\ntokens = true\nafter = []\nseeds = [0]',
+}
 
 
 @pytest.fixture
@@ -111,6 +126,34 @@ def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path]
     assert kept == {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
 
 
+def test_poolings_wrappers_and_what_is_fitted_afterwards(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AFTER, "whitened to 128", AFTER["whitened"])  # the tiny encoder has fewer dimensions
+    recipe = _recipe(tmp_path, FAMILY)
+    run.main(recipe, **folders, device="cpu")
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
+    assert len(results) == len(FAMILY)
+    flows = results["flows-seed0"]
+    scores = flows["steps"]["0"]["test"]
+    assert set(scores) == {"plain", "whitened to 128", "flow", "flow, learned permutation"}
+    assert len({found["average"][0] for found in scores.values()}) == 4
+    assert set(flows["seconds_after"]) == set(scores) - {"plain"} and flows["seconds_training"] == 0
+    trained = {name: found for name, found in results.items() if name != "flows-seed0"}
+    assert all(found["seconds_training"] > 0 and not found["seconds_after"] for found in trained.values())
+    courses = {found["log"][-1]["uniformity"] for found in trained.values()}
+    assert len(courses) == len(trained)  # each trains in its own way
+    weights = results["mix-seed0"]["layers"]
+    assert sum(weight for name, weight in weights.items() if name != "gamma") == pytest.approx(1)
+    assert "layers" not in results["cnn-seed0"]
+    assert results["rcnn-of-words-seed0"]["parameters"] != results["cnn-seed0"]["parameters"]
+
+    ledger.main(recipe, folders["output"])
+    table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
+    assert "| flows + whitening to 128 |" in table and "| flows + flow, learned permutation |" in table
+    assert "| cnn |" in table and "| cnn + " not in table
+
+
 def test_a_start_is_trained_once_and_is_where_the_next_run_begins(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +186,9 @@ def test_shards_share_the_runs(folders: dict[str, Path], tmp_path: Path) -> None
         ({"a": 'method = "consert"\ndata = "lost"'}, "data='lost'"),
         ({"a": 'method = "joint"'}, "has no pairs"),
         ({"a": 'method = "consert"\nstart = "b"'}, "must be a run above it"),
+        ({"a": 'method = "simcse"\nr_drop = 1.0'}, "r_drop=1.0 is for"),
+        ({"a": 'method = "simcse"\nmix_penalty = 1.0'}, 'needs pooling = "layer-mix"'),
+        ({"a": 'method = "none"\nafter = ["magic"]'}, "after='magic' must be one of whitened"),
         ({"a": "colour = 1"}, "colour"),
         ({}, "run"),
     ],
@@ -166,7 +212,7 @@ def test_texts_are_distinct_and_drawn_with_a_seed(tmp_path: Path) -> None:
     assert draw_texts(["a.txt"], tmp_path, 2, seed=3) == draw_texts(["a.txt"], tmp_path, 2, seed=3)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "evaluation/recipes/consert").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list[str], tmp_path: Path) -> None:
     """Two steps of every run, with a tiny encoder in the place of the recipe's, and tiny files of the named forms."""
     study = read_study(path)
@@ -185,7 +231,7 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
         file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
     shutil.copytree(encoder_folder, tmp_path / "models" / study.model)
     small = re.sub(r"batch_size = [0-9]+\n", "", path.read_text(encoding="utf-8"))
-    small = small.replace("[defaults]\n", "[defaults]\nbatch_size = 8\n")
+    small = small.replace("[defaults]\n", "[defaults]\nbatch_size = 8\n").replace("whitened to 128", "whitened")
     (tmp_path / path.name).write_text(small, encoding="utf-8")
     folders = {"models": tmp_path / "models", "data": tmp_path / "data", "output": tmp_path / "out"}
     run.main(tmp_path / path.name, **folders, dry_run=True, dev_only=True, device="cpu")

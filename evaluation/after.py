@@ -1,0 +1,37 @@
+"""What the training study fits to the embeddings of a finished model: whitening and flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from st_plugins import flow, whiten
+
+__all__ = ["AFTER"]
+
+_QUIET: dict[str, Any] = {"batch_size": 128, "show_progress_bar": False}
+
+
+def _whitened(dimension: int | None) -> Callable[[SentenceTransformer, list[str], int], SentenceTransformer]:
+    return lambda model, corpus, seed: whiten(model, corpus, dimension, **_QUIET)
+
+
+def _flow(**options: Any) -> Callable[[SentenceTransformer, list[str], int], SentenceTransformer]:
+    def fitted(model: SentenceTransformer, corpus: list[str], seed: int) -> SentenceTransformer:
+        return flow(model, corpus, generator=torch.Generator().manual_seed(seed), **_QUIET, **options)
+
+    return fitted
+
+
+AFTER: dict[str, Callable[[SentenceTransformer, list[str], int], SentenceTransformer]] = {
+    "whitened": _whitened(None),
+    "whitened to 128": _whitened(128),
+    "flow": _flow(),
+    "flow, code": _flow(preset="code"),
+    "flow, affine": _flow(coupling="affine"),
+    "flow, learned permutation": _flow(permutation="learned-lu"),
+}
+"""New model from model, corpus and seed, by the name that a recipe's ``after`` gives it."""
