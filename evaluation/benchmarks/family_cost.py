@@ -1,0 +1,171 @@
+"""What every row of the family's table costs when it serves: time and parameters, all in one run.
+
+The pipelines of the recipe are built as the study begins them, for training does not change what they cost, with what
+is fitted afterwards fitted to a few texts. They take turns in encoding the same corpus texts; the median of the ratios
+of the turns to the recipe's first row counts. Models of pairs take turns in scoring pairs of Quora, none of whose
+texts is kept or encoded twice; there the cross-encoder is what the others are compared with::
+
+    python evaluation/benchmarks/family_cost.py evaluation/recipes/family/family.toml --models MODELS --data DATA
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from evaluation.after import AFTER
+from evaluation.ledger import row_name
+from evaluation.pair_tasks import Examples, read_examples
+from evaluation.pair_training import predict, softmax_siamese
+from evaluation.pipelines import Pipeline, build_model
+from evaluation.re2_recipe import read_study as read_re2
+from evaluation.re2_training import build_source
+from evaluation.recipe import draw_texts, read_study
+from evaluation.run import pipeline_of
+from st_plugins.atomic import write_text
+from st_plugins.evaluators.describe import library_versions
+from st_plugins.matching import RE2Matcher, VIRTPairClassifier, WordVectors
+
+PAIRS_TASK = "qqp"
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of the training study.")],
+    models: Annotated[Path, typer.Option(envvar="ST_PLUGINS_MODELS", help="Folder of the models.")],
+    data: Annotated[Path, typer.Option(envvar="ST_PLUGINS_DATA", help="Folder of the data.")],
+    re2: Annotated[Path, typer.Option(help="Recipe of the RE2 study.")] = Path("evaluation/recipes/re2/re2.toml"),
+    texts: Annotated[int, typer.Option(help="Texts encoded in a turn.")] = 512,
+    pairs: Annotated[int, typer.Option(help="Pairs scored in a turn.")] = 512,
+    fitted: Annotated[int, typer.Option(help="Texts that whitening and flows are fitted to.")] = 1000,
+    runs: Annotated[int, typer.Option(help="Turns.")] = 5,
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch.")] = 2,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Print the cost of every row, as a multiple of the first one's, and its parameters."""
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    study = read_study(recipe)
+    corpus = draw_texts(study.corpus, data, max(texts, fitted))
+    # Rows that begin with the same modules cost the same: they are measured once.
+    shared: dict[Any, SentenceTransformer] = {}
+    rows: dict[str, tuple[Any, ...]] = {}
+    for run in study.runs:
+        key = (run.pooling or study.pooling, run.layers, run.tokens)
+        for form in ("plain", *run.after):
+            place = rows[row_name(run.name, form)] = (key, form)
+            if form == "plain" and place not in shared:
+                shared[place] = build_model(pipeline_of(study, run), models, seed=0)
+            if place not in shared:
+                shared[place] = AFTER[form](shared[key, "plain"], corpus[:fitted], 0)
+    encode = {
+        key: partial(model.encode, corpus[:texts], batch_size=64, show_progress_bar=False)
+        for key, model in shared.items()
+    }
+    seconds = take_turns(encode, runs)
+    first = next(iter(rows.values()))
+    encoders = {
+        name: {
+            "times_the_first": ratio(seconds[key], seconds[first]),
+            "texts_a_second": texts / statistics.median(seconds[key]),
+            "parameters": count(shared[key]),
+            "dimension": shared[key].get_embedding_dimension(),
+        }
+        for name, key in rows.items()
+    }
+    scored = {
+        name: (partial(answer, examples), parameters)
+        for name, answer, examples, parameters in pair_models(models / study.model, models, data, re2, pairs)
+    }
+    pair_seconds = take_turns({name: answer for name, (answer, _) in scored.items()}, runs)
+    slowest = pair_seconds[next(iter(scored))]
+    result = {
+        "benchmark": "cost of serving, every row of the family's table",
+        "encoders": encoders,
+        "pairs": {
+            name: {
+                "times_the_first": ratio(slowest, pair_seconds[name]),
+                "pairs_a_second": pairs / statistics.median(pair_seconds[name]),
+                "parameters": parameters,
+            }
+            for name, (_, parameters) in scored.items()
+        },
+        "texts": texts,
+        "pairs_scored": pairs,
+        "runs": runs,
+        "threads": threads,
+        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load_1_minute": os.getloadavg()[0]},
+        "versions": library_versions(),
+    }
+    print(json.dumps(result, indent=1))
+    if output is not None:
+        write_text(output, json.dumps(result, indent=1) + "\n")
+
+
+def take_turns(methods: Mapping[Any, Callable[[], object]], runs: int) -> dict[Any, list[float]]:
+    """Return the seconds of every turn by method; a first turn is not counted."""
+    seconds: dict[Any, list[float]] = {name: [] for name in methods}
+    for turn in range(runs + 1):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            method()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: list[float], others: list[float]) -> float:
+    """Return the median of the turns' ratios."""
+    return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
+
+
+def count(*parts: nn.Module) -> int:
+    """Return the number of parameters, and of numbers in buffers, where whitening keeps its matrix."""
+    kept = (weight for part in parts for weight in (*part.parameters(), *part.buffers()))
+    return sum(weight.numel() for weight in kept if weight.is_floating_point())
+
+
+def pair_models(
+    folder: Path, models: Path, data: Path, recipe: Path, pairs: int
+) -> list[tuple[str, Callable[[Examples], object], Examples, int]]:
+    """Return models of pairs, the cross-encoder first: name, how it answers, what it is asked, its parameters."""
+    study = read_re2(recipe)
+    task = study.tasks[PAIRS_TASK]
+    (test,) = task.tests.values()
+    examples = read_examples(task, [test], data).take(range(pairs))
+    row = next(row for row in study.rows if row.name == study.full)
+    cross = CrossEncoder(str(folder), num_labels=len(task.classes), max_length=2 * task.max_length)
+    encoder = build_model(Pipeline("encoder", folder.name, max_length=task.max_length), models, seed=0)
+    siamese, answer = softmax_siamese(encoder, len(task.classes), nn.CrossEntropyLoss())
+    interaction = VIRTPairClassifier(encoder, num_labels=len(task.classes))
+    source = build_source(row, examples, models, task.max_length)
+    matcher = RE2Matcher(source, study.config_of(row, PAIRS_TASK), list(task.classes))
+    words = WordVectors.from_file(models / row.model / "vectors.txt.gz")
+    static = SentenceTransformer(modules=[StaticEmbedding(words.tokenizer, words.embedding.weight.detach())])
+    means, of_means = softmax_siamese(static, len(task.classes), nn.CrossEntropyLoss())
+    return [
+        ("cross-encoder", partial(predict, cross), examples, count(cross)),
+        ("Siamese", answer, examples, count(siamese)),
+        ("VIRT + adapted interaction", partial(predict, interaction), examples, count(interaction)),
+        (row.name, partial(predict, matcher), examples, count(matcher.network, source)),
+        ("Siamese, word vectors", of_means, examples, count(means)),
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)
