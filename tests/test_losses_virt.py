@@ -16,7 +16,14 @@ from tokenizers import processors
 from torch import Tensor, nn
 
 from st_plugins.dropout import without_dropout
-from st_plugins.losses import ConSERTJointLoss, SelfExplainingLoss, SimCSELoss, VIRTLoss, map_agreement
+from st_plugins.losses import (
+    ConSERTJointLoss,
+    RDropLoss,
+    SelfExplainingLoss,
+    SimCSELoss,
+    VIRTLoss,
+    map_agreement,
+)
 from st_plugins.losses.virt_teacher import map_layers
 from st_plugins.modules import SpanPooling
 
@@ -336,6 +343,7 @@ class WithoutGradients(EmbedsTwice):
             lambda model: SimCSELoss(model, mini_batch_size=2),
             "SimCSELoss does not embed text column 0 as it is in one",
         ),
+        (lambda model: RDropLoss(losses.CoSENTLoss(model)), "RDropLoss does not embed .* no R-Drop"),
         (ConSERTJointLoss, "ConSERTJointLoss does not embed text column 0 as it is in one pass of the model"),
         (EmbedsTwice, "the task loss embeds text column 0 more than once"),
         (WithoutGradients, "the queries of text column 0 have no gradient: WithoutGradients embeds without"),

@@ -104,7 +104,7 @@ def check_captured(captured: ColumnLayers, columns: Sequence[Features], layers: 
             raise ValueError(
                 f"{what} does not embed text column {index} as it is in one pass of the model (captured layers "
                 f"{sorted(found)} of shapes {sorted(seen)}, expected {sorted(wanted)} of {shape}); use a loss that "
-                "does: no Cached… loss, no mini-batches, no augmented views"
+                "does: no Cached… loss, no mini-batches, no augmented views, no R-Drop"
             )
         if torch.is_grad_enabled() and not any(tensors.query.requires_grad for tensors in found.values()):
             raise ValueError(

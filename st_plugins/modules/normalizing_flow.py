@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
 from st_plugins import __version__
 from st_plugins.modules import storage
-from st_plugins.modules.configured import ConfiguredModule
 from st_plugins.modules.flow import CouplingKind, Flow, PermutationKind
 from st_plugins.modules.flow_fitting import FlowTraining, fit_flow
 from st_plugins.modules.rows import stacked
+from st_plugins.modules.stored import StoredModule
 
 __all__ = ["PRESETS", "NormalizingFlow"]
 
@@ -47,7 +45,7 @@ _DEFAULTS = {
 }
 
 
-class NormalizingFlow(ConfiguredModule):
+class NormalizingFlow(StoredModule):
     """Invertible map of sentence embeddings, fitted so that its output is distributed like standard normal noise.
 
     The encoder stays as it is; the flow alone is fitted, by maximum likelihood, on embeddings of unlabelled texts:
@@ -291,62 +289,28 @@ class NormalizingFlow(ConfiguredModule):
             ValueError: The module is not fitted.
         """
         self._check_fitted()
-        self.save_config(output_path)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, Path(output_path) / storage.TENSORS)
+        super().save(output_path)
         record = {"library": f"st-plugins {__version__}", "sources": self._sources, "history": self._history}
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
         (Path(output_path) / storage.RECORD).write_text(text, encoding="utf-8")
 
-    @classmethod
-    def load(
-        cls,
-        model_name_or_path: str,
-        subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        init_defaults: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Read a saved module back, bit for bit; fitting can be resumed.
+    def load_record(self, find: Callable[[str], Path]) -> None:
+        """Read what it was fitted to, so that fitting can be resumed.
 
         Args:
-            model_name_or_path: Model folder or hub id.
-            subfolder: Folder of the module in it.
-            token: For the hub.
-            cache_folder: For the hub.
-            revision: For the hub.
-            local_files_only: Whether to stay off the network.
-            init_defaults: Constructor arguments for keys that the saved configuration lacks.
-            **kwargs: Ignored.
-
-        Returns:
-            The module.
+            find: From the name of a file to its path; raises a ValueError if there is none.
 
         Raises:
-            ValueError: A file is missing, damaged, or does not fit the others; the message names it.
+            ValueError: The file is damaged.
         """
-        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "revision": revision}
-        hub |= {"local_files_only": local_files_only}
-        config, tensors, record = (
-            storage.find(cls, name, model_name_or_path, subfolder, **hub)
-            for name in (cls.config_file_name, storage.TENSORS, storage.RECORD)
-        )
-        module = cls.from_config((init_defaults or {}) | storage.read_json(config), str(config))
-        try:
-            module.load_state_dict(load_file(tensors))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ValueError(f"{tensors} is damaged or does not fit {config}: {error}") from error
+        record = find(storage.RECORD)
         known = storage.read_json(record)
         try:
-            module._sources = {str(name): int(rows) for name, rows in known["sources"].items()}
-            module._history = [dict(entry) for entry in known["history"]]
-            module._check_fitted()
+            self._sources = {str(name): int(rows) for name, rows in known["sources"].items()}
+            self._history = [dict(entry) for entry in known["history"]]
+            self._check_fitted()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{record} does not describe the fit of a NormalizingFlow: {error!r}") from error
-        return module
 
     def _checked(self, rows: Tensor) -> Tensor:
         """Return rows of the right width in the type to compute in."""

@@ -105,6 +105,7 @@ class StoredModule(ConfiguredModule):
             module.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{tensors} does not fit {config}: {error}") from error
+        module.load_record(find)
         return module
 
     @classmethod
@@ -119,3 +120,10 @@ class StoredModule(ConfiguredModule):
             The arguments by name; here none.
         """
         return {}
+
+    def load_record(self, find: Callable[[str], Path]) -> None:
+        """Take over what is saved beside the tensors; here there is nothing.
+
+        Args:
+            find: From the name of a file to its path; raises a ValueError if there is none.
+        """
