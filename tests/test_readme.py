@@ -11,11 +11,12 @@ import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+NAMES = ["quickstart", "training", "distilling", "matching", "small", "explaining"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("block", BLOCKS, ids=["quickstart", "training", "distilling", "matching", "explaining"])
+@pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
 def test_a_block_runs(block: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
