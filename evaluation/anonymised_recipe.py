@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 import numpy as np
 
+from evaluation.toml_file import recipe_tables
 from st_plugins.data.anonymised import AnonymisedPairs
 
 __all__ = ["Row", "Source", "Study", "as_integers", "read_study", "words_of"]
@@ -101,13 +95,8 @@ def read_study(path: Path) -> Study:
         FileNotFoundError: There is no such file.
         ValueError: It is not TOML, a key is missing or unknown, or a value is not allowed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    with recipe_tables(path) as raw:
         study = Study(rows=[Row(**row) for row in raw.pop("row")], **raw)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error}") from None
     names = [row.name for row in study.rows]
     if len(set(names)) != len(names):
         raise ValueError(f"{path}: two rows have one name")

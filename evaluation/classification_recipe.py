@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from evaluation.toml_file import recipe_tables
 from st_plugins.data.files import read_table
 
 __all__ = ["Run", "Study", "Text", "read_labelled", "read_study"]
@@ -104,14 +99,9 @@ def read_study(path: Path) -> Study:
         FileNotFoundError: There is no such file.
         ValueError: It is not TOML, a key is missing or unknown, or a value is not allowed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    with recipe_tables(path) as raw:
         runs = [Run(**row) for row in raw.pop("run")]
         study = Study(runs=runs, **raw)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error}") from None
     if len(study.columns) not in (1, 2):
         raise ValueError(f"{path}: columns={study.columns} must name one column, or two for pairs")
     for run in runs:

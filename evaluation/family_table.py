@@ -4,7 +4,7 @@ It joins the JSON results of the family's own recipe, of the studies of pairs (V
 anonymised pairs, and of the benchmark ``family_cost.py``; what has not been run is left out::
 
     python -m evaluation.run evaluation/recipes/family/family.toml --models MODELS --data DATA
-    python evaluation/benchmarks/family_cost.py evaluation/recipes/family/family.toml --models MODELS --data DATA \
+    python -m evaluation.benchmarks.family_cost evaluation/recipes/family/family.toml --models MODELS --data DATA \
         --output evaluation/results/benchmarks/family_cost.json
     python -m evaluation.family_table evaluation/recipes/family/family.toml
 """

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from evaluation import pair_tasks
 from evaluation.pair_tasks import check_task
+from evaluation.toml_file import recipe_tables
 from st_plugins.matching import RE2Config, RE2Schedule
 
 __all__ = ["Beside", "Row", "Study", "Task", "read_study"]
@@ -165,17 +160,12 @@ def read_study(path: Path) -> Study:
         FileNotFoundError: There is no such file.
         ValueError: It is not TOML, a key is missing or unknown, or a value is not allowed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    with recipe_tables(path) as raw:
         defaults = raw.pop("defaults", {})
         rows = [Row(**{**defaults, **row}) for row in raw.pop("row")]
         tasks = {name: Task(**task) for name, task in raw.pop("task").items()}
         beside = [Beside(**row) for row in raw.pop("beside", [])]
         study = Study(rows=rows, tasks=tasks, beside=beside, **raw)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error}") from None
     for name, task in tasks.items():
         check_task(path, name, task)
         if not task.classes:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 import numpy as np
 
 from evaluation.after import AFTER
+from evaluation.toml_file import recipe_tables
 from st_plugins.data import read_texts
 from st_plugins.data.files import read_table
 
@@ -161,15 +156,10 @@ def read_study(path: Path) -> Study:
         FileNotFoundError: There is no such file.
         ValueError: It is not TOML, a key is missing or unknown, or a value is not allowed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    with recipe_tables(path) as raw:
         defaults = raw.pop("defaults", {})
         runs = [Run(**{**defaults, **row}) for row in raw.pop("run")]
         study = Study(runs=runs, **raw)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error}") from None
     names = [run.name for run in runs]
     for run in runs:
         where = f"{path}: run {run.name!r}:"

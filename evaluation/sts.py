@@ -3,7 +3,7 @@
 A recipe (TOML) names models, pipelines and the texts to whiten on. This script evaluates every pipeline with
 ``STSSuiteEvaluator`` and writes one JSON per pipeline and one table for all of them::
 
-    python evaluation/sts.py evaluation/recipes/mini-bert-en.toml --models MODELS --data DATA
+    python -m evaluation.sts evaluation/recipes/mini-bert-en.toml --models MODELS --data DATA
 
 ``--models`` and ``--data`` are folders; the environment variables ST_PLUGINS_MODELS and ST_PLUGINS_DATA serve as well.
 """
@@ -11,21 +11,16 @@ A recipe (TOML) names models, pipelines and the texts to whiten on. This script 
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from typing import Annotated
 
 import numpy as np
 import typer
 from rich.console import Console
 
 from evaluation.pipelines import Pipeline, build_model
+from evaluation.toml_file import recipe_tables
 from st_plugins import whiten
 from st_plugins.atomic import write_text
 from st_plugins.console import pipelines_table
@@ -74,14 +69,9 @@ def read_recipe(path: Path) -> Recipe:
         FileNotFoundError: There is no such file.
         ValueError: It is not TOML, a key is missing or unknown, or a value is not allowed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    with recipe_tables(path) as raw:
         rows = [Pipeline(**row) for row in raw.pop("pipeline")]
         recipe = Recipe(pipelines=rows, **raw)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error}") from None
     for row in rows:
         if row.whitening not in KINDS:
             raise ValueError(f"{path}: pipeline {row.name!r}: whitening={row.whitening!r} must be one of {KINDS}")
@@ -205,7 +195,7 @@ def table(recipe: Recipe, results: dict[str, SuiteResult]) -> str:
                 seen.add(row)
                 lines.append(row)
     versions = ", ".join(f"{key} {value}" for key, value in first.versions.items())
-    lines += ["", f"Made with `python evaluation/sts.py` and seed {recipe.seed}. {versions}.", "", recipe.notes, ""]
+    lines += ["", f"Made with `python -m evaluation.sts` and seed {recipe.seed}. {versions}.", "", recipe.notes, ""]
     return "\n".join(lines)
 
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from evaluation import pair_tasks
 from evaluation.pair_tasks import check_task
+from evaluation.toml_file import recipe_tables
 
 __all__ = ["Grid", "Reading", "Row", "Study", "Task", "layer_name", "read_study"]
 
@@ -162,7 +157,7 @@ class Study:
         rows: The rows, cells of the grid among them.
         grid: The ablation, if there is one.
         reading: What the encoder learns before it becomes cross-encoder and students; None for nothing.
-        pooling: As in ``evaluation/sts.py``.
+        pooling: As for `Pipeline`.
         seeds: One training for each.
         batch_size: Pairs a step.
         teacher_learning_rate: Of the cross-encoder.
@@ -217,10 +212,7 @@ def read_study(path: Path) -> Study:
         FileNotFoundError: There is no such file.
         ValueError: It is not TOML, a key is missing or unknown, or a value is not allowed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    with recipe_tables(path) as raw:
         defaults = raw.pop("defaults", {})
         rows = [Row(**{**defaults, **row}) for row in raw.pop("row")]
         tasks = {name: Task(**task) for name, task in raw.pop("task").items()}
@@ -229,8 +221,6 @@ def read_study(path: Path) -> Study:
         rows = [replace(row, layers=_layers(row.layers)) for row in rows]
         rows += grid.rows(defaults) if grid else []
         study = Study(rows=rows, tasks=tasks, grid=grid, reading=reading, **raw)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error}") from None
     for row in study.rows:
         where = f"{path}: row {row.name!r}:"
         unknown = [name for name in row.tasks if name not in tasks]

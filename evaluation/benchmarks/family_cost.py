@@ -5,7 +5,7 @@ is fitted afterwards fitted to a few texts. They take turns in encoding the same
 of the turns to the recipe's first row counts. Models of pairs take turns in scoring pairs of Quora, none of whose
 texts is kept or encoded twice; there the cross-encoder is what the others are compared with::
 
-    python evaluation/benchmarks/family_cost.py evaluation/recipes/family/family.toml --models MODELS --data DATA
+    python -m evaluation.benchmarks.family_cost evaluation/recipes/family/family.toml --models MODELS --data DATA
 """
 
 from __future__ import annotations
