@@ -328,7 +328,7 @@ def main(
     models: Annotated[Path, typer.Option(envvar="ST_PLUGINS_MODELS", help="Folder of the models.")],
     data: Annotated[Path, typer.Option(envvar="ST_PLUGINS_DATA", help="Folder of the data.")],
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("evaluation/results"),
-    only: Annotated[str, typer.Option(help="Train only runs whose name contains this.")] = "",
+    only: Annotated[str, typer.Option(help="Train only what has this in its file name: seed0, simcse.")] = "",
     shard: Annotated[str, typer.Option(help="i/n: train every n-th run, from the i-th, counted from 0.")] = "0/1",
     dev_only: Annotated[bool, typer.Option("--dev-only", help="Do not look at the test sets.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Two steps a run, one seed: does it work?")] = False,
@@ -339,11 +339,12 @@ def main(
     study = read_study(recipe)
     folder = output / recipe.stem
     index, count = map(int, shard.split("/"))
-    jobs = [(run, seed) for run in study.runs if only in run.name for seed in run.seeds or study.seeds]
+    jobs = [(run, seed) for run in study.runs for seed in run.seeds or study.seeds]
     if dry_run:
         runs = [Run(**{**asdict(run), "max_steps": 2}) for run in study.runs]
         study = Study(**{**vars(study), "runs": runs})
-        jobs = [(run, 0) for run in runs if only in run.name]
+        jobs = [(run, 0) for run in runs]
+    jobs = [(run, seed) for run, seed in jobs if only in result_file(folder, run.name, seed).stem]
     starts: dict[tuple[str, int], State] = {}
     for run, seed in jobs[index::count]:
         path = result_file(folder, run.name, seed)

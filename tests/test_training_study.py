@@ -177,6 +177,8 @@ def test_shards_share_the_runs(folders: dict[str, Path], tmp_path: Path) -> None
     recipe = _recipe(tmp_path, {"none": RUNS["none"]})
     run.main(recipe, **folders, device="cpu", shard="1/2", dev_only=True)
     assert [path.stem for path in folders["output"].rglob("*.json")] == ["none-seed1"]
+    run.main(recipe, **folders, device="cpu", only="seed0", dev_only=True)
+    assert {path.stem for path in folders["output"].rglob("*.json")} == {"none-seed0", "none-seed1"}
 
 
 @pytest.mark.parametrize(
