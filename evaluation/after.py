@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins import flow, whiten
 
-__all__ = ["AFTER"]
+__all__ = ["AFTER", "RANDOM"]
 
 _QUIET: dict[str, Any] = {"batch_size": 128, "show_progress_bar": False}
 
@@ -35,3 +35,6 @@ AFTER: dict[str, Callable[[SentenceTransformer, list[str], int], SentenceTransfo
     "flow, learned permutation": _flow(permutation="learned-lu"),
 }
 """New model from model, corpus and seed, by the name that a recipe's ``after`` gives it."""
+
+RANDOM = tuple(form for form in AFTER if form.startswith("flow"))
+"""Those that depend on the seed."""

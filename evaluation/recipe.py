@@ -41,6 +41,7 @@ class Run:
         epochs: Passes over the data.
         max_steps: Number of steps instead; 0 leaves it to ``epochs``.
         batch_size: Sentences (or pairs) a step.
+        grouped: Put texts of similar length into a batch, which needs less time.
         pooling: As for `Pipeline`; empty for the recipe's.
         layers: As for `Pipeline`: keep only this many of the encoder's layers; -1 keeps all.
         tokens: As for `Pipeline`: word embeddings alone.
@@ -65,6 +66,7 @@ class Run:
     epochs: float = 1.0
     max_steps: int = 0
     batch_size: int = 96
+    grouped: bool = False
     pooling: str = ""
     layers: int = -1
     tokens: bool = False

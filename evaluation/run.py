@@ -29,7 +29,8 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, SoftmaxLoss
 from transformers import TrainerCallback
 
-from evaluation.after import AFTER
+from evaluation.after import AFTER, RANDOM
+from evaluation.batching import LengthGroupedBatchSampler
 from evaluation.pipelines import Pipeline, build_model
 from evaluation.recipe import Run, Study, draw_texts, read_study, training_columns
 from st_plugins.atomic import write_text
@@ -164,6 +165,7 @@ def train(
                 save_strategy="no",
                 logging_strategy="no",
                 dataloader_drop_last=True,
+                batch_sampler=LengthGroupedBatchSampler if run.grouped else "batch_sampler",
                 report_to=[],
                 disable_tqdm=True,
             ),
@@ -269,8 +271,12 @@ def measure(
     for step in sorted(set(wanted)) or [0]:
         if states:
             model.load_state_dict(states[step])
-        forms = {"plain": model}
+        # What nothing random made is evaluated with the first seed only.
+        again = not log and seed != (run.seeds or study.seeds)[0]
+        forms = {} if again else {"plain": model}
         for form in run.after if not log or step == found["chosen"]["dev"] else ():
+            if again and form not in RANDOM:
+                continue
             begin = clock()
             forms[form] = AFTER[form](model, corpus, seed)
             found["seconds_after"][form] = clock() - begin

@@ -63,12 +63,13 @@ def _recipe(folder: Path, runs: dict[str, str], head: str = RECIPE) -> Path:
 
 
 FAMILY = {
-    "flows": 'method = "none"\nafter = ["whitened to 128", "flow", "flow, learned permutation"]\nseeds = [0]',
+    "flows": 'method = "none"\nafter = ["whitened to 128", "flow", "flow, learned permutation"]',
     "cosent": 'method = "cosent"\ndata = "stsb"\nafter = []\nseeds = [0]',
     "r-drop": 'method = "cosent"\ndata = "stsb"\nr_drop = 5.0\nafter = []\nseeds = [0]',
     "mix": 'method = "cosent"\ndata = "stsb"\npooling = "layer-mix"\nafter = []\nseeds = [0]',
     "mix, tied": 'method = "cosent"\ndata = "stsb"\npooling = "layer-mix"\nmix_penalty = 9.0\nafter = []\nseeds = [0]',
     "cnn": 'method = "cosent"\ndata = "stsb"\npooling = "text-cnn"\nafter = []\nseeds = [0]',
+    "grouped": 'method = "cosent"\ndata = "stsb"\ngrouped = true\nafter = []\nseeds = [0]',
     "rcnn of words": 'method = "cosent"\ndata = "stsb"\npooling = "text-rcnn"\ntokens = true\nafter = []\nseeds = [0]',
 }
 
@@ -133,7 +134,9 @@ def test_poolings_wrappers_and_what_is_fitted_afterwards(
     recipe = _recipe(tmp_path, FAMILY)
     run.main(recipe, **folders, device="cpu")
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
-    assert len(results) == len(FAMILY)
+    assert len(results) == len(FAMILY) + 1  # two seeds of the flows
+    again = results.pop("flows-seed1")
+    assert set(again["steps"]["0"]["test"]) == {"flow", "flow, learned permutation"}  # the others would be the same
     flows = results["flows-seed0"]
     scores = flows["steps"]["0"]["test"]
     assert set(scores) == {"plain", "whitened to 128", "flow", "flow, learned permutation"}
@@ -150,7 +153,11 @@ def test_poolings_wrappers_and_what_is_fitted_afterwards(
 
     ledger.main(recipe, folders["output"])
     table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
-    assert "| flows + whitening to 128 |" in table and "| flows + flow, learned permutation |" in table
+    assert (
+        "| flows + flow | texts | 2 |" in table
+        and "| flows + whitening to 128 | texts | 1 |" in table
+        and "| flows + flow, learned permutation |" in table
+    )
     assert "| cnn |" in table and "| cnn + " not in table
 
 
