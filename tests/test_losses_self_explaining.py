@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from sentence_transformers import (
     InputExample,
     SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.evaluation import LabelAccuracyEvaluator
 from sentence_transformers.sentence_transformer.losses import (
@@ -39,6 +37,7 @@ from st_plugins.losses import (
 )
 from st_plugins.modules import SpanPooling
 from st_plugins.training import HeadCheckpointCallback
+from tests.training import host_trainer, logged
 
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
 
@@ -208,30 +207,7 @@ def test_prediction_and_the_hosts_evaluator(
 
 
 def trainer(loss: Any, columns: dict[str, Any], folder: Path, *callbacks: TrainerCallback, **arguments: Any) -> Any:
-    settings = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **arguments,
-    }
-    data = Dataset.from_dict(columns)
-    return SentenceTransformerTrainer(
-        model=loss.model,
-        args=SentenceTransformerTrainingArguments(str(folder), **settings),
-        train_dataset=data,
-        eval_dataset=data if "eval_strategy" in settings else None,
-        loss=loss,
-        callbacks=list(callbacks),
-    )
-
-
-def logged(run: Any, key: str) -> list[float]:
-    return [entry[key] for entry in run.state.log_history if key in entry]
+    return host_trainer(loss, Dataset.from_dict(columns), folder, *callbacks, **arguments)
 
 
 def weights(loss: nn.Module) -> dict[str, Tensor]:

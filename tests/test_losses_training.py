@@ -13,7 +13,6 @@ from datasets import Dataset
 from sentence_transformers import (
     InputExample,
     SentenceTransformer,
-    SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from transformers import TrainerCallback
 from st_plugins.dropout import dropout_probabilities
 from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, NonFiniteLossError, SimCSELoss
 from st_plugins.training import HeadCheckpointCallback, NonFiniteLossCallback
+from tests.training import host_trainer, logged
 
 # The name changes in the course of transformers 5.
 CHECKPOINTING = next(
@@ -47,33 +47,12 @@ def dataset(loss: Any, sentences: list[str]) -> Dataset:
 
 
 def trainer(loss: Any, sentences: list[str], folder: Path, *callbacks: TrainerCallback, **arguments: Any) -> Any:
-    settings = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **arguments,
-    }
-    return SentenceTransformerTrainer(
-        model=loss.model,
-        args=SentenceTransformerTrainingArguments(str(folder), **settings),
-        train_dataset=dataset(loss, sentences),
-        eval_dataset=dataset(loss, sentences) if "eval_strategy" in settings else None,
-        loss=loss,
-        callbacks=list(callbacks),
-    )
+    settings = {"per_device_train_batch_size": 8, **arguments}
+    return host_trainer(loss, dataset(loss, sentences), folder, *callbacks, **settings)
 
 
 def weights(loss: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in loss.state_dict().items()}
-
-
-def logged(run: Any, key: str) -> list[float]:
-    return [entry[key] for entry in run.state.log_history if key in entry]
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -18,7 +18,6 @@ from sentence_transformers import (
     CrossEncoder,
     InputExample,
     SentenceTransformer,
-    SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer import losses
@@ -29,6 +28,7 @@ from transformers import TrainerCallback
 
 from st_plugins.dropout import without_dropout
 from st_plugins.losses import VIRTLoss
+from tests.training import host_trainer, logged
 
 Model = Callable[..., SentenceTransformer]
 Teacher = Callable[..., CrossEncoder]
@@ -56,29 +56,8 @@ def dataset(sentences: list[str]) -> Dataset:
 
 
 def trainer(loss: Any, sentences: list[str], folder: Path, *callbacks: TrainerCallback, **arguments: Any) -> Any:
-    settings = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **arguments,
-    }
-    return SentenceTransformerTrainer(
-        model=loss.model,
-        args=SentenceTransformerTrainingArguments(str(folder), **settings),
-        train_dataset=dataset(sentences),
-        eval_dataset=dataset(sentences) if "eval_strategy" in settings else None,
-        loss=loss,
-        callbacks=list(callbacks),
-    )
-
-
-def logged(run: Any, key: str) -> list[float]:
-    return [entry[key] for entry in run.state.log_history if key in entry]
+    settings = {"max_steps": 3, "per_device_train_batch_size": 8, **arguments}
+    return host_trainer(loss, dataset(sentences), folder, *callbacks, **settings)
 
 
 def test_trains_and_evaluates_in_the_trainer(

@@ -23,8 +23,6 @@ from sentence_transformers import (
     CrossEncoder,
     InputExample,
     SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.cross_encoder.evaluation import (
     CrossEncoderClassificationEvaluator,
@@ -39,6 +37,7 @@ from st_plugins.losses import NonFiniteLossError, VIRTLoss
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
 from st_plugins.training.head_checkpoint import HeadCheckpointCallback
 from tests.test_matching_virt_pair import content_of, oracle_logits
+from tests.training import host_trainer
 
 MakeModel = Callable[..., SentenceTransformer]
 Rows = list[list[float]]
@@ -231,26 +230,7 @@ def test_columns_that_do_not_suit_and_a_loss_that_is_not_finite(
 
 
 def trainer(loss: Any, columns: dict[str, Any], folder: Path, *callbacks: Any, **arguments: Any) -> Any:
-    settings: dict[str, Any] = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    data = Dataset.from_dict(columns)
-    settings |= arguments
-    return SentenceTransformerTrainer(
-        model=loss.model,
-        args=SentenceTransformerTrainingArguments(str(folder), **settings),
-        train_dataset=data,
-        eval_dataset=data if "eval_strategy" in settings else None,
-        loss=loss,
-        callbacks=list(callbacks),
-    )
+    return host_trainer(loss, Dataset.from_dict(columns), folder, *callbacks, **arguments)
 
 
 def columns_of(sentences: list[str], num_labels: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +22,6 @@ from st_plugins.matching.re2 import (
     fold_weight_norm,
 )
 
-network_module = importlib.import_module("st_plugins.matching.re2.network")
 Row = list[float]
 Text = list[Row]
 WIDTH = 5

@@ -23,27 +23,9 @@ from st_plugins.matching.re2 import (
     fold_weight_norm,
     masked_max,
 )
-from tests.test_re2_network import build, texts
+from tests.test_re2_network import WIDTH, build, texts
 
 network_module = importlib.import_module("st_plugins.matching.re2.network")
-Row = list[float]
-Text = list[Row]
-WIDTH = 5
-VARIANTS = [
-    {},
-    {"blocks": 3},
-    {"blocks": 4, "residual": "code"},
-    {"blocks": 4, "residual": "paper"},
-    {"blocks": 3, "residual": "plain"},
-    {"alignment": "identity", "encoder_layers": 3},
-    {"fusion": "simple"},
-    {"prediction": "symmetric"},
-    {"prediction": "simple"},
-    {"prediction": "symmetric_exact"},
-    {"kernel_sizes": (1, 3, 5)},
-    {"align_input": False},
-    {"blocks": 3, "parallel_blocks": True},
-]
 
 
 def test_the_configuration_for_snli_has_2_8_million_parameters() -> None:

@@ -94,8 +94,25 @@ class StoredModule(ConfiguredModule):
         def find(name: str) -> Path:
             return storage.find(cls, name, model_name_or_path, subfolder, **hub)
 
-        config, tensors = find(cls.config_file_name), find(storage.TENSORS)
-        values = (init_defaults or {}) | storage.read_json(config)
+        config = find(cls.config_file_name)
+        return cls.read((init_defaults or {}) | storage.read_json(config), config, find)
+
+    @classmethod
+    def read(cls, values: dict[str, Any], config: Path, find: Callable[[str], Path]) -> Self:
+        """Build the module from its files.
+
+        Args:
+            values: The configuration.
+            config: Its file, for messages.
+            find: From the name of another file to its path; raises a ValueError if there is none.
+
+        Returns:
+            The module.
+
+        Raises:
+            ValueError: A file is missing, damaged, or does not fit the others; the message names it.
+        """
+        tensors = find(storage.TENSORS)
         try:
             state = load_file(tensors)
         except (SafetensorError, OSError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +14,9 @@ from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
 from st_plugins.modules import storage
-from st_plugins.modules.configured import ConfiguredModule
 from st_plugins.modules.moments import Moments
 from st_plugins.modules.rows import as_rows
+from st_plugins.modules.stored import StoredModule
 from st_plugins.modules.transform import Transform, derive
 
 __all__ = ["Whitening"]
@@ -25,7 +25,7 @@ Array = NDArray[np.floating]
 _DEFAULTS = {"output_dimension": None, "shrinkage": 0.0, "rcond": None, "normalize": False}
 
 
-class Whitening(ConfiguredModule):
+class Whitening(StoredModule):
     """Linear map that gives sentence embeddings zero mean and identity covariance, keeping the first few directions.
 
     With the mean ``μ`` and covariance ``Σ = U Λ Uᵀ`` of the texts it was fitted on (eigenvalues descending, ``Σ``
@@ -259,28 +259,13 @@ class Whitening(ConfiguredModule):
         storage.write(Path(output_path), self._moments, self._derived(), self._sources, self._intensity())
 
     @classmethod
-    def load(
-        cls,
-        model_name_or_path: str,
-        subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        init_defaults: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Read a saved module back, bit for bit; it can be fitted further and merged.
+    def read(cls, values: dict[str, Any], config: Path, find: Callable[[str], Path]) -> Self:
+        """Build the module from its files, bit for bit; it can be fitted further and merged.
 
         Args:
-            model_name_or_path: Model folder or hub id.
-            subfolder: Folder of the module in it.
-            token: For the hub.
-            cache_folder: For the hub.
-            revision: For the hub.
-            local_files_only: Whether to stay off the network.
-            init_defaults: Constructor arguments for keys that the saved configuration lacks.
-            **kwargs: Ignored.
+            values: The configuration.
+            config: Its file, for messages.
+            find: From the name of another file to its path; raises a ValueError if there is none.
 
         Returns:
             The module.
@@ -288,18 +273,9 @@ class Whitening(ConfiguredModule):
         Raises:
             ValueError: A file is missing, damaged, or does not fit the others; the message names it.
         """
-        hub: dict[str, Any] = {
-            "token": token,
-            "cache_folder": cache_folder,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
-        names = (cls.config_file_name, storage.TENSORS, storage.RECORD)
-        paths = {name: storage.find(cls, name, model_name_or_path, subfolder, **hub) for name in names}
-        config = (init_defaults or {}) | storage.read_json(paths[cls.config_file_name])
-        module = cls.from_config(config, str(paths[cls.config_file_name]))
+        module = cls.from_config(values, str(config))
         sizes = module.embedding_dimension, module.output_dimension
-        moments, transform, sources = storage.read(paths[storage.TENSORS], paths[storage.RECORD], *sizes)
+        moments, transform, sources = storage.read(find(storage.TENSORS), find(storage.RECORD), *sizes)
         module._reset(moments, sources, transform)
         module._fill_buffers(torch.device("cpu"))
         return module
