@@ -61,7 +61,10 @@ def convolved(text: Text, layer: Any) -> Text:
             seen = [
                 text[at] if 0 <= at < len(text) else zero for at in range(place - size // 2, place + size // 2 + 1)
             ]
-            row += dense([x for part in seen for x in part], window)
+            for channel, bias in enumerate(window.bias.tolist()):
+                weights = window.weight[:, channel].tolist()
+                products = (w * x for ws, xs in zip(weights, seen, strict=True) for w, x in zip(ws, xs, strict=True))
+                row.append(gelu(bias + sum(products)))
         found.append(row)
     return found
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import cached
+from torch.nn.utils.parametrize import cached, is_parametrized
 
 from st_plugins.matching.re2 import (
     RE2,
@@ -23,6 +23,7 @@ from st_plugins.matching.re2 import (
     fold_weight_norm,
     masked_max,
 )
+from st_plugins.matching.re2.layers import activate
 from tests.test_re2_network import WIDTH, build, texts
 
 network_module = importlib.import_module("st_plugins.matching.re2.network")
@@ -52,22 +53,36 @@ def test_the_configuration_for_snli_has_2_8_million_parameters() -> None:
 def test_initialisation_is_he_with_norms_kept() -> None:
     torch.manual_seed(0)
     network = RE2(RE2Config(hidden=200), 300, 2)
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in network.modules() if is_parametrized(module, "weight")]
     for layer in layers:
         assert not layer.bias.any()
-        torch.testing.assert_close(layer.parametrizations.weight.original0.flatten(), layer.weight.norm(dim=1))
+        weight = layer.weight.detach()
+        if weight.ndim == 3:  # a window: size, outputs, inputs
+            weight = weight.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(layer.parametrizations.weight.original0.detach().flatten(), weight.norm(dim=1))
         gain = 1 if layer is network.prediction.outer else 2
-        if layer.weight.shape[0] > 2:
-            assert float(layer.weight.detach().var()) == pytest.approx(gain / layer.weight.shape[1], rel=0.05)
+        if weight.shape[0] > 2:
+            assert float(weight.var()) == pytest.approx(gain / weight.shape[1], rel=0.05)
     assert len(layers) == 2 * (2 + 1 + 2) + 2
 
 
-def test_convolution_is_that_of_torch() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_activation_is_the_same_with_and_without_gradients(dtype: torch.dtype) -> None:
+    x = torch.tensor([-300.0, -20.0, -3.0, -0.7, 0.0, 1e-3, 0.7, 3.0, 20.0, 300.0], dtype=dtype)
+    expected = nn.functional.gelu(x.double(), approximate="tanh").to(dtype)
+    torch.testing.assert_close(activate(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(activate(x), expected)
+    assert x[0] == -300.0  # not overwritten
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 6])
+def test_convolution_is_that_of_torch(tokens: int) -> None:
     encoder = ConvolutionalEncoder(WIDTH, 6, layers=1, kernel_sizes=[1, 3, 5]).double().eval()
-    x, _ = texts([6, 6])
+    x, _ = texts([tokens, tokens])
     expected = []
     for size, window in zip((1, 3, 5), encoder.layers[0].windows, strict=True):
-        weight = window.weight.view(2, size, WIDTH).transpose(1, 2)
+        weight = window.weight.permute(1, 2, 0)
         expected.append(
             nn.functional.conv1d(x.transpose(1, 2), weight, window.bias, padding=size // 2).transpose(1, 2)
         )

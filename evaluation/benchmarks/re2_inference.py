@@ -202,11 +202,10 @@ class TranscribedBlock(nn.Module):
         super().__init__()
         self.convolutions = nn.ModuleList()
         for layer in block.encoder.layers:
-            weight = layer.windows[0].weight.detach()
-            inputs = weight.shape[1] // 3
-            convolution = nn.Conv1d(inputs, hidden, 3, padding=1)
-            convolution.weight.data = weight.view(hidden, 3, inputs).transpose(1, 2).contiguous()
-            convolution.bias = layer.windows[0].bias
+            window = layer.windows[0]
+            convolution = nn.Conv1d(window.weight.shape[2], hidden, 3, padding=1)
+            convolution.weight.data = window.weight.detach().permute(1, 2, 0).contiguous()
+            convolution.bias = window.bias
             self.convolutions.append(convolution)
         self.project, self.temperature = block.alignment.project, block.alignment.temperature
         self.views = nn.ModuleList()

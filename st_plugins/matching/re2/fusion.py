@@ -15,8 +15,8 @@ class Fusion(nn.Module):
     """Compare tokens ``x`` with what they found, ``x'``, by concatenation, difference and product.
 
     "full" is ``G([G₁([x; x']); G₂([x; x - x']); G₃([x; x ∘ x'])])`` and "simple" is ``G₁([x; x'])``, each ``G`` a
-    layer with activation. The concatenations with ``x`` are never formed: ``W [x; y] = W_x x + W_y y``, and ``W_x x``
-    of the three is one product.
+    layer with activation. The concatenations with ``x`` are never formed: ``W [x; y] = W_x x + W_y y``, ``W_x x`` of
+    the three is one product, and ``W [x; x - x'] = (W_x + W_y) x - W_y x'``.
 
     Args:
         inputs: Width of the tokens.
@@ -52,10 +52,11 @@ class Fusion(nn.Module):
             ``(…, hidden)``.
         """
         own, other = self.compare.weight.split(self.inputs, dim=1)
-        parts = linear(x, own, self.compare.bias).split(self.hidden, dim=-1)
-        weights = other.split(self.hidden)
         if self.combine is None:
-            return activate(parts[0] + linear(aligned, weights[0]))
-        views = (aligned, x - aligned, x * aligned)
-        found = [part + linear(view, weight) for part, view, weight in zip(parts, views, weights, strict=True)]
+            return activate(linear(x, own, self.compare.bias) + linear(aligned, other))
+        _, difference, product = other.split(self.hidden)
+        first, second, third = own.split(self.hidden)
+        parts = linear(x, torch.cat([first, second + difference, third]), self.compare.bias).split(self.hidden, dim=-1)
+        for_same, for_difference = linear(aligned, other[: 2 * self.hidden]).split(self.hidden, dim=-1)
+        found = [parts[0] + for_same, parts[1] - for_difference, parts[2] + linear(x * aligned, product)]
         return activate(self.combine(self.dropout(activate(torch.cat(found, dim=-1)))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from st_plugins.matching.re2.residual import AugmentedResidual
 __all__ = ["RE2"]
 
 # Tokens that a CPU computes at once: more would not fit its cache.
-_ROWS = 512
+_ROWS = 640
 
 
 class RE2(nn.Module):
@@ -130,8 +131,10 @@ class RE2(nn.Module):
         first, second = _matched(first, second)
         if maps is not None or torch.is_grad_enabled() or a.device.type != "cpu" or torch.compiler.is_compiling():
             return self._pooled(first, second, maps)
-        size = max(1, _ROWS // (first.tokens.shape[1] + second.tokens.shape[1]))
-        starts = range(0, max(1, len(first.tokens)), size)
+        pairs = max(1, len(first.tokens))
+        parts = math.ceil(pairs * (first.tokens.shape[1] + second.tokens.shape[1]) / _ROWS)
+        size = math.ceil(pairs / parts)
+        starts = range(0, pairs, size)
         with cached():  # weights are normalised once
             found = [self._pooled(_rows(first, start, size), _rows(second, start, size)) for start in starts]
         v1, v2 = (torch.cat(vectors) for vectors in zip(*found, strict=True))
