@@ -54,9 +54,9 @@ class Fusion(nn.Module):
         own, other = self.compare.weight.split(self.inputs, dim=1)
         if self.combine is None:
             return activate(linear(x, own, self.compare.bias) + linear(aligned, other))
-        _, difference, product = other.split(self.hidden)
+        same, difference, product = other.split(self.hidden)
         first, second, third = own.split(self.hidden)
-        parts = linear(x, torch.cat([first, second + difference, third]), self.compare.bias).split(self.hidden, dim=-1)
-        for_same, for_difference = linear(aligned, other[: 2 * self.hidden]).split(self.hidden, dim=-1)
-        found = [parts[0] + for_same, parts[1] - for_difference, parts[2] + linear(x * aligned, product)]
-        return activate(self.combine(self.dropout(activate(torch.cat(found, dim=-1)))))
+        found = linear(x, torch.cat([first, second + difference, third]), self.compare.bias)
+        by_aligned = linear(aligned, torch.cat([same, -difference]))
+        found = found + torch.cat([by_aligned, linear(x * aligned, product)], dim=-1)
+        return activate(self.combine(self.dropout(activate(found))))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, pad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -108,16 +108,12 @@ class _Window(nn.Module):
         weight_norm(self, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+        weight, length = self.weight, x.shape[1]
         size, middle = len(weight), len(weight) // 2
-        found = linear(x, weight.flatten(0, 1)).chunk(size, dim=-1)
-        total = found[middle] + self.bias
+        found = pad(linear(x, weight.flatten(0, 1)), (0, 0, middle, middle)).chunk(size, dim=-1)
+        total: Tensor = self.bias
         for place, part in enumerate(found):
-            shift = middle - place  # the first place of a window of three sees the token before
-            if shift > 0:
-                total[:, shift:] += part[:, :-shift]
-            elif shift < 0:
-                total[:, :shift] += part[:, -shift:]
+            total = total + part[:, place : place + length]
         return total
 
 
