@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.after import AFTER
+from evaluation.pipelines import NEW_POOLINGS
 from evaluation.toml_file import recipe_tables
 from st_plugins.data import read_texts
 from st_plugins.data.files import read_table
@@ -38,6 +39,7 @@ class Run:
         mix_penalty: λ of the layers' weights; needs ``pooling = "layer-mix"``.
         encoder_dropout: Whether the encoder's dropout is on.
         learning_rate: Peak of the learning rate; linear warm-up over a tenth of the steps, then linear decay.
+        pooling_learning_rate: The same for the weights after the encoder, which begin random; 0 for no difference.
         epochs: Passes over the data.
         max_steps: Number of steps instead; 0 leaves it to ``epochs``.
         batch_size: Sentences (or pairs) a step.
@@ -63,6 +65,7 @@ class Run:
     mix_penalty: float = 0.0
     encoder_dropout: bool = True
     learning_rate: float = 5e-5
+    pooling_learning_rate: float = 0.0
     epochs: float = 1.0
     max_steps: int = 0
     batch_size: int = 96
@@ -177,6 +180,11 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{where} r_drop={run.r_drop} is for the methods supervised and cosent")
         if run.mix_penalty and (run.pooling or study.pooling) != "layer-mix":
             raise ValueError(f'{where} mix_penalty={run.mix_penalty} needs pooling = "layer-mix"')
+        if run.pooling_learning_rate and (run.pooling or study.pooling) not in ("layer-mix", *NEW_POOLINGS):
+            raise ValueError(
+                f"{where} pooling_learning_rate={run.pooling_learning_rate} needs a pooling with weights, one of "
+                f"layer-mix, {', '.join(NEW_POOLINGS)}"
+            )
         unknown = [form for form in run.after if form not in AFTER]
         if unknown:
             raise ValueError(f"{where} after={unknown[0]!r} must be one of {', '.join(AFTER)}")

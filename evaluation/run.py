@@ -62,6 +62,7 @@ RULES = {
 
 HELD_OUT = 512
 SHARPNESS_TEXTS = 200
+_AFTER_ENCODER = r"(^|\.)model\.[1-9]\."  # names of weights in a loss's model: model.0 is the encoder
 _NUMBERS = {
     "eval_loss": "loss",
     "eval_dev_avg_spearman_cosine": "dev",
@@ -157,6 +158,7 @@ def train(
                 per_device_train_batch_size=run.batch_size,
                 per_device_eval_batch_size=min(128, aside),  # a smaller rest would be dropped
                 learning_rate=run.learning_rate,
+                learning_rate_mapping={_AFTER_ENCODER: run.pooling_learning_rate} if run.pooling_learning_rate else {},
                 warmup_steps=0.1,  # a share of the steps
                 weight_decay=0.01,
                 seed=seed,

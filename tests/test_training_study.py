@@ -68,6 +68,8 @@ FAMILY = {
     "r-drop": 'method = "cosent"\ndata = "stsb"\nr_drop = 5.0\nafter = []\nseeds = [0]',
     "mix": 'method = "cosent"\ndata = "stsb"\npooling = "layer-mix"\nafter = []\nseeds = [0]',
     "mix, tied": 'method = "cosent"\ndata = "stsb"\npooling = "layer-mix"\nmix_penalty = 9.0\nafter = []\nseeds = [0]',
+    "fast mix": 'method = "cosent"\ndata = "stsb"\npooling = "layer-mix"\nafter = []\nseeds = [0]'
+    "\npooling_learning_rate = 0.5",
     "cnn": 'method = "cosent"\ndata = "stsb"\npooling = "text-cnn"\nafter = []\nseeds = [0]',
     "grouped": 'method = "cosent"\ndata = "stsb"\ngrouped = true\nafter = []\nseeds = [0]',
     "rcnn of words": 'method = "cosent"\ndata = "stsb"\npooling = "text-rcnn"\ntokens = true\nafter = []\nseeds = [0]',
@@ -148,6 +150,8 @@ def test_poolings_wrappers_and_what_is_fitted_afterwards(
     assert len(courses) == len(trained)  # each trains in its own way
     weights = results["mix-seed0"]["layers"]
     assert sum(weight for name, weight in weights.items() if name != "gamma") == pytest.approx(1)
+    fast = results["fast-mix-seed0"]["layers"]
+    assert abs(fast["embedding"] - 1 / 3) > 5 * abs(weights["embedding"] - 1 / 3) > 0  # two layers and the embeddings
     assert "layers" not in results["cnn-seed0"]
     assert results["rcnn-of-words-seed0"]["parameters"] != results["cnn-seed0"]["parameters"]
 
@@ -197,6 +201,7 @@ def test_shards_share_the_runs(folders: dict[str, Path], tmp_path: Path) -> None
         ({"a": 'method = "consert"\nstart = "b"'}, "must be a run above it"),
         ({"a": 'method = "simcse"\nr_drop = 1.0'}, "r_drop=1.0 is for"),
         ({"a": 'method = "simcse"\nmix_penalty = 1.0'}, 'needs pooling = "layer-mix"'),
+        ({"a": 'method = "simcse"\npooling_learning_rate = 1.0'}, "needs a pooling with weights"),
         ({"a": 'method = "none"\nafter = ["magic"]'}, "after='magic' must be one of whitened"),
         ({"a": "colour = 1"}, "colour"),
         ({}, "run"),
