@@ -58,7 +58,7 @@ def activate(x: Tensor) -> Tensor:
     if _learns_or_leaves_the_cpu(x) or x.dtype not in (torch.float32, torch.float64):
         return gelu(x, approximate="tanh")
     slope = 2 * math.sqrt(2 / math.pi)
-    return (x * x).mul_(0.044715 * slope).add_(slope).mul_(x).sigmoid_().mul_(x)
+    return torch.addcmul(x.new_tensor(slope), x, x, value=0.044715 * slope).mul_(x).sigmoid_().mul_(x)
 
 
 class Convolution(nn.Module):
@@ -110,10 +110,12 @@ class _Window(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight, length = self.weight, x.shape[1]
         size, middle = len(weight), len(weight) // 2
-        found = pad(linear(x, weight.flatten(0, 1)), (0, 0, middle, middle)).chunk(size, dim=-1)
-        total: Tensor = self.bias
-        for place, part in enumerate(found):
-            total = total + part[:, place : place + length]
+        beside = middle * len(self.bias)  # the bias is added once, at the middle
+        found = linear(x, weight.flatten(0, 1), pad(self.bias, (beside, beside)))
+        parts = pad(found, (0, 0, middle, middle)).chunk(size, dim=-1)
+        total = parts[0][:, :length]
+        for place in range(1, size):
+            total = total + parts[place][:, place : place + length]
         return total
 
 
