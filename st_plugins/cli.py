@@ -83,7 +83,7 @@ def evaluate(
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
     batch_size: BatchOption = 32,
-    max_length: LengthOption = None,
+    max_seq_length: LengthOption = None,
 ) -> None:
     """Score a model on the STS tasks, or on your own pairs, with intervals and the floor.
 
@@ -112,7 +112,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
     )
-    loaded = _load(model, dtype, device, max_length)
+    loaded = _load(model, dtype, device, max_seq_length)
     result = evaluator.evaluate(loaded, model_name=model)
     print_result(_console(), result)
     if output is not None:
@@ -139,7 +139,7 @@ def compare(
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
     batch_size: BatchOption = 32,
-    max_length: LengthOption = None,
+    max_seq_length: LengthOption = None,
 ) -> None:
     """Say whether A is better than B, worse, or not separable, by paired bootstrap on the same pairs.
 
@@ -171,7 +171,7 @@ def compare(
             seed=seed,
             batch_size=batch_size,
         )
-        results.append(evaluator.evaluate(_load(name, dtype, device, max_length), model_name=name))
+        results.append(evaluator.evaluate(_load(name, dtype, device, max_seq_length), model_name=name))
     comparison = compare_results(
         results[0], results[1], confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed
     )
@@ -190,7 +190,7 @@ def whiten(
     texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
     column: ColumnOption = None,
-    dim: Annotated[
+    output_dimension: Annotated[
         int | None, typer.Option(help="Dimensions to keep (default: 256, or all of a smaller model).")
     ] = None,
     keep_plugin: Annotated[
@@ -210,7 +210,7 @@ def whiten(
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
     batch_size: BatchOption = 32,
-    max_length: LengthOption = None,
+    max_seq_length: LengthOption = None,
 ) -> None:
     """Whiten a model on unlabelled texts and write a plain sentence-transformers model, smaller and more isotropic.
 
@@ -219,7 +219,7 @@ def whiten(
 
     [bold]Examples[/bold]
 
-      st-plugins whiten ./my-model --texts corpus.txt --dim 256 --output ./my-model-256
+      st-plugins whiten ./my-model --texts corpus.txt --output-dimension 256 --output ./my-model-256
 
       st-plugins whiten ./my-model --texts corpus.txt --output ./white --pairs heldout.tsv
     """
@@ -231,7 +231,7 @@ def whiten(
         raise FileExistsError(
             f"--output {str(output)!r} exists and is not empty; choose another folder or --overwrite"
         )
-    loaded = _load(model, dtype, device, max_length)
+    loaded = _load(model, dtype, device, max_seq_length)
     sentences = read_texts(texts, column)
     evaluator = None
     if pairs is not None or data is not None:
@@ -247,7 +247,7 @@ def whiten(
             batch_size=batch_size,
         )
     # An encoder that ends in a LayerNorm has rank d - 1, so "all there is" is the default for small models, not d.
-    kept = 256 if dim is None and (loaded.get_embedding_dimension() or 0) > 256 else dim
+    kept = 256 if output_dimension is None and (loaded.get_embedding_dimension() or 0) > 256 else output_dimension
     whitened = adapt.whiten(
         loaded,
         sentences,
@@ -282,7 +282,7 @@ def geometry(
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
     batch_size: BatchOption = 32,
-    max_length: LengthOption = None,
+    max_seq_length: LengthOption = None,
 ) -> None:
     """Describe the space a model embeds your texts in: isotropy, uniformity, dimensions in use.
 
@@ -298,7 +298,7 @@ def geometry(
     from st_plugins.evaluators.encoding import distinct, encode_longest_first
     from st_plugins.geometry import geometry as describe
 
-    loaded = _load(model, dtype, device, max_length)
+    loaded = _load(model, dtype, device, max_seq_length)
     sentences, _ = distinct([read_texts(texts, column)])
     embeddings = encode_longest_first(
         loaded, sentences, [len(text) for text in sentences], batch_size=batch_size, show_progress_bar=True
@@ -337,7 +337,7 @@ def _evaluator(
     )
 
 
-def _load(name: str, dtype: Dtype, device: str | None, max_length: int | None) -> SentenceTransformer:
+def _load(name: str, dtype: Dtype, device: str | None, max_seq_length: int | None) -> SentenceTransformer:
     import torch
 
     from st_plugins.io import load
@@ -345,12 +345,12 @@ def _load(name: str, dtype: Dtype, device: str | None, max_length: int | None) -
     model = load(name, device=device)
     if dtype is not Dtype.float32:
         model = model.to(getattr(torch, dtype.value))
-    if max_length is not None:
+    if max_seq_length is not None:
         try:
-            model.max_seq_length = max_length
+            model.max_seq_length = max_seq_length
         except AttributeError:
             raise ValueError(
-                f"a {type(model[0]).__name__} has no length limit that could be set; leave out --max-length"
+                f"a {type(model[0]).__name__} has no length limit that could be set; leave out --max-seq-length"
             ) from None
     return model
 

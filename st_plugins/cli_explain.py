@@ -31,7 +31,7 @@ def explain(
     json: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     device: DeviceOption = None,
-    max_length: LengthOption = None,
+    max_seq_length: LengthOption = None,
 ) -> None:
     """Show which spans of two texts make them similar, or which spans one embedding is made of.
 
@@ -58,8 +58,8 @@ def explain(
     if html is not None and html == json:
         raise ValueError(f"--html and --json are the same file {str(html)!r}; choose two")
     loaded = load(model, device=device)
-    if max_length is not None:
-        loaded.max_seq_length = max_length
+    if max_seq_length is not None:
+        loaded.max_seq_length = max_seq_length
     found: Explanation | PairExplanation
     if b is None:
         found = explanations.explain(loaded, a, top, prompt=prompt, faithfulness=faithfulness)

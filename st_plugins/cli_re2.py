@@ -55,7 +55,7 @@ def train(
     all_words: Annotated[
         bool, typer.Option("--all-words", help="Keep all of --vectors, not only the words of --train and --dev.")
     ] = False,
-    width: Annotated[int, typer.Option(help="Width of learned vectors.", min=1)] = 300,
+    embedding_dimension: Annotated[int, typer.Option(help="Width of learned vectors.", min=1)] = 300,
     train_vectors: Annotated[
         bool, typer.Option("--train-vectors", help="Train --vectors or --encoder along; they are frozen otherwise.")
     ] = False,
@@ -69,9 +69,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most passes over the pairs.", min=1, show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs in a batch.", min=1, show_default=False)] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default=False)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default=False)] = None,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better one.", min=1)] = 5,
-    max_length: LengthOption = None,
+    max_seq_length: LengthOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     overwrite: _Overwrite = False,
@@ -118,8 +118,8 @@ def train(
     labels = None if score else sorted({row[2] for row in rows})
     torch.manual_seed(seed)
     shape = RE2Config.named(config.value)
-    if max_length is not None:
-        shape = dataclasses.replace(shape, max_length=max_length)
+    if max_seq_length is not None:
+        shape = dataclasses.replace(shape, max_length=max_seq_length)
     source: Any
     if vectors is not None:
         words = [text for row in [*rows, *(judged or [])] for text in row[:2]]
@@ -127,7 +127,7 @@ def train(
     elif encoder is not None:
         source = TransformerTokens(load(encoder, device="cpu"), trainable=train_vectors)
     else:
-        source = LearnedEmbedding.from_texts([text for row in rows for text in row[:2]], width)
+        source = LearnedEmbedding.from_texts([text for row in rows for text in row[:2]], embedding_dimension)
     matcher = RE2Matcher(source, shape, labels)
     found = matcher.fit(
         rows,
@@ -136,7 +136,7 @@ def train(
         schedule=RE2Schedule.named(config.value),
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=lr,
+        learning_rate=learning_rate,
         patience=patience,
         seed=seed,
         device=device,

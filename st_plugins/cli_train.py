@@ -33,7 +33,7 @@ def consert(
     column: ColumnOption = None,
     epochs: Annotated[float, typer.Option(help="Passes over the texts.")] = 10.0,
     batch_size: Annotated[int, typer.Option(help="Texts in a batch; each has the others as negatives.")] = 96,
-    lr: Annotated[
+    learning_rate: Annotated[
         float, typer.Option(help="Highest learning rate. The published one is tiny: small corpora need more.")
     ] = 5e-7,
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1,
@@ -42,7 +42,7 @@ def consert(
         str, typer.Option(help="The two views: augmentations with their rates, '+' for both in one view.")
     ] = "feature-cutoff:0.2,token-shuffle",
     no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Switch the encoder's own dropout off.")] = False,
-    max_length: LengthOption = 64,
+    max_seq_length: LengthOption = 64,
     mini_batch_size: Annotated[
         int | None, typer.Option(help="Texts encoded at a time, for batches that do not fit into memory.", min=1)
     ] = None,
@@ -75,7 +75,7 @@ def consert(
 
     [bold]Examples[/bold]
 
-      st-plugins train consert ./my-model --texts corpus.txt --lr 1e-5 --epochs 1 --output ./adapted
+      st-plugins train consert ./my-model --texts corpus.txt --learning-rate 1e-5 --epochs 1 --output ./adapted
 
       st-plugins train consert ./my-model --texts corpus.tsv --column text --dev pairs.tsv --output ./adapted
 
@@ -96,12 +96,12 @@ def consert(
         output,
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=lr,
+        learning_rate=learning_rate,
         warmup=warmup,
         temperature=temperature,
         views=[view.strip() for view in views.split(",")],
         encoder_dropout=not no_dropout,
-        max_length=max_length,
+        max_length=max_seq_length,
         mini_batch_size=mini_batch_size,
         dev=None if dev is None else read_pairs(dev, text1, text2, score),
         eval_steps=eval_steps,

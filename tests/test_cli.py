@@ -87,19 +87,39 @@ def test_whiten_writes_a_stock_model_and_judges_it(
 ) -> None:
     output = tmp_path / "white"
     code, out, _ = run(
-        "whiten", model_folder, "--texts", texts, "--dim", "4", "--output", str(output), "--pairs", pairs, *COLUMNS
+        "whiten",
+        model_folder,
+        "--texts",
+        texts,
+        "--output-dimension",
+        "4",
+        "--output",
+        str(output),
+        "--pairs",
+        pairs,
+        *COLUMNS,
     )
     assert code == 0 and "whitening" in out and "4 dimensions" in out
     assert SentenceTransformer(str(output), device="cpu").encode("a man").shape == (4,)
     types = [row["type"] for row in json.loads((output / "modules.json").read_text(encoding="utf-8"))]
     assert all(name.startswith("sentence_transformers.") for name in types)
-    code, _, err = run("whiten", model_folder, "--texts", texts, "--dim", "4", "--output", str(output))
+    code, _, err = run("whiten", model_folder, "--texts", texts, "--output-dimension", "4", "--output", str(output))
     assert code == 1 and "not empty" in err
 
 
 def test_keep_plugin_keeps_the_module(run: Run, model_folder: str, texts: str, tmp_path: Path) -> None:
     output = tmp_path / "white"
-    args = ("whiten", model_folder, "--texts", texts, "--dim", "4", "--output", str(output), "--keep-plugin")
+    args = (
+        "whiten",
+        model_folder,
+        "--texts",
+        texts,
+        "--output-dimension",
+        "4",
+        "--output",
+        str(output),
+        "--keep-plugin",
+    )
     code, out, _ = run(*args)
     assert code == 0 and "was not measured" in out
     assert "st_plugins.modules.whitening.Whitening" in (output / "modules.json").read_text(encoding="utf-8")
@@ -121,7 +141,16 @@ def test_whitening_that_hurts_is_said(
     rows = [f"{a}\t{b}\t{c}" for a, b, c in zip(first, second, cosine, strict=True)]
     path.write_text("\n".join(["sentence1\tsentence2\tscore", *rows]) + "\n", encoding="utf-8")
     code, out, _ = run(
-        "whiten", model_folder, "--texts", texts, "--dim", "8", "--output", str(tmp_path / "w"), "--pairs", str(path)
+        "whiten",
+        model_folder,
+        "--texts",
+        texts,
+        "--output-dimension",
+        "8",
+        "--output",
+        str(tmp_path / "w"),
+        "--pairs",
+        str(path),
     )
     assert code == 0 and "whitening HURTS" in out
 
@@ -153,7 +182,7 @@ def test_errors_are_one_line_and_name_the_remedy(
         (("evaluate", model_folder, "--tasks", "sts12", "--data", str(tmp_path)), "sts12"),
         (("evaluate", model_folder, "--pairs", pairs, *COLUMNS, "--similarity", "x"), "similarity='x'"),
         (("evaluate", model_folder, "--pairs", pairs, *COLUMNS, "--output", texts), "texts.txt"),
-        (("whiten", model_folder, "--texts", texts, "--dim", "99", "--output", str(output)), "99"),
+        (("whiten", model_folder, "--texts", texts, "--output-dimension", "99", "--output", str(output)), "99"),
         (("whiten", model_folder, "--texts", texts, "--shrinkage", "much", "--output", str(output)), "much"),
         (("whiten", model_folder, "--texts", str(tmp_path / "no.txt"), "--output", str(output)), "no.txt"),
         (("compare", str(tmp_path / "no.json"), model_folder), "no.json"),
@@ -193,7 +222,9 @@ def test_interrupt_leaves_nothing_half_written(
 
     monkeypatch.setattr(SentenceTransformer, "save", save)
     before = sorted(tmp_path.iterdir())
-    code, _, err = run("whiten", model_folder, "--texts", texts, "--dim", "4", "--output", str(tmp_path / "white"))
+    code, _, err = run(
+        "whiten", model_folder, "--texts", texts, "--output-dimension", "4", "--output", str(tmp_path / "white")
+    )
     assert code != 0 and "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == before
 
@@ -230,7 +261,7 @@ def test_an_unwritable_output_is_one_line(
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     code, _, err = run(
-        "whiten", model_folder, "--texts", texts, "--dim", "4", "--output", str(tmp_path / "ro" / "new")
+        "whiten", model_folder, "--texts", texts, "--output-dimension", "4", "--output", str(tmp_path / "ro" / "new")
     )
     assert code == 1 and "Permission denied" in err and "ro" in err and "Traceback" not in err
     assert not (tmp_path / "ro" / "new").exists()

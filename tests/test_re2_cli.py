@@ -44,12 +44,14 @@ def pairs(sentences: list[str], tmp_path: Path) -> Path:
     return path
 
 
-FAST = ("--epochs", 1, "--batch-size", 20, "--max-length", 6, "--device", "cpu")
+FAST = ("--epochs", 1, "--batch-size", 20, "--max-seq-length", 6, "--device", "cpu")
 
 
 def test_train_and_predict_classes(run: Run, pairs: Path, tmp_path: Path) -> None:
     output = tmp_path / "matcher"
-    code, out, err = run("train", "re2", "--train", pairs, "--dev", pairs, "--output", output, "--width", 8, *FAST)
+    code, out, err = run(
+        "train", "re2", "--train", pairs, "--dev", pairs, "--output", output, "--embedding-dimension", 8, *FAST
+    )
     assert code == 0, err
     assert "trained on 40 pairs; step 2 of 2 is kept, the one with the highest accuracy" in out and "wrote" in out
     matcher = RE2Matcher.load(output)

@@ -21,7 +21,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], enc
     """Run ``st-plugins train consert MODEL ARGS`` here; return exit code, standard output and standard error."""
 
     def call(*args: str) -> tuple[int, str, str]:
-        fixed = ("train", "consert", str(encoder_folder), "--batch-size", "10", "--device", "cpu", "--lr", "1e-3")
+        fixed = (
+            "train",
+            "consert",
+            str(encoder_folder),
+            "--batch-size",
+            "10",
+            "--device",
+            "cpu",
+            "--learning-rate",
+            "1e-3",
+        )
         monkeypatch.setattr(sys, "argv", ["st-plugins", *fixed, *args])
         with pytest.raises(SystemExit) as stop:
             cli.main()
