@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_plugins import flow, whiten
+from st_plugins import fit_flow, whiten
 
 __all__ = ["AFTER", "RANDOM"]
 
@@ -21,7 +21,7 @@ def _whitened(dimension: int | None) -> Callable[[SentenceTransformer, list[str]
 
 def _flow(**options: Any) -> Callable[[SentenceTransformer, list[str], int], SentenceTransformer]:
     def fitted(model: SentenceTransformer, corpus: list[str], seed: int) -> SentenceTransformer:
-        return flow(model, corpus, generator=torch.Generator().manual_seed(seed), **_QUIET, **options)
+        return fit_flow(model, corpus, generator=torch.Generator().manual_seed(seed), **_QUIET, **options)
 
     return fitted
 

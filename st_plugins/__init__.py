@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_plugins.adapt import first_last_avg, flow, whiten
+    from st_plugins.adapt import first_last_avg, fit_flow, whiten
     from st_plugins.folding import fold
     from st_plugins.io import load
 
@@ -17,13 +17,13 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "first_last_avg": "st_plugins.adapt",
-    "flow": "st_plugins.adapt",
+    "fit_flow": "st_plugins.adapt",
     "fold": "st_plugins.folding",
     "load": "st_plugins.io",
     "whiten": "st_plugins.adapt",
 }
 
-__all__ = ["__version__", "first_last_avg", "flow", "fold", "load", "whiten"]
+__all__ = ["__version__", "first_last_avg", "fit_flow", "fold", "load", "whiten"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.whitening import Whitening
 from st_plugins.pipeline import rebuild
 
-__all__ = ["first_last_avg", "flow", "pooling", "whiten"]
+__all__ = ["first_last_avg", "fit_flow", "pooling", "whiten"]
 
 _BLOCK = 4096  # sentences encoded before they are added to the statistics and forgotten
 
@@ -86,7 +86,7 @@ def whiten(
     return result
 
 
-def flow(
+def fit_flow(
     model: SentenceTransformer,
     sentences: Sequence[str],
     preset: str = "paper",
@@ -129,7 +129,7 @@ def flow(
     Example:
         >>> from st_plugins.data.miniature import corpus, untrained_encoder
         >>> texts = corpus(400)
-        >>> flowed = flow(untrained_encoder(), texts, epochs=3)
+        >>> flowed = fit_flow(untrained_encoder(), texts, epochs=3)
         >>> type(flowed[-1]).__name__, bool(abs(flowed.encode(texts).std(axis=0).mean() - 1) < 0.1)
         ('NormalizingFlow', True)
 

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from st_plugins.adapt import first_last_avg, flow, pooling, whiten
+from st_plugins.adapt import first_last_avg, fit_flow, pooling, whiten
 from st_plugins.modules import NormalizingFlow, Whitening
 
 MakeModel = Callable[..., SentenceTransformer]
@@ -117,7 +117,7 @@ def test_a_flow_is_fitted_on_the_encoded_sentences(
 ) -> None:
     monkeypatch.setattr("st_plugins.adapt._BLOCK", 7)
     before, state = model.encode(sentences), {k: v.clone() for k, v in model.state_dict().items()}
-    flowed: Any = flow(model, sentences, "code", epochs=2, depth=1, normalize=True, source="sixty sentences")
+    flowed: Any = fit_flow(model, sentences, "code", epochs=2, depth=1, normalize=True, source="sixty sentences")
     assert [type(module).__name__ for module in flowed] == ["Transformer", "Pooling", "NormalizingFlow"]
     alone = NormalizingFlow(16, levels=3, depth=1, permutation="reverse", normalize=True)
     alone.fit([model.encode(sentences[start : start + 7]) for start in range(0, 60, 7)], epochs=2)
@@ -126,15 +126,15 @@ def test_a_flow_is_fitted_on_the_encoded_sentences(
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(torch.equal(value, state[key]) for key, value in flowed.state_dict().items() if key in state)
-    other = flow(model, sentences, epochs=2, generator=torch.Generator().manual_seed(1))
-    assert np.abs(other.encode(sentences) - flow(model, sentences, epochs=2).encode(sentences)).max() > 1e-3
+    other = fit_flow(model, sentences, epochs=2, generator=torch.Generator().manual_seed(1))
+    assert np.abs(other.encode(sentences) - fit_flow(model, sentences, epochs=2).encode(sentences)).max() > 1e-3
 
 
 def test_a_flow_of_a_half_precision_model_with_prompt_and_truncation(
     model: SentenceTransformer, sentences: list[str]
 ) -> None:
     model.prompts, model.default_prompt_name, model.truncate_dim = {"query": "the two men "}, "query", 3
-    flowed: Any = flow(model.half(), sentences, epochs=1)
+    flowed: Any = fit_flow(model.half(), sentences, epochs=1)
     assert flowed.encode(sentences).shape == (60, 3) and flowed.default_prompt_name == "query"
     output = flowed.encode(sentences, truncate_dim=16, convert_to_tensor=True)
     assert output.dtype == torch.float16 and output.float().std(dim=0).mean().item() == pytest.approx(1, abs=0.2)
@@ -142,15 +142,15 @@ def test_a_flow_of_a_half_precision_model_with_prompt_and_truncation(
 
 def test_bad_input_of_a_flow(model: SentenceTransformer, sentences: list[str]) -> None:
     with pytest.raises(TypeError, match="got one string"):
-        flow(model, "a dog")
+        fit_flow(model, "a dog")
     with pytest.raises(ValueError, match="sentences has 2 entries, but a flow needs at least 3"):
-        flow(model, ["a dog", "a cat"])
+        fit_flow(model, ["a dog", "a cat"])
     with pytest.raises(ValueError, match="preset must be one of"):
-        flow(model, sentences, "glow")
+        fit_flow(model, sentences, "glow")
     with pytest.raises(ValueError, match="choose levels <= 4"):
-        flow(model, sentences, levels=5)
+        fit_flow(model, sentences, levels=5)
     with pytest.raises(ValueError, match="all equal up to rounding"):
-        flow(model, ["a dog"] * 30)
+        fit_flow(model, ["a dog"] * 30)
 
 
 def oracle_first_last(model: Any, sentences: list[str]) -> np.ndarray:

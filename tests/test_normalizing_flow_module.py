@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 import st_plugins
 from st_plugins.modules import NormalizingFlow
 from st_plugins.modules.flow import Flow
-from st_plugins.modules.flow_fitting import FlowTraining, fit_flow
+from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
 from tests.test_normalizing_flow import curved, fitted, generator, saved
 
 Array = NDArray[np.floating]
@@ -147,7 +147,7 @@ def test_bad_training(arguments: dict[str, Any], message: str) -> None:
 def test_a_failed_fit_leaves_the_flow_frozen() -> None:
     flow = Flow(6)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        fit_flow(flow, torch.from_numpy(curved()), FlowTraining(learning_rate=1e6), generator())
+        maximise_likelihood(flow, torch.from_numpy(curved()), FlowTraining(learning_rate=1e6), generator())
     assert not any(parameter.requires_grad for parameter in flow.parameters())
 
 

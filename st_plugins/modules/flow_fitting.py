@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from st_plugins.modules.flow import Flow
 
-__all__ = ["FlowTraining", "fit_flow"]
+__all__ = ["FlowTraining", "maximise_likelihood"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class FlowTraining:
         return rows - held, held
 
 
-def fit_flow(
+def maximise_likelihood(
     flow: Flow,
     rows: Tensor,
     training: FlowTraining,
@@ -109,7 +109,7 @@ def fit_flow(
     Example:
         >>> rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
         >>> flow = Flow(4, permutation="learned")
-        >>> history = fit_flow(flow, rows, FlowTraining(epochs=2), torch.Generator().manual_seed(0))
+        >>> history = maximise_likelihood(flow, rows, FlowTraining(epochs=2), torch.Generator().manual_seed(0))
         >>> [entry["epoch"] for entry in history], bool(history[2]["held_out"] < history[0]["held_out"])
         ([0, 1, 2], True)
     """

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from st_plugins import __version__
 from st_plugins.modules import storage
 from st_plugins.modules.flow import CouplingKind, Flow, PermutationKind
-from st_plugins.modules.flow_fitting import FlowTraining, fit_flow
+from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
 from st_plugins.modules.rows import stacked
 from st_plugins.modules.stored import StoredModule
 
@@ -188,7 +188,9 @@ class NormalizingFlow(StoredModule):
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         flow = copy.deepcopy(self.flow)
         with torch.autocast(rows.device.type, enabled=False):
-            history = fit_flow(flow, rows, training, generator, resume=resume, show_progress_bar=show_progress_bar)
+            history = maximise_likelihood(
+                flow, rows, training, generator, resume=resume, show_progress_bar=show_progress_bar
+            )
         name = source or "unnamed"
         earlier = self._sources if resume else {}
         self._sources = {**earlier, name: earlier.get(name, 0) + len(rows)}
@@ -273,7 +275,7 @@ class NormalizingFlow(StoredModule):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Negative log-likelihood of the latest fit, epoch by epoch; see `fit_flow`."""
+        """Negative log-likelihood of the latest fit, epoch by epoch; see `maximise_likelihood`."""
         return [dict(entry) for entry in self._history]
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
