@@ -187,7 +187,8 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     layers = int(transformer.model.config.num_hidden_layers)
     weights = nn.Parameter(2 * recipe_weights("first-last", layers)[1:])
     layer_pooling = WeightedLayerPooling(dimension, num_hidden_layers=layers, layer_start=1, layer_weights=weights)
-    result = rebuild(model, [transformer, layer_pooling, Pooling(dimension, "mean"), *rest])
+    mean = Pooling(dimension, "mean", include_prompt=_include_prompt(model))
+    result = rebuild(model, [transformer, layer_pooling, mean, *rest])
     copied: Any = result[0]
     copied.model.config.output_hidden_states = True
     return result
@@ -195,6 +196,8 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
 
 def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
     """Return the model with another stock pooling, "cls" or "mean" for example.
+
+    Whether the tokens of a prompt count stays as it was (``include_prompt``).
 
     Args:
         model: As for `first_last_avg`; left as it is.
@@ -213,7 +216,8 @@ def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
     """
     transformer, rest = _split(model)
     stock: Any = Pooling
-    return rebuild(model, [transformer, stock(_dimension(transformer), pooling_mode=mode), *rest])
+    changed = stock(_dimension(transformer), pooling_mode=mode, include_prompt=_include_prompt(model))
+    return rebuild(model, [transformer, changed, *rest])
 
 
 def _checked(sentences: Sequence[str], least: int, what: str) -> list[str]:
@@ -245,6 +249,11 @@ def _dimension(module: Any) -> int:
     if dimension is None:
         raise ValueError("the model does not say its embedding dimension; append a Pooling or Dense module to it")
     return int(dimension)
+
+
+def _include_prompt(model: SentenceTransformer) -> bool:
+    """Return whether the model's pooling counts the tokens of a prompt."""
+    return all(module.include_prompt for module in model if isinstance(module, Pooling))
 
 
 def _split(model: SentenceTransformer) -> tuple[Any, list[nn.Module]]:

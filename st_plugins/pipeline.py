@@ -9,12 +9,15 @@ from torch import nn
 
 __all__ = ["rebuild"]
 
+_CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
+
 
 def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTransformer:
     """Return a new model of other modules that otherwise behaves like ``model``.
 
     Prompts, default prompt, similarity function, truncation, device, per-module keyword arguments and training mode
-    carry over. Weights are copied, not shared. The model card is a new one: the old one would describe other outputs.
+    carry over. Weights are copied, not shared. The model card is a new one, because the old one would describe other
+    outputs; language, licence and base model are on it too.
 
     Args:
         model: The model to resemble; left as it is.
@@ -40,10 +43,19 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
         truncate_dim=model.truncate_dim,
         backend=model.backend,
     )
+    built.prompts = dict(model.prompts)  # the host adds an empty "query" and "document" where they are missing
+    built.trust_remote_code = model.trust_remote_code
+    for name in _CARRIED:
+        setattr(built.model_card_data, name, copy.deepcopy(getattr(model.model_card_data, name)))
     # The host keeps which encode() arguments a module takes by the module's name; the new names are positions.
     taken = model.module_kwargs or {}
     arguments = {id(module): taken[name] for name, module in model.named_children() if taken.get(name)}
     built.module_kwargs = {
         str(position): arguments[id(module)] for position, module in enumerate(modules) if id(module) in arguments
     }
-    return built.train(model.training)
+    kept = {id(module) for module in model}
+    for module, copied in zip(modules, built, strict=True):
+        if id(module) not in kept:  # the copy of an old one is in the mode that the old one is in
+            copied.train(model.training)
+    built.training = model.training
+    return built
