@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,56 @@ def test_training_a_copy_leaves_the_original_alone(build: Callable[..., RE2Match
     assert np.array_equal(matcher.predict(pairs), expected) and not np.array_equal(twin.predict(pairs), expected)
     matcher.fit(rows, epochs=1, batch_size=20, learning_rate=1e-2, **QUIET)
     assert np.array_equal(matcher.predict(pairs), twin.predict(pairs))
+
+
+def test_every_training_is_of_the_same_weights(
+    build: Callable[..., RE2Matcher], rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[str]] = []
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 30, "learning_rate": 1e-2, **QUIET}
+
+    class Names(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            given = {id(weight) for group in kwargs["optimizer"].param_groups for weight in group["params"]}
+            trained.append([name for name, weight in kwargs["model"].named_parameters() if id(weight) in given])
+
+    def fit(matcher: RE2Matcher, **more: Any) -> RE2Matcher:
+        matcher.fit(rows, callbacks=[Names()], **options, **more)
+        return matcher
+
+    config = RE2Config(blocks=2, encoder_layers=1, hidden=8, kernel_sizes=(1, 3), residual="plain")
+    matcher = fit(fit(build(["no", "yes"], config)))
+    assert "matcher.network.blocks.1.encoder.layers.0.windows.0.parametrizations.weight.original0" in trained[0]
+    matcher.predict([row[:2] for row in rows])
+    fit(matcher)
+    fit(copy.deepcopy(matcher))
+    fit(pickle.loads(pickle.dumps(matcher)))  # noqa: S301
+    matcher.save(tmp_path / "saved")
+    fit(RE2Matcher.load(tmp_path / "saved"))
+    fresh = build(["no", "yes"], config)
+    fresh.load_state_dict(matcher.state_dict())
+    assert np.array_equal(fresh.predict(("a dog", "a man")), matcher.predict(("a dog", "a man")))
+    fit(fresh)
+    matcher.load_state_dict(build(["no", "yes"], config).state_dict())
+    fit(matcher)
+    monkeypatch.setattr("st_plugins.matching.re2_training.cross_entropy", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(ValueError, match="the loss became nan"):
+        fit(matcher)
+    assert not any(module.training for module in matcher.modules())
+    monkeypatch.undo()
+    fit(matcher)
+    assert len(trained) == 10 and all(names == trained[0] for names in trained)
+
+
+def test_frozen_layers_stay_frozen_and_the_same_to_the_bit(build: Callable[..., RE2Matcher], rows: Rows) -> None:
+    matcher = build(["no", "yes"])
+    matcher.network.blocks.requires_grad_(False)
+    before = copy.deepcopy(matcher.state_dict())
+    for _ in range(2):
+        matcher.fit(rows, epochs=1, batch_size=30, learning_rate=1e-2, **QUIET)
+    changed = [name for name, value in matcher.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed and not [name for name in changed if "blocks" in name]
+    assert not any(weight.requires_grad for weight in matcher.network.blocks.parameters())
 
 
 def test_bf16_trains(build: Callable[..., RE2Matcher], rows: Rows) -> None:

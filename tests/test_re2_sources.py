@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from st_plugins.matching.re2 import RE2Schedule
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
 from st_plugins.matching.re2.vectors import read_vectors
 
@@ -300,3 +301,10 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
         WordVectors.load(folder)
     record = json.loads((tmp_path / "rows" / "source.json").read_text())
     assert record["type"] == "WordVectors" and record["library"].startswith("st-plugins ")
+
+
+def test_what_is_said_of_the_authors_vocabulary_is_true() -> None:
+    # Their src/utils/vocab.py keeps a word that has a vector, or occurs min_df = 5 times in all splits.
+    said = " ".join(f"{WordVectors.__doc__} {WordVectors.from_file.__doc__}".split())
+    assert "authors use" not in said and "The authors' code keeps every word that has a vector" in said
+    assert "How often a word without a published vector must occur" in " ".join(str(RE2Schedule.__doc__).split())

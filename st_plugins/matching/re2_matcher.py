@@ -29,7 +29,7 @@ from st_plugins.matching.outputs import (
     ranking,
     shows_progress,
 )
-from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule
+from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule, fold_weight_norm
 from st_plugins.matching.re2.config import CONFIGURATIONS
 from st_plugins.matching.re2_scoring import EncodedText, encode_texts, score_pairs, token_vectors
 from st_plugins.matching.re2_storage import SOURCES, Source, StoredMatcher, read_weights, write
@@ -101,7 +101,8 @@ class RE2Matcher(nn.Module):
         self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
         self.labels = None if labels is None else list(labels)
         self.num_labels = 1 if labels is None else len(labels)
-        self.network = RE2(self.config, source.width, self.num_labels)
+        network: Any = fold_weight_norm(RE2(self.config, source.width, self.num_labels))
+        self.network: RE2 = network
         self.model_card_data = CrossEncoderModelCardData()  # where the host's evaluators leave what they measured
 
     @property
@@ -111,6 +112,9 @@ class RE2Matcher(nn.Module):
 
     def forward(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
         """Compute the logits of a batch of pairs, with gradients.
+
+        The network's weights are plain, before and after `fit`, which normalises them while it trains. In a training
+        loop of your own do so too, by ``with st_plugins.matching.re2.normalized_weights(matcher.network):`` around it.
 
         Args:
             first: The tokenized first texts, as ``source.tokenize`` gives them.

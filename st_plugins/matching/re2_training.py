@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,7 +28,7 @@ from transformers import (
 
 from st_plugins.matching.labelled import LabelledPairs
 from st_plugins.matching.metrics import measure
-from st_plugins.matching.re2 import RE2Schedule, fold_weight_norm
+from st_plugins.matching.re2 import RE2Schedule, normalized_weights
 from st_plugins.matching.re2.embedding import TransformerTokens
 from st_plugins.training.devices import check_device, check_placement
 
@@ -202,11 +201,11 @@ def train_matcher(
         ValueError: The device is not there, or the loss is NaN or infinite.
     """
     check_device(device)
-    _normalise(matcher.network)
     schedule = shortened(schedule, len(train))
     steps_an_epoch = math.ceil(len(train) / schedule.batch_size)
     best = None if dev is None else BestWeightsCallback(matcher, f"eval_{metric}", patience)
-    with tempfile.TemporaryDirectory() as folder:  # the trainer wants one, and writes nothing to it
+    # The trainer wants a folder, and writes nothing to it.
+    with tempfile.TemporaryDirectory() as folder, normalized_weights(matcher.network), _finally_evaluating(matcher):
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=schedule.epochs,
@@ -240,11 +239,9 @@ def train_matcher(
         if arguments.disable_tqdm:
             trainer.remove_callback(PrinterCallback)
         trainer.train()
+        if best is not None:
+            best.restore()
     steps = trainer.state.global_step
-    if best is not None:
-        best.restore()
-    fold_weight_norm(matcher.network)
-    matcher.eval()
     return MatcherTraining(
         pairs=len(train),
         dev_pairs=0 if dev is None else len(dev),
@@ -254,6 +251,15 @@ def train_matcher(
         score=None if best is None else best.best,
         history=trainer.state.log_history,
     )
+
+
+@contextmanager
+def _finally_evaluating(matcher: RE2Matcher) -> Iterator[None]:
+    """Leave a matcher in evaluation mode, after an error too."""
+    try:
+        yield
+    finally:
+        matcher.eval()
 
 
 class _Objective(nn.Module):
@@ -277,13 +283,6 @@ class _Objective(nn.Module):
                 "and check that the source's vectors are finite"
             )
         return {"loss": loss, "logits": logits}
-
-
-def _normalise(network: nn.Module) -> None:
-    """Give a network that was trained before, and folded for speed, its weight normalisation again."""
-    for part in network.modules():
-        if isinstance(part, nn.Linear) and not is_parametrized(part, "weight"):
-            weight_norm(part)
 
 
 def _tokenized(matcher: RE2Matcher, pairs: LabelledPairs) -> Any:

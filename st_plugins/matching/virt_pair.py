@@ -86,8 +86,9 @@ class VIRTPairClassifier(nn.Module):
     Reference:
         Li et al., "VIRT: Improving Representation-based Text Matching via Virtual Interaction" (EMNLP 2022), arXiv
         2112.04195, the VIRT-adapted interaction. From the paper: attention maps between the last layers of both
-        texts, the attended representations of each side, mean pooling, a simple fusion, a perceptron. Ours, as no
-        code is published: the scaling by √d, special tokens left out, fusions beyond concatenation, the hidden layer.
+        texts, the attended representations of each side, mean pooling, a simple fusion, a perceptron. Ours, as we
+        found no published code: the scaling by √d, special tokens left out, fusions beyond concatenation, the hidden
+        layer.
     """
 
     def __init__(

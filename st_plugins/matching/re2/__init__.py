@@ -6,7 +6,7 @@ from st_plugins.matching.re2.alignment import Alignment
 from st_plugins.matching.re2.config import RE2Config, RE2Schedule
 from st_plugins.matching.re2.encoder import ConvolutionalEncoder
 from st_plugins.matching.re2.fusion import Fusion
-from st_plugins.matching.re2.layers import fold_weight_norm
+from st_plugins.matching.re2.layers import fold_weight_norm, normalized_weights
 from st_plugins.matching.re2.network import RE2
 from st_plugins.matching.re2.pooling import masked_max
 from st_plugins.matching.re2.prediction import Prediction
@@ -23,4 +23,5 @@ __all__ = [
     "RE2Schedule",
     "fold_weight_norm",
     "masked_max",
+    "normalized_weights",
 ]

@@ -35,8 +35,8 @@ class Alignment(nn.Module):
         True
 
     Reference:
-        Yang et al. (ACL 2019), P19-1465, section 2.2. The temperature is in the authors' code only. They mask scores
-        with -1e7, which half precision cannot hold.
+        Yang et al. (ACL 2019), P19-1465, section 2.2. The temperature is in the authors' code only. Their PyTorch
+        code masks scores with -1e7, which half precision cannot hold.
     """
 
     def __init__(self, inputs: int, hidden: int, kind: str = "linear", dropout: float = 0.0) -> None:

@@ -38,7 +38,8 @@ class RE2Config:
             ablation of the paper ("w/o enc-in").
         parallel_blocks: Whether every block reads the token vectors, and the outputs are added, instead of one block
             reading what the one before made; an ablation of the paper.
-        max_length: Most tokens of a text that are read; None for all.
+        max_length: Most tokens of a text that are read; None for all. Where the authors have a limit, for Quora, their
+            code leaves pairs with longer texts out of the training; ours are cut.
 
     Raises:
         ValueError: A value is not allowed.
@@ -145,7 +146,9 @@ class RE2Schedule:
         minimum_learning_rate: Where warm-up starts and decay ends.
         gradient_clipping: Largest norm of the gradient.
         epochs: Most passes over the training pairs; the authors stop early.
-        minimum_frequency: In how many places a word must occur in the training texts to be in the vocabulary.
+        minimum_frequency: How often a word without a published vector must occur, in all splits together, to be in
+            the authors' vocabulary, where its vector is zero; words with a vector always are. Recorded only: what is
+            in the vocabulary is up to the source, not to `fit`.
 
     Raises:
         ValueError: A value is not allowed.
@@ -155,7 +158,8 @@ class RE2Schedule:
         0.00188
 
     Reference:
-        The configurations that the authors published with their code.
+        The configurations that the authors published with their code. It makes the very first update at the highest
+        learning rate, before the warm-up; we begin with the warm-up.
     """
 
     learning_rate: float = 1e-3

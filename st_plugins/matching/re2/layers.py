@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, pad
-from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
-__all__ = ["Convolution", "activate", "fold_weight_norm", "projection"]
+__all__ = ["Convolution", "activate", "fold_weight_norm", "normalized_weights", "projection"]
 
 
 def projection(inputs: int, outputs: int, activated: bool = True) -> nn.Linear:
@@ -35,7 +35,7 @@ def projection(inputs: int, outputs: int, activated: bool = True) -> nn.Linear:
     """
     layer = nn.Linear(inputs, outputs)
     _he(layer, inputs, activated)
-    weight_norm(layer)
+    _normalize(layer)
     return layer
 
 
@@ -105,7 +105,7 @@ class _Window(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs))
         _he(self, size * inputs, activated=True)
-        weight_norm(self, dim=1)
+        _normalize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, length = self.weight, x.shape[1]
@@ -140,11 +140,67 @@ def fold_weight_norm(module: nn.Module) -> nn.Module:
     for part in list(module.modules()):
         if is_parametrized(part, "weight"):
             weight = part.weight.detach().clone()
+            trained = any(tensor.requires_grad for tensor in part.parametrizations.weight.parameters())
             # torch's remove_parametrizations would take the property away from the class, which deep copies share.
             part.__class__ = type(part).__bases__[0]
             del part.parametrizations
-            part.weight = nn.Parameter(weight)
+            part.weight = nn.Parameter(weight, requires_grad=trained)
     return module
+
+
+@contextmanager
+def normalized_weights(module: nn.Module) -> Iterator[None]:
+    """Give every layer of a network its weight normalisation, and fold it at the end, whatever happens inside.
+
+    So a network is trained alike in every training, the first and later ones, and is plain outside of them. A weight
+    that was not changed is the same to the bit afterwards.
+
+    Args:
+        module: A network of the layers of this file, folded or not; changed in place.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> layer = fold_weight_norm(projection(4, 2))
+        >>> with normalized_weights(layer):
+        ...     print(len(list(layer.parameters())))  # the norms are trained by themselves
+        3
+        >>> len(list(layer.parameters()))
+        2
+    """
+    fold_weight_norm(module)
+    for part in module.modules():
+        if isinstance(part, nn.Linear | _Window):
+            _normalize(part)
+    try:
+        yield
+    finally:
+        fold_weight_norm(module)
+
+
+class _WeightNorm(nn.Module):
+    """Norms and directions of weights, each learned. torch's leaves a hook on the layer that cannot be pickled."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, norms: Tensor, directions: Tensor) -> Tensor:
+        return directions * (norms / self._norms(directions))
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self._norms(weight), weight
+
+    def _norms(self, weight: Tensor) -> Tensor:
+        found = torch.linalg.vector_norm(weight, dim=self.dims, keepdim=True)
+        return found.clamp_min(torch.finfo(found.dtype).tiny)  # a row of zeros stays one
+
+
+def _normalize(part: nn.Linear | _Window) -> None:
+    """Normalise the weights of each output over everything else."""
+    dims = (0, 2) if isinstance(part, _Window) else (1,)
+    register_parametrization(part, "weight", _WeightNorm(dims))
 
 
 def _learns_or_leaves_the_cpu(x: Tensor) -> bool:

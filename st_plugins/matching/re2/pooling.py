@@ -26,7 +26,8 @@ def masked_max(x: Tensor, mask: Tensor | None = None) -> Tensor:
         [[0.0, 0.0]]
 
     Reference:
-        Yang et al. (ACL 2019), P19-1465, section 2. The authors' code gives -inf for a text without tokens.
+        Yang et al. (ACL 2019), P19-1465, section 2. The authors' PyTorch code gives -inf for a text
+        without tokens.
     """
     if mask is None:
         return x.amax(dim=1)

@@ -42,7 +42,8 @@ class AugmentedResidual(nn.Module):
 
     Reference:
         Yang et al. (ACL 2019), P19-1465, equation 1, and the factor of section 3.2; "code" is what the authors' code
-        computes. We concatenate in the paper's order; their code has the token vectors last.
+        computes. We concatenate in the paper's order, as their TensorFlow code does; their PyTorch code has the token
+        vectors last.
     """
 
     def __init__(self, width: int, hidden: int, kind: str = "code") -> None:

@@ -72,7 +72,8 @@ class WordVectors(TokenTable):
             path: The file, plain or compressed with gzip, see `read_vectors`.
             texts: Only words that occur in these are kept: give all that will be read, or None, which keeps every
                 word of the file and so serves any text.
-            minimum_frequency: How often a word must occur in ``texts``; the authors use 5.
+            minimum_frequency: How often a word must occur in ``texts``. The authors' code keeps every word that has a
+                vector, as 1 does here.
             lowercase: Whether texts, and the words of the file, are made lower case.
             keep_punctuation: Whether punctuation marks are tokens.
             trainable: Whether the table is trained.
