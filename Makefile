@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: help install demo test check format test-lowest benchmarks clean
+WORKERS ?= auto
+
+.PHONY: help install demo test test-slow check format test-lowest clean
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -19,7 +21,10 @@ demo: $(VENV)/.installed ## evaluate, whiten, explain, teach and match in a mini
 	$(BIN)/st-plugins demo
 
 test: $(VENV)/.installed ## run the tests (offline, without the slow, gpu and network ones)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+test-slow: $(VENV)/.installed ## run the slow tests: README blocks, two processes, kill and resume, demo, compiled models
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu and not network"
 
 check: $(VENV)/.installed ## format, lint, types, docstrings
 	$(BIN)/ruff format --check .
