@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from st_plugins.cli_options import SeedOption
+from st_plugins.terminal import say, terminal
 
 __all__ = ["demo"]
 
@@ -18,19 +18,13 @@ def demo(
     seed: SeedOption = 0,
 ) -> None:
     """Evaluate, whiten, explain, teach and match in a miniature world, offline, in about four minutes."""
-    from rich.console import Console
-
     from st_plugins.console import pipelines_table
     from st_plugins.demo import BANNER, conclusion, run_demo
     from st_plugins.demo_explain import run_explanation_demo
     from st_plugins.demo_re2 import run_re2_demo
     from st_plugins.demo_virt import run_virt_demo
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False)
-
+    console = terminal()
     results = run_demo(output, seed=seed)
     console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
     say(conclusion(results))
@@ -42,5 +36,5 @@ def demo(
     matched = run_re2_demo(seed=seed)
     console.print(matched.example.to_terminal())
     say(matched.summary(beside=learned))
-    say(f"[yellow]{BANNER}[/yellow]")
+    say(BANNER, "yellow")
     say(f"reports: {output}/*/report.html, {output}/explanation.html")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from st_plugins.cli_options import DeviceOption, LengthOption, ModelArgument
+from st_plugins.terminal import say, terminal
 
 if TYPE_CHECKING:
     from st_plugins.explain import Explanation, PairExplanation
@@ -46,8 +46,6 @@ def explain(
 
       st-plugins explain ./my-span-model "A film that is not good at all."
     """
-    from rich.console import Console
-
     from st_plugins import explain as explanations
     from st_plugins.atomic import write_text
     from st_plugins.io import load
@@ -65,9 +63,9 @@ def explain(
         found = explanations.explain(loaded, a, top, prompt=prompt, faithfulness=faithfulness)
     else:
         found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, faithfulness=faithfulness)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(found.to_terminal())
-    for path, text in ((html, found.to_html()), (json, found.to_json())):
-        if path is not None:
-            write_text(path, text)
-            console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    written = [(path, text) for path, text in ((html, found.to_html()), (json, found.to_json())) if path is not None]
+    for path, text in written:
+        write_text(path, text)
+    terminal().print(found.to_terminal())
+    for path, _ in written:
+        say(f"wrote {path}")

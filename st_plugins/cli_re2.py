@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from st_plugins.cli_options import DeviceOption, LengthOption, SeedOption
+from st_plugins.terminal import say
 
 if TYPE_CHECKING:
     from st_plugins.data.files import Table
@@ -142,8 +143,8 @@ def train(
         device=device,
     )
     matcher.save(output, overwrite=overwrite)
-    _say(found.summary())
-    _say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins predict use it")
+    say(found.summary())
+    say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins predict use it")
 
 
 def predict(
@@ -185,7 +186,7 @@ def predict(
         else:
             rows.append([*row, matcher.labels[int(found.argmax())], *map(float, found)])
     write_table(output, [*table.columns, *columns], rows)
-    _say(f"wrote {output}: {len(rows):,} pairs")
+    say(f"wrote {output}: {len(rows):,} pairs")
 
 
 def _labelled(table: Table, columns: tuple[str, str, str], score: bool) -> list[tuple[str, str, Any]]:
@@ -199,10 +200,3 @@ def _labelled(table: Table, columns: tuple[str, str, str], score: bool) -> list[
                 raise table.error(number, f"{label} is empty; remove the row")
         labels = [str(row[at]) for row in table.rows]
     return list(zip(table.texts(text1, "--text1"), table.texts(text2, "--text2"), labels, strict=True))
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from st_plugins.cli_options import (
     LengthOption,
     ModelArgument,
 )
+from st_plugins.terminal import say, terminal
 
 __all__ = ["app"]
 
@@ -84,8 +84,6 @@ def consert(
 
       st-plugins train consert ./my-model --texts corpus.txt --select alignment+uniformity --output ./adapted --resume
     """
-    from rich.console import Console
-
     from st_plugins.console import print_before_after
     from st_plugins.data.own import read_pairs, read_texts
     from st_plugins.training import train_consert
@@ -113,12 +111,11 @@ def consert(
         resume=resume,
         overwrite=overwrite,
     )
-    console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False)
     if result.before is None or result.after is None or result.comparison is None:
-        console.print("no scored pairs given (--dev): whether the training helped was not measured")
+        say("no scored pairs given (--dev): whether the training helped was not measured")
     else:
         print_before_after(
-            console,
+            terminal(),
             result.before,
             result.after,
             result.comparison,
@@ -126,6 +123,6 @@ def consert(
             advice="keep the original model, or train for fewer steps or with a lower learning rate",
         )
     left_out = f"{result.duplicates:,} duplicates and {result.empty:,} blank ones left out"
-    console.print(f"trained on {result.texts:,} texts ({left_out})")
-    console.print(result.selection.replace("**", ""), markup=False)
-    console.print(f"wrote {output}: plain SentenceTransformer loads it; README.md says how it was made", markup=False)
+    say(f"trained on {result.texts:,} texts ({left_out})")
+    say(result.selection.replace("**", ""))
+    say(f"wrote {output}: plain SentenceTransformer loads it; README.md says how it was made")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from st_plugins.evaluators.comparison import Comparison
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import GEOMETRY_MEANINGS, number
+from st_plugins.terminal import foreign, shown
 
 __all__ = [
     "comparison_table",
@@ -21,6 +23,7 @@ __all__ = [
     "print_before_after",
     "print_result",
     "score_table",
+    "verdict",
 ]
 
 _WHITENING_ADVICE = (
@@ -29,18 +32,22 @@ _WHITENING_ADVICE = (
 )
 
 
-def _score(score: Score) -> str:
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def _score(score: Score) -> Text:
     if math.isnan(score.value):
-        return "undefined"
-    interval = "" if math.isnan(score.low) else f"\n[dim]{100 * score.low:.1f} - {100 * score.high:.1f}[/dim]"
-    return f"{100 * score.value:.2f}{interval}"
+        return Text("undefined")
+    interval = "" if math.isnan(score.low) else f"\n{_interval(score.low, score.high)}"
+    return Text.assemble(f"{100 * score.value:.2f}", (interval, "dim"))
 
 
-def _difference(difference: Difference) -> str:
+def _difference(difference: Difference) -> Text:
     if math.isnan(difference.value):
-        return "undefined"
+        return Text("undefined")
     colour = {"better": "green", "worse": "red"}.get(difference.verdict, "yellow")
-    return f"[{colour}]{100 * difference.value:+.2f}\n{difference.verdict}[/{colour}]"
+    return Text(f"{100 * difference.value:+.2f}\n{difference.verdict}", colour)
 
 
 def score_table(result: SuiteResult) -> Table:
@@ -53,12 +60,11 @@ def score_table(result: SuiteResult) -> Table:
         Spearman x 100, convention "all", with intervals.
     """
     confidence = round(100 * result.settings["confidence"])
-    table = Table(
-        title=f"{result.model['name']}: Spearman x 100, convention 'all', {confidence} % intervals", show_lines=True
-    )
+    title = f"{result.model['name']}: Spearman x 100, convention 'all', {confidence} % intervals"
+    table = Table(title=foreign(title), show_lines=True)
     table.add_column("row")
     for task in result.tasks:
-        table.add_column(task.title, justify="right")
+        table.add_column(foreign(task.title), justify="right")
     table.add_column("Avg.", justify="right", style="bold")
     names = [task.name for task in result.tasks]
     scores = [*(task.spearman["all"] for task in result.tasks), result.average["spearman_all"]]
@@ -67,7 +73,9 @@ def score_table(result: SuiteResult) -> Table:
         floor = result.floor
         keys = [*names, "avg"]
         table.add_row("floor: random token vectors", *(_score(floor.raw[key]) for key in keys))
-        table.add_row(f"floor, whitened on {floor.whitened_on}", *(_score(floor.whitened[key]) for key in keys))
+        table.add_row(
+            foreign(f"floor, whitened on {floor.whitened_on}"), *(_score(floor.whitened[key]) for key in keys)
+        )
         table.add_row("above the floor by", *(_difference(floor.above_raw[key]) for key in keys))
         table.add_row("above the whitened floor by", *(_difference(floor.above_whitened[key]) for key in keys))
     return table
@@ -83,12 +91,12 @@ def pipelines_table(title: str, results: Mapping[str, SuiteResult]) -> Table:
     Returns:
         Spearman x 100, convention "all", with intervals.
     """
-    table = Table(title=title, show_lines=True)
+    table = Table(title=foreign(title), show_lines=True)
     table.add_column("pipeline")
     table.add_column("dim", justify="right")
     first = next(iter(results.values()))
     for task in first.tasks:
-        table.add_column(task.title, justify="right")
+        table.add_column(foreign(task.title), justify="right")
     table.add_column("Avg.", justify="right", style="bold")
     keys = [*(task.name for task in first.tasks), "avg"]
     if first.floor is not None:
@@ -100,12 +108,12 @@ def pipelines_table(title: str, results: Mapping[str, SuiteResult]) -> Table:
         above = (
             [] if floor is None else [_difference(floor.above_raw["avg"]), _difference(floor.above_whitened["avg"])]
         )
-        table.add_row(name, str(result.model["dimension"]), *map(_score, scores), *above)
+        table.add_row(foreign(name), str(result.model["dimension"]), *map(_score, scores), *above)
     if first.floor is not None:
         floor = first.floor
         table.add_row("floor: random token vectors", str(floor.dimension), *(_score(floor.raw[key]) for key in keys))
         table.add_row(
-            f"floor, whitened on {floor.whitened_on}",
+            foreign(f"floor, whitened on {floor.whitened_on}"),
             str(floor.dimension),
             *(_score(floor.whitened[key]) for key in keys),
         )
@@ -113,31 +121,53 @@ def pipelines_table(title: str, results: Mapping[str, SuiteResult]) -> Table:
 
 
 def comparison_table(comparison: Comparison, titles: Mapping[str, str]) -> Table:
-    """Return a comparison, one task a row.
+    """Return a comparison, one task a row, as one reads it: what B has more than A.
 
     Args:
-        comparison: What ``compare`` found.
+        comparison: What ``compare`` found; A is its first model, B its second.
         titles: Printed name of each task.
 
     Returns:
-        Both scores, the difference with interval, p-value and verdict.
+        Both scores, the difference (second minus first) with interval, p-value and who is better.
     """
-    table = Table(title=f"A = {comparison.first}\nB = {comparison.second}\nSpearman x 100, convention 'all'")
-    for column in ("task", "A", "B", "A - B", "interval", "p", "A is"):
-        table.add_column(column, justify="left" if column in ("task", "A is") else "right")
+    named = f"A = {shown(comparison.first)}\nB = {shown(comparison.second)}"
+    table = Table(title=Text(f"{named}\nSpearman x 100, convention 'all'"))
+    for column in ("task", "A", "B", "B - A", "interval of B - A", "p", "verdict"):
+        table.add_column(column, justify="left" if column in ("task", "verdict") else "right")
     rows: Sequence[tuple[str, Difference]] = [*comparison.tasks.items(), ("avg", comparison.average)]
     for name, difference in rows:
         first, second = comparison.scores[name]
         table.add_row(
-            titles.get(name, "Avg." if name == "avg" else name),
+            foreign(titles.get(name, "Avg." if name == "avg" else name)),
             f"{100 * first:.2f}",
             f"{100 * second:.2f}",
-            f"{100 * difference.value:+.2f}",
-            f"{100 * difference.low:+.2f} - {100 * difference.high:+.2f}",
+            f"{-100 * difference.value:+.2f}",
+            _interval(-difference.high, -difference.low, "+"),
             f"{difference.p_value:.3f}",
-            difference.verdict,
+            {"better": "A is better", "worse": "B is better"}.get(difference.verdict, difference.verdict),
         )
     return table
+
+
+def verdict(comparison: Comparison) -> Text:
+    """Say in one sentence which of two models is better, and by how much.
+
+    Args:
+        comparison: What ``compare`` found; A is its first model, B its second.
+
+    Returns:
+        The sentence, with a positive number for who is better.
+    """
+    found = comparison.average
+    points = f"{100 * abs(found.value):.2f}"
+    if found.verdict == "better":
+        return foreign(f"{comparison.first} (A) is better by {points} {_interval(found.low, found.high)}", "green")
+    if found.verdict == "worse":
+        return foreign(f"{comparison.second} (B) is better by {points} {_interval(-found.high, -found.low)}", "green")
+    if math.isnan(found.value):
+        return Text(f"which of A and B is better is {found.verdict}", "yellow")
+    between = f"B - A is {-100 * found.value:+.2f} {_interval(-found.high, -found.low, '+')}"
+    return Text(f"A and B are {found.verdict} on these pairs: {between}", "yellow")
 
 
 def geometry_table(title: str, numbers: Mapping[str, Any]) -> Table:
@@ -150,13 +180,13 @@ def geometry_table(title: str, numbers: Mapping[str, Any]) -> Table:
     Returns:
         One number a row; the spectrum is left to the files.
     """
-    table = Table(title=title)
+    table = Table(title=foreign(title))
     table.add_column("number")
     table.add_column("value", justify="right")
     table.add_column("meaning")
     for name, value in numbers.items():
         if isinstance(value, int | float):
-            table.add_row(name.replace("_", " "), number(value), GEOMETRY_MEANINGS.get(name, ""))
+            table.add_row(foreign(name.replace("_", " ")), number(value), GEOMETRY_MEANINGS.get(name, ""))
     return table
 
 
@@ -171,7 +201,7 @@ def print_result(console: Console, result: SuiteResult) -> None:
     if result.geometry:
         console.print(geometry_table("Geometry of the embeddings", result.geometry))
     for warning in result.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("warning:", "yellow"), " ", shown(warning)), soft_wrap=True)
 
 
 def print_before_after(
@@ -193,13 +223,30 @@ def print_before_after(
         method: What was done, a noun.
         advice: What to do when it hurt.
     """
-    results = {f"after {method}": after, "before": before}
+    results = {"before": before, f"after {method}": after}
     console.print(pipelines_table("Held-out pairs: Spearman x 100, convention 'all'", results))
-    console.print(comparison_table(comparison, {task.name: task.title for task in before.tasks}))
+    console.print(comparison_table(_turned(comparison), {task.name: task.title for task in before.tasks}))
     words = {
-        "better": f"[green]{method} helps on these pairs[/green]",
-        "worse": f"[red]{method} HURTS on these pairs: {advice}[/red]",
-        "not separable": f"[yellow]on these pairs {method} makes no difference that can be told apart[/yellow]",
+        "better": (f"{method} helps on these pairs", "green"),
+        "worse": (f"{method} HURTS on these pairs: {advice}", "red"),
+        "not separable": (f"on these pairs {method} makes no difference that can be told apart", "yellow"),
     }
-    verdict = comparison.average.verdict
-    console.print(words.get(verdict, f"whether {method} helps on these pairs is {verdict}"))
+    found = comparison.average.verdict
+    console.print(Text(*words.get(found, (f"whether {method} helps on these pairs is {found}", "yellow"))))
+
+
+def _turned(comparison: Comparison) -> Comparison:
+    """Return the comparison of the second with the first."""
+
+    def turned(one: Difference) -> Difference:
+        said = {"better": "worse", "worse": "better"}.get(one.verdict, one.verdict)
+        return dataclasses.replace(one, value=-one.value, low=-one.high, high=-one.low, verdict=said)
+
+    return dataclasses.replace(
+        comparison,
+        first=comparison.second,
+        second=comparison.first,
+        tasks={name: turned(one) for name, one in comparison.tasks.items()},
+        average=turned(comparison.average),
+        scores={name: (second, first) for name, (first, second) in comparison.scores.items()},
+    )

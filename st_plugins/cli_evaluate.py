@@ -1,0 +1,155 @@
+"""``st-plugins evaluate`` and ``st-plugins compare``: argument parsing only; each calls public functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from st_plugins.cli_models import load_model, pair_evaluator
+from st_plugins.cli_options import (
+    BatchOption,
+    ColumnOption,
+    DataOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    LengthOption,
+    ModelArgument,
+    PairsOption,
+    ScoreOption,
+    SeedOption,
+    SplitOption,
+    TasksOption,
+    Text1Option,
+    Text2Option,
+)
+from st_plugins.terminal import say, terminal
+
+if TYPE_CHECKING:
+    from st_plugins.evaluators import SuiteResult
+
+__all__ = ["compare", "evaluate"]
+
+
+def evaluate(
+    model: ModelArgument,
+    data: DataOption = None,
+    tasks: TasksOption = "en",
+    pairs: PairsOption = None,
+    text1: Text1Option = "sentence1",
+    text2: Text2Option = "sentence2",
+    score: ScoreOption = "score",
+    split: SplitOption = "test",
+    output: Annotated[Path | None, typer.Option(help="Folder for result.json, .csv, .md and report.html.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Unlabelled texts to whiten the floor on.")] = None,
+    column: ColumnOption = None,
+    floor: Annotated[bool, typer.Option("--floor/--no-floor", help="Score random token vectors too.")] = True,
+    similarity: Annotated[str, typer.Option(help="cosine, dot, euclidean or manhattan.")] = "cosine",
+    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    bootstrap_samples: Annotated[int, typer.Option(help="Resamples behind each interval.", min=0)] = 1000,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_seq_length: LengthOption = None,
+) -> None:
+    """Score a model on the STS tasks, or on your own pairs, with intervals and the floor.
+
+    [bold]Examples[/bold]
+
+      st-plugins evaluate ./my-model --data ./data --output results/my-model
+
+      st-plugins evaluate ./my-model --tasks zh --data ./data
+
+      st-plugins evaluate ./my-model --pairs pairs.csv --text1 question --text2 answer --score rating
+    """
+    from st_plugins.console import print_result
+    from st_plugins.evaluators import write_reports
+
+    evaluator = pair_evaluator(
+        data=data,
+        tasks=tasks,
+        pairs=pairs,
+        columns=(text1, text2, score),
+        split=split,
+        texts=texts,
+        column=column,
+        floor=floor,
+        similarity=similarity,
+        confidence=confidence,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    loaded = load_model(model, dtype, device, max_seq_length)
+    result = evaluator.evaluate(loaded, model_name=model)
+    written = [] if output is None else write_reports(result, output)
+    print_result(terminal(), result)
+    if written:
+        say("wrote " + ", ".join(map(str, written)))
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A model, or a result folder of 'evaluate'.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    data: DataOption = None,
+    tasks: TasksOption = "en",
+    pairs: PairsOption = None,
+    text1: Text1Option = "sentence1",
+    text2: Text2Option = "sentence2",
+    score: ScoreOption = "score",
+    split: SplitOption = "test",
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the comparison to.")] = None,
+    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    bootstrap_samples: Annotated[int, typer.Option(help="Resamples.", min=1)] = 1000,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_seq_length: LengthOption = None,
+) -> None:
+    """Say which of A and B is better and by how much, or that they are not separable, by paired bootstrap.
+
+    [bold]Examples[/bold]
+
+      st-plugins compare results/before results/after
+
+      st-plugins compare ./model-a ./model-b --tasks stsb,sickr --data ./data
+    """
+    from st_plugins.atomic import write_text
+    from st_plugins.console import comparison_table, verdict
+    from st_plugins.evaluators import SuiteResult
+    from st_plugins.evaluators import compare as compare_results
+
+    results: list[SuiteResult] = []
+    evaluator = None
+    for name in (a, b):
+        if Path(name).suffix == ".json" or (Path(name) / "result.json").is_file():
+            results.append(SuiteResult.read(name))
+            continue
+        evaluator = evaluator or pair_evaluator(
+            data=data,
+            tasks=tasks,
+            pairs=pairs,
+            columns=(text1, text2, score),
+            split=split,
+            floor=False,
+            bootstrap_samples=0,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        results.append(evaluator.evaluate(load_model(name, dtype, device, max_seq_length), model_name=name))
+    comparison = compare_results(
+        results[0], results[1], confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+    if output is not None:
+        write_text(output, comparison.to_json())
+    terminal().print(comparison_table(comparison, {task.name: task.title for task in results[0].tasks}))
+    say(verdict(comparison))
+    for name, distances in comparison.fit_distances.items():
+        listed = ", ".join(f"{key.removeprefix('fit_').replace('_', ' ')} {v:.3g}" for key, v in distances.items())
+        say(f"{name}: the whitening's fit texts lie this far from the evaluated texts: {listed}")
+    if output is not None:
+        say(f"wrote {output}")

@@ -1,0 +1,61 @@
+"""``st-plugins geometry``: argument parsing only; the command calls public functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from st_plugins.cli_models import load_model
+from st_plugins.cli_options import (
+    BatchOption,
+    ColumnOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    LengthOption,
+    ModelArgument,
+    SeedOption,
+)
+from st_plugins.terminal import say, terminal
+
+__all__ = ["geometry"]
+
+
+def geometry(
+    model: ModelArgument,
+    texts: Annotated[Path, typer.Option(help="Texts: one a line, or a folder of such files.")],
+    column: ColumnOption = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_seq_length: LengthOption = None,
+) -> None:
+    """Describe the space a model embeds your texts in: isotropy, uniformity, dimensions in use.
+
+    [bold]Example[/bold]
+
+      st-plugins geometry ./my-model --texts corpus.txt
+    """
+    import json
+
+    from st_plugins.atomic import write_text
+    from st_plugins.console import geometry_table
+    from st_plugins.data.own import read_texts
+    from st_plugins.evaluators.encoding import distinct, encode_longest_first
+    from st_plugins.geometry import geometry as describe
+
+    loaded = load_model(model, dtype, device, max_seq_length)
+    sentences, _ = distinct([read_texts(texts, column)])
+    embeddings = encode_longest_first(
+        loaded, sentences, [len(text) for text in sentences], batch_size=batch_size, show_progress_bar=True
+    )
+    numbers = describe(embeddings, seed=seed)
+    if output is not None:
+        write_text(output, json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+    terminal().print(geometry_table(f"{model} on {len(sentences):,} distinct texts", numbers))
+    if output is not None:
+        say(f"wrote {output}")
