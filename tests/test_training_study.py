@@ -227,6 +227,13 @@ def test_texts_are_distinct_and_drawn_with_a_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_committed_recipes_are_read(path: Path) -> None:
+    study = read_study(path)
+    assert study.model and study.dev_task in TASKS and len({row.name for row in study.runs}) == len(study.runs) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list[str], tmp_path: Path) -> None:
     """Two steps of every run, with a tiny encoder in the place of the recipe's, and tiny files of the named forms."""
     study = read_study(path)

@@ -343,6 +343,13 @@ def test_a_row_answers_with_its_own_head(make_model: Callable[..., SentenceTrans
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "evaluation/recipes/virt").glob("*.toml")), ids=lambda p: p.stem)
+def test_committed_recipes_are_read(path: Path) -> None:
+    study = read_study(path)
+    assert study.model and study.tasks and len({row.name for row in study.rows}) == len(study.rows) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "evaluation/recipes/virt").glob("*.toml")), ids=lambda p: p.stem)
 def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list[str], tmp_path: Path) -> None:
     """Two steps of every row, with a tiny encoder in the place of the recipe's, and tiny files of the named forms."""
     small = re.sub(r"(batch_size|aside) = [0-9]+", r"\1 = 8", path.read_text(encoding="utf-8"))
