@@ -101,7 +101,7 @@ def pretrained_encoder(
         return cached
     model, report = _pretrain(settings, texts, show_progress_bar)
     try:
-        with atomic_folder(folder, overwrite=True) as temporary, _quiet():
+        with atomic_folder(folder, overwrite=True, changed=True) as temporary, _quiet():
             model.save(str(temporary), create_model_card=False)
             files = {str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)}
             (temporary / _REPORT).write_text(json.dumps({**report, "files": files}, indent=2), encoding="utf-8")

@@ -1,0 +1,125 @@
+"""Know again what this library wrote: a list of a folder's files with their checksums, kept in the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from st_plugins import __version__
+
+__all__ = ["LIBRARY", "MARK", "about", "contains", "foreign", "intact", "mark"]
+
+LIBRARY = f"st-plugins {__version__}"
+MARK = ".st-plugins.json"
+
+
+def mark(folder: Path, **about: Any) -> None:
+    """Write the list of the files that are in a folder now, as its last file.
+
+    Args:
+        folder: The folder.
+        **about: What else to say of it, as plain JSON values.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as made:
+        ...     folder = Path(made)
+        ...     _ = (folder / "weights").write_bytes(b"1")
+        ...     mark(folder)
+        ...     before = foreign(folder)
+        ...     _ = (folder / "thesis.txt").write_bytes(b"mine")
+        ...     before, foreign(folder)
+        (None, 'thesis.txt')
+    """
+    found = sorted(_entries(folder).items())
+    files = {name: _checksum(path) for name, path in found if path.is_file()}
+    folders = [name for name, path in found if path.is_dir()]
+    content = {"library": LIBRARY, "about": about, "folders": folders, "files": files}
+    # A kill in the middle of this leaves a list that is no JSON: as good as none.
+    (folder / MARK).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def about(folder: Path) -> dict[str, Any] | None:
+    """Return what `mark` was told of a folder, or None if it has no mark."""
+    found = _read(folder)
+    return None if found is None else dict(found["about"])
+
+
+def intact(folder: Path) -> bool:
+    """Say whether every file that `mark` listed is there as it was; other files do not matter."""
+    found = _read(folder)
+    return found is not None and all(_same(folder / name, digest) for name, digest in found["files"].items())
+
+
+def foreign(folder: Path, changed: bool = False) -> str | None:
+    """Return the name of something in a folder that this library did not write, or None.
+
+    Args:
+        folder: An existing folder.
+        changed: Whether a listed file may have another content than it was written with.
+
+    Returns:
+        A path relative to the folder. What is missing from it is not foreign.
+    """
+    found = _read(folder)
+    files: Mapping[str, str] = {} if found is None else found["files"]
+    folders: Sequence[str] = [] if found is None else found["folders"]
+    for name, path in sorted(_entries(folder).items()):
+        if path.is_symlink() or (path.is_dir() and name not in folders):
+            return name
+        if not path.is_dir() and not (name in files and (changed or _same(path, files[name]))):
+            return name
+    return None if found is not None or not any(folder.iterdir()) else MARK
+
+
+def contains(file: Path, mark: bytes) -> bool:
+    """Say whether a file contains a mark; an empty mark is in every file."""
+    rest = b""
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            if mark in rest + block:
+                return True
+            rest = block[-len(mark) :]
+    return not mark
+
+
+def _entries(folder: Path) -> dict[str, Path]:
+    """Return all that is in a folder and below it, but the mark, by relative name; links are not followed."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(root, name)
+            found[path.relative_to(folder).as_posix()] = path
+    found.pop(MARK, None)
+    return found
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    file = folder / MARK
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if _is_plain(file) else {}
+        kinds = {"library": str, "about": dict, "folders": list, "files": dict}
+        whole = all(isinstance(found[name], kind) for name, kind in kinds.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if whole and found["library"].startswith("st-plugins ") else None
+
+
+def _is_plain(file: Path) -> bool:
+    return file.is_file() and not file.is_symlink()
+
+
+def _same(file: Path, digest: str) -> bool:
+    return _is_plain(file) and _checksum(file) == digest
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
