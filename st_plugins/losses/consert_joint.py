@@ -14,6 +14,7 @@ from st_plugins.augment import AdversarialPerturbation, NoAugmentation, TokenCut
 from st_plugins.losses.consert import ConSERTLoss
 from st_plugins.losses.embedding import Features
 from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
+from st_plugins.losses.terms import Terms
 
 __all__ = ["ConSERTJointLoss"]
 
@@ -123,10 +124,10 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         Returns:
             The terms by name.
         """
-        return {
-            "classification": self._classify(embeddings, labels, view=0),
-            "contrastive": self.weight * super().compute_loss_from_embeddings(embeddings),
-        }
+        return Terms(
+            classification=self._classify(embeddings, labels, view=0),
+            contrastive=self.weight * super().compute_loss_from_embeddings(embeddings),
+        )
 
     def adversarial_objective(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Return the classification loss on the embeddings of the adversarial views.

@@ -28,7 +28,7 @@ from st_plugins.augment import (
 from st_plugins.augment.context import AugmentedPass
 from st_plugins.dropout import dropout_probabilities, without_dropout
 from st_plugins.losses.caching import embed_in_mini_batches
-from st_plugins.losses.nonfinite import NonFiniteLossError
+from st_plugins.losses.nonfinite import GuardedLoss
 
 __all__ = ["ViewLoss", "as_in_training", "inner_model"]
 
@@ -38,7 +38,7 @@ Features = dict[str, Any]
 Views = tuple[tuple[View, ...], ...]
 
 
-class ViewLoss(nn.Module, ABC):
+class ViewLoss(GuardedLoss, ABC):
     """Base of losses that compare several views of the same sentences.
 
     All views of a text column go through the encoder in one forward pass. A subclass says in
@@ -78,8 +78,6 @@ class ViewLoss(nn.Module, ABC):
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size
         self.encoder_dropout = encoder_dropout
-        self.training_step: int | None = None  # written by NonFiniteLossCallback
-        self._batch: list[Features] = []
         if _adversarial(self.views) and mini_batch_size is not None:
             raise ValueError(
                 "AdversarialPerturbation needs the gradient of the whole batch before its second pass, which "
@@ -109,15 +107,11 @@ class ViewLoss(nn.Module, ABC):
             ValueError: The columns or labels do not suit the loss, or the model is in evaluation mode while gradients
                 are computed.
         """
-        columns = self._batch = list(sentence_features)
+        columns = list(sentence_features)
+        self.begin(columns)
         self.check_inputs(columns, labels)
         embeddings = self.embed(columns, labels)
-        loss = self.compute_loss_from_embeddings(embeddings, labels)
-        total: Tensor = torch.stack(list(loss.values())).sum() if isinstance(loss, dict) else loss
-        if not torch.isfinite(total):
-            finite = torch.stack([e.isfinite().all(dim=-1).all(dim=0) for e in embeddings]).all(dim=0)
-            raise self.non_finite(f"the loss is {total.item()}", (~finite).nonzero().flatten().tolist())
-        return loss
+        return self.guarded(self.compute_loss_from_embeddings(embeddings, labels), embeddings)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if the columns or labels do not suit the loss.
@@ -201,23 +195,6 @@ class ViewLoss(nn.Module, ABC):
             return embeddings, 0
         return all_gather_with_grad(embeddings.contiguous()), dist.get_rank() * len(embeddings)
 
-    def non_finite(self, what: str, rows: list[int] | None = None) -> NonFiniteLossError:
-        """Describe the latest batch in an error.
-
-        Args:
-            what: What is not finite.
-            rows: The rows to blame; None or empty if they are not known.
-
-        Returns:
-            The error, to be raised.
-        """
-        tokenizer: Any = inner_model(self.model).tokenizer
-        texts: list[str] = []
-        ids = [_token_rows(features) for features in self._batch if isinstance(features.get("input_ids"), Tensor)]
-        for row in rows or range(len(ids[0]) if ids else 0):
-            texts.append(" | ".join(tokenizer.decode(column[row], skip_special_tokens=True) for column in ids))
-        return NonFiniteLossError(what, rows or [], texts, self.training_step)
-
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
         return {
@@ -264,14 +241,6 @@ class ViewLoss(nn.Module, ABC):
                 "in the backward pass; train inside `with without_dropout(model):` (st_plugins.dropout), or without "
                 "gradient checkpointing"
             )
-
-
-def _token_rows(features: Features) -> list[list[int]]:
-    ids, offsets = features["input_ids"], features.get("offsets")
-    if isinstance(offsets, Tensor):  # static embeddings: the texts follow each other
-        return [row.tolist() for row in ids.tensor_split(offsets[1:].cpu())]
-    rows: list[list[int]] = ids.tolist()
-    return rows
 
 
 def inner_model(model: nn.Module) -> SentenceTransformer:

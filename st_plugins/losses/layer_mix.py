@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from st_plugins.losses.embedding import Features, inner_model
+from st_plugins.losses.nonfinite import GuardedLoss
 from st_plugins.losses.terms import with_term
 from st_plugins.modules.layer_mix import LayerMix
 
@@ -25,7 +26,7 @@ _CITATION = """
 """
 
 
-class LayerMixRegularizer(nn.Module):
+class LayerMixRegularizer(GuardedLoss):
     """Add to any loss of a model with a learned `LayerMix` a term that draws its layers towards equal weights.
 
     The wrapped loss plus ``weight · ‖s‖²``, with s the numbers whose softmax weighs the layers; it is 0 at first,
@@ -90,8 +91,10 @@ class LayerMixRegularizer(nn.Module):
             TypeError: The wrapped loss returned neither a tensor nor terms.
             ValueError: The wrapped loss has a term of our name.
         """
-        value = self.loss(sentence_features, labels)
-        return with_term(self.loss, value, _TERM, self.weight * LayerMix.of(inner_model(self.model)).penalty())
+        columns = list(sentence_features)
+        self.begin(columns)
+        penalty = self.weight * LayerMix.of(inner_model(self.model)).penalty()
+        return self.guarded(with_term(self.loss, self.loss(columns, labels), _TERM, penalty))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the weight, and name and configuration of the wrapped loss."""

@@ -1,10 +1,17 @@
-"""The error that stops a training whose loss is no longer a number."""
+"""The guard of every loss: a training whose loss is no longer a number stops."""
 
 from __future__ import annotations
 
-__all__ = ["NonFiniteLossError"]
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GuardedLoss", "NonFiniteLossError"]
 
 _SHOWN = 5
+T = TypeVar("T")  # a tensor, or tensors by name
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -12,9 +19,11 @@ class NonFiniteLossError(FloatingPointError):
 
     Args:
         what: What is not finite.
-        rows: Positions in the batch of the sentences whose embedding is not finite; empty if all of them are finite.
+        rows: Positions in the batch of the sentences whose embedding is not finite; empty if all of them are finite,
+            or none is known.
         texts: The sentences at these positions, decoded; all sentences of the batch if ``rows`` is empty.
         step: The optimizer step, counted from 1, where it is known (see `NonFiniteLossCallback`).
+        batch: The batch that the loss was trained on, counted from 1, where it is known.
 
     Example:
         >>> raise NonFiniteLossError("the loss is nan", [1], ["a dog"], 7)
@@ -23,14 +32,134 @@ class NonFiniteLossError(FloatingPointError):
         batch are not finite: ['a dog']. Nothing was updated or saved...
     """
 
-    def __init__(self, what: str, rows: list[int], texts: list[str], step: int | None = None) -> None:
-        self.rows, self.texts, self.step = rows, texts, step
-        when = "" if step is None else f" at step {step}"
+    def __init__(
+        self, what: str, rows: list[int], texts: list[str], step: int | None = None, batch: int | None = None
+    ) -> None:
+        self.rows, self.texts, self.step, self.batch = rows, texts, step, batch
+        when = "" if batch is None else f" in batch {batch}"
+        when = when if step is None else f" at step {step}"
         blame = f"the embeddings of rows {_short(rows)} of the batch are not finite" if rows else "the batch was"
         super().__init__(
             f"{what}{when}; {blame}: {_short(texts)}. Nothing was updated or saved. If the rows are all of the batch, "
             "the weights are damaged: resume from a checkpoint with a lower learning rate; in fp16, try bf16"
         )
+
+
+class GuardedLoss(nn.Module):
+    """Base of all losses of this package: each looks at its own value, and raises if that is not finite.
+
+    The trainer of the host writes 0.0 to its log where a loss is NaN (``logging_nan_inf_filter``) and goes on, so the
+    loss is the last place where it can be seen. Losses inside others look too: the innermost one is named. Looking
+    waits for the device once a batch, as the trainer's filter does.
+
+    Attributes:
+        training_step: The step of the trainer, counted from 1; None unless `NonFiniteLossCallback` tells it.
+    """
+
+    model: Any
+    training_step: int | None = None
+    _batches = 0
+    _batch: Sequence[Any] = ()
+
+    def begin(self, columns: Sequence[Any]) -> None:
+        """Remember the batch, for errors.
+
+        Args:
+            columns: One tokenized batch, or one list of texts, for each text column.
+
+        Raises:
+            ValueError: The batch has no rows.
+        """
+        if columns and not _rows(columns[0]):
+            raise ValueError("the batch has no rows; give the loss at least one")
+        batch = [_identity(column) for column in columns]
+        again = len(batch) == len(self._batch) and all(map(_same, batch, self._batch))
+        self._batch = batch
+        self._batches += torch.is_grad_enabled() and not again  # wrappers ask several times about a batch
+
+    def guarded(self, value: T, embeddings: Sequence[Tensor] = ()) -> T:
+        """Return a loss, unless it is not finite.
+
+        Args:
+            value: A number, or numbers by name.
+            embeddings: What it was computed from, ``(…, N, d)`` each, to find the rows to blame.
+
+        Returns:
+            The value.
+
+        Raises:
+            NonFiniteLossError: A number is NaN or infinite.
+        """
+        terms: Mapping[str, Any] = value if isinstance(value, Mapping) else {"": value}
+        if not torch.stack([term.detach().isfinite().all() for term in terms.values()]).all():
+            named = {name: term.detach().sum().item() for name, term in terms.items()}
+            what = f"the loss is {sum(named.values())}"
+            if isinstance(value, Mapping):
+                what += f" ({', '.join(f'{name} {number:.4g}' for name, number in named.items())})"
+            raise self.non_finite(what, _damaged(embeddings))
+        return value
+
+    def non_finite(self, what: str, rows: list[int] | None = None) -> NonFiniteLossError:
+        """Describe the latest batch in an error.
+
+        Args:
+            what: What is not finite.
+            rows: The rows to blame; None or empty if they are not known.
+
+        Returns:
+            The error, to be raised.
+        """
+        columns = [column for column in map(self._texts, self._batch) if column]
+        count = min(map(len, columns), default=0)
+        texts = [" | ".join(column[row] for column in columns) for row in rows or range(count)]
+        return NonFiniteLossError(what, rows or [], texts, self.training_step, self._batches or None)
+
+    def _texts(self, column: Any) -> list[str]:
+        """Return the texts of a column, decoded; none if it is not made of tokens."""
+        if not isinstance(column, Mapping):
+            return [text if isinstance(text, str) else " | ".join(map(str, text)) for text in column]
+        ids, offsets = column.get("input_ids"), column.get("offsets")
+        model: Any = self.model
+        while not hasattr(model, "tokenizer"):
+            model = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+            if model is None:
+                return []
+        if not isinstance(ids, Tensor):
+            return []
+        rows = ids if not isinstance(offsets, Tensor) else ids.tensor_split(offsets[1:].cpu())  # static embeddings
+        return [model.tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+
+
+def _identity(column: Any) -> Any:
+    """Return what tells batches apart, and no more of them: features may hold the activations of all layers."""
+    if not isinstance(column, Mapping):
+        return column
+    return {name: column[name] for name in ("input_ids", "offsets") if name in column}
+
+
+def _same(column: Any, other: Any) -> bool:
+    if isinstance(column, dict) and isinstance(other, dict):
+        return column.get("input_ids") is other.get("input_ids")
+    return column is other
+
+
+def _rows(column: Any) -> int:
+    """Return the number of texts in a column, or 1 where it cannot be seen."""
+    if not isinstance(column, Mapping):
+        return len(column)
+    for name in ("offsets", "attention_mask", "input_ids"):
+        if isinstance(column.get(name), Tensor):
+            return len(column[name])
+    return 1
+
+
+def _damaged(embeddings: Sequence[Tensor]) -> list[int]:
+    """Return the rows of which some embedding is not finite."""
+    finite = [e.detach().isfinite().all(dim=-1).view(-1, e.shape[-2]).all(dim=0) for e in embeddings]
+    if not finite:
+        return []
+    found: list[int] = (~torch.stack(finite).all(dim=0)).nonzero().flatten().tolist()
+    return found
 
 
 def _short(items: list[int] | list[str]) -> str:

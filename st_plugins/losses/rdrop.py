@@ -24,6 +24,8 @@ from st_plugins.augment import NoAugmentation
 from st_plugins.dropout import dropout_probabilities
 from st_plugins.losses.embedding import ViewLoss, as_in_training
 from st_plugins.losses.head import HeadedLoss
+from st_plugins.losses.nonfinite import GuardedLoss
+from st_plugins.losses.terms import Terms
 from st_plugins.losses.two_passes import TwoPasses, two_passes
 
 __all__ = ["RDropLoss", "symmetric_kl"]
@@ -32,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 Consistency = Literal["classes", "scores", "similarities"]
 Scaling = Literal["mean", "sum"]
-Terms = dict[str, Tensor]
 
 _TERM = "r_drop"
 _CROSS_ENCODER_LOSSES: dict[type[nn.Module], Consistency] = {
@@ -81,7 +82,7 @@ def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
         return 0.5 * ((one.exp() - two.exp()) * (one - two)).sum(dim=1).mean()
 
 
-class RDropLoss(nn.Module):
+class RDropLoss(GuardedLoss):
     """Train with a loss on two dropout passes of each batch, and pull what the passes predict together.
 
     Every text column goes through the model once, with each row twice, so that both copies get their own dropout
@@ -196,10 +197,12 @@ class RDropLoss(nn.Module):
             The terms by name.
 
         Raises:
+            NonFiniteLossError: A term is NaN or infinite.
             ValueError: The model is in evaluation mode while gradients are computed, labels are missing, or the
                 wrapped loss embeds a column more than once.
         """
         columns = list(sentence_features)
+        self.begin(columns)
         if not columns:
             raise ValueError("the dataset has no text column; give it at least one")
         if labels is None and self.consistency != "similarities":
@@ -219,12 +222,13 @@ class RDropLoss(nn.Module):
                 terms = [
                     self._wrapped(passes, half, rows, columns, labels[rows], kwargs)
                     if len(rows)
-                    else {name: value.new_zeros(()) for name, value in terms[half].items()}
+                    else Terms({name: value.new_zeros(()) for name, value in terms[half].items()})
                     for half in (0, 1)
                 ]
-        factor = 0.5 if self.scaling == "mean" else 1.0
-        found = {name: factor * (value + terms[1][name]) for name, value in terms[0].items()}
-        return {**found, _TERM: self.weight * self._divergence(*predictions)}
+        found = (terms[0] + terms[1]) * (0.5 if self.scaling == "mean" else 1.0)
+        found[_TERM] = self.weight * self._divergence(*predictions)
+        embeddings = [both.unflatten(0, (2, -1)) for both in passes.embeddings()]
+        return self.guarded(found, embeddings)
 
     def _missing(self, labels: Tensor) -> Tensor:
         """Return which rows have no label, ``(N,)``."""
@@ -249,7 +253,7 @@ class RDropLoss(nn.Module):
                 f"{type(self.loss).__name__} runs the model {passes.columns_shown} times for {expected} column(s), so "
                 "that its two passes cannot be told apart; use a loss that embeds each column once"
             )
-        return dict(value) if isinstance(value, Mapping) else {type(self.loss).__name__: value}
+        return Terms(value if isinstance(value, Mapping) else {type(self.loss).__name__: value})
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[list[Tensor]]:
@@ -272,7 +276,7 @@ class RDropLoss(nn.Module):
             return tuple(activation(passes.outputs[0]["scores"]).chunk(2))
         if outputs and self.consistency != "similarities":
             return tuple(outputs)
-        embeddings = [_precise(output["sentence_embedding"]).chunk(2) for output in passes.outputs]
+        embeddings = [_precise(both).chunk(2) for both in passes.embeddings()]
         predict = self._scores if self.consistency == "scores" else self._similarities
         with torch.autocast(embeddings[0][0].device.type, enabled=False):
             return tuple(predict([column[half] for column in embeddings]) for half in (0, 1))

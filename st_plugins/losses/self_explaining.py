@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from st_plugins.augment import AdversarialPerturbation, NoAugmentation
 from st_plugins.losses.embedding import Features, ViewLoss, inner_model
 from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
-from st_plugins.losses.terms import with_term
+from st_plugins.losses.nonfinite import GuardedLoss
+from st_plugins.losses.terms import Terms, with_term
 from st_plugins.modes import evaluating
 from st_plugins.modules.span_pooling import SpanPooling
 
@@ -119,7 +120,8 @@ class SelfExplainingLoss(HeadedLoss):
             NonFiniteLossError: The loss is NaN or infinite.
             ValueError: The columns or labels do not suit the loss.
         """
-        columns = self._batch = list(sentence_features)
+        columns = list(sentence_features)
+        self.begin(columns)
         predicting = labels is None and not torch.is_grad_enabled()
         self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
         with SpanPooling.of(self.model).returning_spans() if self.weight else contextlib.nullcontext():
@@ -128,12 +130,7 @@ class SelfExplainingLoss(HeadedLoss):
         if predicting:
             return [embedding[0] for embedding in embeddings], self._logits(embeddings)
         sharpness = torch.cat([output[_TERM] for output in outputs]) if self.weight else None
-        terms = self.compute_loss_from_embeddings(embeddings, labels, sharpness)
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            finite = torch.stack([e[0].isfinite().all(dim=-1) for e in embeddings]).all(dim=0)
-            raise self.non_finite(f"the loss is {total.item()}", (~finite).nonzero().flatten().tolist())
-        return terms
+        return self.guarded(self.compute_loss_from_embeddings(embeddings, labels, sharpness), embeddings)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if the number of text columns is not that of ``pairs``, or a row has no class.
@@ -174,7 +171,7 @@ class SelfExplainingLoss(HeadedLoss):
         """
         if labels is None:
             raise ValueError("labels are missing: give a class for each row")
-        terms = {"classification": cross_entropy(self._logits(embeddings), labels)}
+        terms = Terms(classification=cross_entropy(self._logits(embeddings), labels))
         if sharpness is not None:
             terms[_TERM] = -self.weight * sharpness.mean()
         return terms
@@ -222,7 +219,7 @@ class SelfExplainingLoss(HeadedLoss):
         return _CITATION
 
 
-class SpanSharpnessRegularizer(nn.Module):
+class SpanSharpnessRegularizer(GuardedLoss):
     """Add to any loss of a model with `SpanPooling` a term that makes its span weights sharp.
 
     The wrapped loss minus ``weight`` times the sharpness ``Σ α²``, averaged over all texts that the loss embeds: every
@@ -289,9 +286,11 @@ class SpanSharpnessRegularizer(nn.Module):
             ValueError: The wrapped loss has a term of our name, or its embeddings have no gradient while gradients
                 are computed.
         """
+        columns = list(sentence_features)
+        self.begin(columns)
         pooling = SpanPooling.of(inner_model(self.model))
         with pooling.returning_spans(), _recorded_sharpness(pooling) as sharpness:
-            value = self.loss(sentence_features, labels)
+            value = self.loss(columns, labels)
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in pooling.parameters())
         if not sharpness or (trains and not all(part.requires_grad for part in sharpness)):
             raise ValueError(
@@ -299,7 +298,7 @@ class SpanSharpnessRegularizer(nn.Module):
                 "model's SpanPooling, so that their sharpness cannot be trained; use the form of the loss without "
                 "caching, and gradient accumulation for memory"
             )
-        return with_term(self.loss, value, _TERM, -self.weight * torch.cat(sharpness).mean())
+        return self.guarded(with_term(self.loss, value, _TERM, -self.weight * torch.cat(sharpness).mean()))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the weight, and name and configuration of the wrapped loss."""

@@ -69,6 +69,11 @@ class TwoPasses(nn.Module):
         size = 2 * _batch_size(features)
         return {key: self._part(value) if _has_rows(value, size) else value for key, value in output.items()}
 
+    def embeddings(self) -> list[Tensor]:
+        """Return what both passes made of each column, ``(2 · N, d)``; nothing if the model does not embed."""
+        found = [output.get("sentence_embedding") for output in self.outputs]
+        return [embeddings for embeddings in found if isinstance(embeddings, Tensor)]
+
     def _part(self, value: Tensor) -> Tensor:
         half = value.chunk(2)[self._half]
         return half if self._rows is None else half[self._rows.to(half.device)]

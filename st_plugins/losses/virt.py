@@ -12,6 +12,8 @@ from sentence_transformers.base.losses import uses_gradient_cache
 from torch import Tensor, nn
 
 from st_plugins.losses.embedding import Features, inner_model
+from st_plugins.losses.nonfinite import GuardedLoss
+from st_plugins.losses.terms import Terms
 from st_plugins.losses.virt_inputs import TeacherInput
 from st_plugins.losses.virt_maps import Distance, Heads, Target, TargetMaps, pair_distance
 from st_plugins.losses.virt_student import ColumnLayers, capture_columns, check_captured, pair_attention
@@ -20,7 +22,7 @@ from st_plugins.losses.virt_teacher import TeacherMaps
 __all__ = ["VIRTLoss"]
 
 
-class VIRTLoss(nn.Module):
+class VIRTLoss(GuardedLoss):
     """Train a bi-encoder to attend from one text to another, which it never sees, as a cross-encoder does.
 
     A cross-encoder reads both texts at once: in each layer its tokens attend to those of the other text. From the
@@ -124,7 +126,7 @@ class VIRTLoss(nn.Module):
         inner = inner_model(model)
         if task_loss is not None:
             _check_task_loss(task_loss, inner)
-        self.model: nn.Module = model
+        self.model = model
         self.task_loss = task_loss
         self.weight, self.cache = weight, cache
         self.special_tokens = special_tokens
@@ -136,7 +138,7 @@ class VIRTLoss(nn.Module):
         teacher: CrossEncoder = self.teacher_maps.model
         return teacher
 
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Terms:
         """Compute the task's loss and compare the maps.
 
         Args:
@@ -147,17 +149,19 @@ class VIRTLoss(nn.Module):
             The terms of the task loss by name (``"task"`` if it has one without), and ``"virt"``, weighted.
 
         Raises:
+            NonFiniteLossError: A term is NaN or infinite.
             ValueError: There are fewer than two columns, the task loss does not embed each of them in one pass, or a
                 text does not line up with the teacher's input.
         """
         columns = list(sentence_features)
+        self.begin(columns)
         if len(columns) < 2:
             raise ValueError(
                 f"VIRTLoss compares pairs of texts, but got {len(columns)} text column; give the dataset two or more"
             )
         if self.weight == 0:
             terms = self._task_terms(columns, labels)
-            return {**terms, "virt": torch.zeros((), device=inner_model(self.model).device)}
+            return self._with_maps(terms, torch.zeros((), device=inner_model(self.model).device))
         inputs = self.teacher_maps.inputs
         texts = [inputs.column(features, index) for index, features in enumerate(columns)]
         pairs = [inputs.teacher_input(texts[0], other) for other in texts[1:]]
@@ -168,7 +172,10 @@ class VIRTLoss(nn.Module):
         what = "the model" if self.task_loss is None else type(self.task_loss).__name__
         check_captured(captured, batches, layers, what)
         values = [self._compare(pair, captured, index) for index, pair in enumerate(pairs, start=1)]
-        return {**terms, "virt": self.weight * torch.stack(values).mean()}
+        return self._with_maps(terms, self.weight * torch.stack(values).mean())
+
+    def _with_maps(self, terms: dict[str, Tensor], value: Tensor) -> Terms:
+        return self.guarded(Terms({**terms, "virt": value}))
 
     def _task_terms(self, columns: list[Features], labels: Tensor | None) -> dict[str, Tensor]:
         if self.task_loss is None:

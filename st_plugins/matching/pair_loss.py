@@ -88,18 +88,15 @@ class VIRTPairLoss(HeadedLoss):
             NonFiniteLossError: The loss is NaN or infinite.
             ValueError: The columns or labels do not suit the loss.
         """
-        columns = self._batch = list(sentence_features)
+        columns = list(sentence_features)
+        self.begin(columns)
         predicting = labels is None and not torch.is_grad_enabled()
         self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
         self.head.train(self.model.training)  # a trainer sets the mode of its model only
         means = list(pair_means([self.model(features) for features in columns], self.special_ids).unbind(dim=1))
         if predicting:
             return means, self._logits(means)
-        loss = self.compute_loss_from_embeddings(means, labels)
-        if not torch.isfinite(loss):
-            finite = torch.stack([mean.isfinite().all(dim=1) for mean in means]).all(dim=0)
-            raise self.non_finite(f"the loss is {loss.item()}", (~finite).nonzero().flatten().tolist())
-        return loss
+        return self.guarded(self.compute_loss_from_embeddings(means, labels), means)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if there are not two text columns, or a row has no label of the right kind.

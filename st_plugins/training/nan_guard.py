@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from st_plugins.losses.embedding import ViewLoss
+from st_plugins.losses.nonfinite import GuardedLoss, NonFiniteLossError
 
 __all__ = ["NonFiniteLossCallback"]
 
@@ -16,12 +17,13 @@ class NonFiniteLossCallback(TrainerCallback):
     """Tell the loss the step, for its error, and check the gradients before they are used.
 
     The losses of this package raise `NonFiniteLossError` with the texts to blame as soon as their value is NaN or
-    infinite; with this callback the error says at which step. It is also raised, with the texts of the latest batch,
+    infinite, with this callback or without; with it the error says at which step of the trainer, otherwise in which
+    batch of the loss. It is also raised, with the texts of the latest batch,
     when the loss is finite but its gradient is not: otherwise the update would make the weights NaN, and the next
     checkpoint would be worthless. With ``fp16=True`` gradients are left to the scaler, which skips such steps.
 
     Args:
-        loss: The loss that is trained.
+        loss: The loss that is trained; any loss, also one of the host, or around one of ours.
 
     Example:
         >>> from st_plugins.data.miniature import corpus, untrained_encoder
@@ -35,14 +37,16 @@ class NonFiniteLossCallback(TrainerCallback):
         7
     """
 
-    def __init__(self, loss: ViewLoss) -> None:
+    def __init__(self, loss: nn.Module) -> None:
         self.loss = loss
+        self._guarded = [part for part in loss.modules() if isinstance(part, GuardedLoss)]
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tell the loss the number of the step."""
-        self.loss.training_step = state.global_step + 1
+        for loss in self._guarded:
+            loss.training_step = state.global_step + 1
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,4 +56,9 @@ class NonFiniteLossCallback(TrainerCallback):
             return
         gradients = [p.grad for p in self.loss.parameters() if p.grad is not None]
         if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            raise self.loss.non_finite("the gradient is not finite")
+            what = "the gradient is not finite"
+            raise (
+                self._guarded[0].non_finite(what)
+                if self._guarded
+                else NonFiniteLossError(what, [], [], state.global_step + 1)
+            )
