@@ -23,7 +23,7 @@ from scipy.sparse import csr_matrix
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.evaluators.result import Difference, FloorResult, Score
-from st_plugins.evaluators.scoring import TaskScores
+from st_plugins.evaluators.scoring import TaskScores, equal_rows
 from st_plugins.evaluators.statistics import difference, holm, interval
 from st_plugins.modules.whitening import Whitening
 
@@ -92,7 +92,7 @@ def random_token_vectors(ids: NDArray[np.int64], dimension: int, seed: int = 0) 
 
 
 def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """Embed texts as the mean of their tokens' random vectors.
+    """Embed texts as the mean of their tokens' random vectors; the order of the tokens changes no bit.
 
     Args:
         tokens: Token ids of each text, from :func:`token_ids`.
@@ -108,7 +108,8 @@ def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed:
         (True, 0.0)
     """
     lengths = np.array([len(row) for row in tokens], dtype=np.int64)
-    flat = np.array([token for row in tokens for token in row], dtype=np.int64)
+    # Sorted, because a sum in another order rounds differently, and rounding would be ranked.
+    flat = np.array([token for row in tokens for token in sorted(row)], dtype=np.int64)
     ids, columns = np.unique(flat, return_inverse=True)
     share = np.repeat(1.0 / np.maximum(lengths, 1), lengths).astype(np.float32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -129,7 +130,8 @@ def whiten_bag(raw: NDArray[np.float32], fit: NDArray[np.float32]) -> NDArray[np
     if len(fit) < 2 or not np.ptp(fit, axis=0).any():
         return raw
     whitening = Whitening(raw.shape[1]).fit(fit)
-    return np.asarray(whitening.transform(raw), dtype=np.float32)
+    rows, back = np.unique(equal_rows(raw), return_inverse=True)  # equal bags stay equal: a product rounds by place
+    return np.asarray(whitening.transform(raw[rows]), dtype=np.float32)[back]
 
 
 def floor_result(

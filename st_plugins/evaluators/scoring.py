@@ -12,13 +12,23 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.result import Score, TaskResult
 from st_plugins.evaluators.statistics import bootstrap, correlation, interval, resample_counts, spearman
 
-__all__ = ["CONVENTIONS", "SIMILARITIES", "TaskScores", "average", "pair_similarities", "score_task"]
+__all__ = [
+    "CONVENTIONS",
+    "SIMILARITIES",
+    "TaskScores",
+    "average",
+    "equal_rows",
+    "pair_similarities",
+    "score_task",
+    "task_result",
+]
 
 Array = NDArray[np.float64]
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 CONVENTIONS = ("all", "mean", "wmean")
 _BLOCK_ROWS = 4096
+_COSINE_DECIMALS = 12
 
 
 def pair_similarities(
@@ -28,6 +38,10 @@ def pair_similarities(
 
     Distances are negated, so that larger always means more similar. The cosine of a zero vector with anything is 0,
     as in the host.
+
+    Rounding is not ranked: two rows that are equal bit by bit have cosine 1 and distance 0, a pair of rows has one
+    value wherever and in whichever order it occurs, and cosines are rounded to 12 decimals. Two float32 vectors that
+    differ by rounding only have a cosine within 1e-13 of 1; between others rounding is a million times larger.
 
     Args:
         embeddings: Vectors, shape (M, d).
@@ -48,22 +62,48 @@ def pair_similarities(
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
-    result = np.empty(len(first))
-    for start in range(0, len(first), _BLOCK_ROWS):
+    used, places = np.unique(np.concatenate([first, second]), return_inverse=True)
+    a, b = used[equal_rows(embeddings[used])[places]].reshape(2, -1)
+    # One value for each pair of distinct rows: a sum's rounding depends on where the row lies in memory.
+    codes, back = np.unique(np.minimum(a, b) * len(embeddings) + np.maximum(a, b), return_inverse=True)
+    one, other = np.divmod(codes, len(embeddings))
+    result = np.empty(len(codes))
+    for start in range(0, len(codes), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        a = embeddings[first[rows]].astype(np.float64)
-        b = embeddings[second[rows]].astype(np.float64)
+        x = embeddings[one[rows]].astype(np.float64)
+        y = embeddings[other[rows]].astype(np.float64)
         if similarity == "euclidean":
-            result[rows] = -np.linalg.norm(a - b, axis=1)
+            result[rows] = -np.linalg.norm(x - y, axis=1)
         elif similarity == "manhattan":
-            result[rows] = -np.abs(a - b).sum(axis=1)
+            result[rows] = -np.abs(x - y).sum(axis=1)
         else:
-            dot = np.einsum("nd,nd->n", a, b)
+            dot = np.einsum("nd,nd->n", x, y)
             if similarity == "cosine":
-                norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+                norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
                 dot = np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+                dot[(one[rows] == other[rows]) & (norms > 0)] = 1.0
+                dot = np.round(dot, _COSINE_DECIMALS).clip(-1.0, 1.0)
             result[rows] = dot
-    return result
+    return result[back] + 0.0  # + 0.0: a distance of 0, not -0
+
+
+def equal_rows(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return for each row the first row that is equal to it bit by bit (0 and -0 are the same).
+
+    Args:
+        embeddings: Vectors, shape (M, d).
+
+    Returns:
+        Row numbers, shape (M,).
+
+    Example:
+        >>> equal_rows(np.array([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0]], dtype=np.float32)).tolist()
+        [0, 1, 0]
+    """
+    plain = np.ascontiguousarray(embeddings + 0.0)
+    seen: dict[bytes, int] = {}
+    rows = plain.view(f"V{plain.dtype.itemsize * plain.shape[1]}").ravel().tolist()
+    return np.array([seen.setdefault(row, index) for index, row in enumerate(rows)], dtype=np.intp)
 
 
 @dataclass
@@ -156,9 +196,17 @@ def task_result(
     warnings = list(pairs.warnings)
     undefined = [name for name, subset in scores.subsets.items() if np.isnan(subset["spearman"])]
     if undefined:
+        rows = np.array(pairs.subsets) == undefined[0]
         warnings.append(
             f"{pairs.title}: the correlation is undefined (NaN) for {', '.join(undefined)}: "
-            "fewer than two pairs, or all gold scores or all similarities are equal"
+            + _why_undefined(pairs.scores[rows], similarities[rows])
+        )
+    resamples = scores.spearman_samples["all"][0]
+    missing = int(np.isnan(resamples).sum())
+    if missing and not np.isnan(scores.spearman["all"][0]):
+        warnings.append(
+            f"{pairs.title}: in {missing:,} of {resamples.size:,} resamples all gold scores or all similarities are "
+            "equal; the interval is that of the others"
         )
     return TaskResult(
         name=pairs.name,
@@ -173,6 +221,12 @@ def task_result(
         gold=pairs.scores.tolist() if keep_similarities else None,
         similarities=similarities.tolist() if keep_similarities else None,
     )
+
+
+def _why_undefined(gold: Array, similarities: Array) -> str:
+    if len(gold) < 2:
+        return "there are fewer than two pairs"
+    return "all gold scores are equal" if np.ptp(gold) == 0 else "all similarities are equal"
 
 
 def _first(values: dict[str, Array], samples: dict[str, Array], confidence: float) -> dict[str, Score]:

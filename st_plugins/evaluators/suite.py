@@ -24,6 +24,7 @@ from st_plugins.evaluators.scoring import (
     CONVENTIONS,
     SIMILARITIES,
     average,
+    equal_rows,
     pair_similarities,
     score_task,
     task_result,
@@ -345,9 +346,9 @@ class STSSuiteEvaluator(BaseEvaluator):
             if whitened[index]:
                 dimension = (self.target_whitening or None) if index == 0 else None
                 fitted = Whitening(system.shape[1], dimension).fit(system[np.concatenate(rows)])
-                texts = np.concatenate([first, second])
+                texts, back = np.unique(equal_rows(system)[np.concatenate([first, second])], return_inverse=True)
                 vectors = np.asarray(fitted.transform(system[texts]), dtype=np.float32)
-                a, b = np.arange(len(first)), np.arange(len(first), len(texts))
+                a, b = np.split(back, 2)
             result[index] = pair_similarities(vectors, a, b, kinds[index])
         return result
 
