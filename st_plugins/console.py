@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from st_plugins.evaluators.comparison import Comparison
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
-from st_plugins.evaluators.tables import GEOMETRY_MEANINGS, number
+from st_plugins.evaluators.tables import GEOMETRY_MEANINGS, number, percent
 from st_plugins.terminal import foreign, shown
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "pipelines_table",
     "print_before_after",
     "print_result",
+    "print_warnings",
     "score_table",
     "verdict",
 ]
@@ -33,6 +34,8 @@ _WHITENING_ADVICE = (
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
+    if math.isnan(low) or math.isnan(high):
+        return ""
     return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
@@ -139,11 +142,11 @@ def comparison_table(comparison: Comparison, titles: Mapping[str, str]) -> Table
         first, second = comparison.scores[name]
         table.add_row(
             foreign(titles.get(name, "Avg." if name == "avg" else name)),
-            f"{100 * first:.2f}",
-            f"{100 * second:.2f}",
-            f"{-100 * difference.value:+.2f}",
+            percent(first),
+            percent(second),
+            percent(-difference.value, sign=True),
             _interval(-difference.high, -difference.low, "+"),
-            f"{difference.p_value:.3f}",
+            "" if math.isnan(difference.p_value) else f"{difference.p_value:.3f}",
             {"better": "A is better", "worse": "B is better"}.get(difference.verdict, difference.verdict),
         )
     return table
@@ -165,7 +168,7 @@ def verdict(comparison: Comparison) -> Text:
     if found.verdict == "worse":
         return foreign(f"{comparison.second} (B) is better by {points} {_interval(-found.high, -found.low)}", "green")
     if math.isnan(found.value):
-        return Text(f"which of A and B is better is {found.verdict}", "yellow")
+        return Text("which of A and B is better could not be measured: a correlation is undefined", "yellow")
     between = f"B - A is {-100 * found.value:+.2f} {_interval(-found.high, -found.low, '+')}"
     return Text(f"A and B are {found.verdict} on these pairs: {between}", "yellow")
 
@@ -200,7 +203,17 @@ def print_result(console: Console, result: SuiteResult) -> None:
     console.print(score_table(result))
     if result.geometry:
         console.print(geometry_table("Geometry of the embeddings", result.geometry))
-    for warning in result.warnings:
+    print_warnings(console, result.warnings)
+
+
+def print_warnings(console: Console, warnings: Iterable[str]) -> None:
+    """Print warnings, each once.
+
+    Args:
+        console: Where to.
+        warnings: The sentences.
+    """
+    for warning in dict.fromkeys(warnings):
         console.print(Text.assemble(("warning:", "yellow"), " ", shown(warning)), soft_wrap=True)
 
 
@@ -230,9 +243,10 @@ def print_before_after(
         "better": (f"{method} helps on these pairs", "green"),
         "worse": (f"{method} HURTS on these pairs: {advice}", "red"),
         "not separable": (f"on these pairs {method} makes no difference that can be told apart", "yellow"),
+        "undefined": (f"whether {method} helps could not be measured: a correlation is undefined", "yellow"),
     }
-    found = comparison.average.verdict
-    console.print(Text(*words.get(found, (f"whether {method} helps on these pairs is {found}", "yellow"))))
+    console.print(Text(*words[comparison.average.verdict]))
+    print_warnings(console, [*before.warnings, *after.warnings, *comparison.notes])
 
 
 def _turned(comparison: Comparison) -> Comparison:

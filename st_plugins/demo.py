@@ -72,4 +72,5 @@ def conclusion(results: dict[str, SuiteResult]) -> str:
 
 
 def _words(difference: Difference) -> str:
-    return {"better": "better than", "worse": "worse than"}.get(difference.verdict, "not separable from")
+    words = {"better": "better than", "worse": "worse than", "undefined": "of undefined distance from"}
+    return words.get(difference.verdict, "not separable from")

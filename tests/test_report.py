@@ -100,7 +100,7 @@ def _undefined() -> SuiteResult:
     assert result.floor is not None
     for name in ("sickr", "avg"):
         result.floor.raw[name] = result.floor.whitened[name] = Score(math.nan)
-        nothing = Difference(math.nan, math.nan, math.nan, math.nan, "not separable")
+        nothing = Difference(math.nan, math.nan, math.nan, math.nan, "undefined")
         result.floor.above_raw[name] = result.floor.above_whitened[name] = nothing
     result.geometry["isoscore"] = math.nan
     return result
@@ -192,7 +192,7 @@ def test_nan_is_undefined_never_zero(tmp_path: Path) -> None:
     text = markdown(result)
     main = _markdown_rows(text, "Scores and the floor")
     assert main["tiny"][1:] == ["undefined", "undefined"]
-    assert main["above the raw floor"][1:] == ["undefined not separable"] * 2
+    assert main["above the raw floor"][1:] == ["undefined"] * 2
     assert _markdown_rows(text, "Geometry")["isoscore"][0] == "undefined"
     assert not re.search(r"(?<!\d)[+-]?0\.0", text)
     page = html(result)

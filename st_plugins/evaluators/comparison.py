@@ -25,6 +25,7 @@ class Comparison:
         average: Difference of the averages.
         scores: Per task name and ``"avg"``: the two scores.
         fit_distances: Per model that holds a whitening: how far its fit texts lie from the evaluated texts.
+        notes: What the reader should know, one sentence each.
     """
 
     first: str
@@ -33,6 +34,7 @@ class Comparison:
     average: Difference
     scores: dict[str, tuple[float, float]]
     fit_distances: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the comparison as JSON text; undefined numbers become ``null``."""
@@ -40,7 +42,7 @@ class Comparison:
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: plain(item) for key, item in value.items()}
-            if isinstance(value, tuple):
+            if isinstance(value, tuple | list):
                 return [plain(item) for item in value]
             return None if isinstance(value, float) and not np.isfinite(value) else value
 
@@ -64,7 +66,8 @@ def compare(
         seed: Seed of the resamples.
 
     Returns:
-        Differences (first minus second) with interval, p-value and *better*, *worse* or *not separable*.
+        Differences (first minus second) with interval, p-value and *better*, *worse*, *not separable*, or *undefined*
+        where a correlation does not exist; undefined tasks do not count as tests, and make the average undefined.
 
     Raises:
         ValueError: The results have different tasks or pairs, or were stored without similarities.
@@ -104,6 +107,7 @@ def compare(
         average=difference(float(mean[0] - mean[1]), mean_samples[0] - mean_samples[1], confidence),
         scores=scores | {"avg": (float(mean[0]), float(mean[1]))},
         fit_distances=_fit_distances(a) | _fit_distances(b),
+        notes=_undefined_resamples(values, samples),
     )
 
 
@@ -118,6 +122,19 @@ def _paired(first: TaskResult, second: TaskResult) -> tuple[np.ndarray, np.ndarr
             f"task {first.name!r}: a result was stored without similarities; evaluate with keep_similarities=True"
         )
     return np.array(first.gold), np.array([first.similarities, second.similarities])
+
+
+def _undefined_resamples(values: dict[str, np.ndarray], samples: dict[str, np.ndarray]) -> list[str]:
+    """Say of how many resamples an interval is, where not of all."""
+    notes = []
+    for name, value in values.items():
+        missing = int(np.isnan(samples[name]).any(axis=0).sum())
+        if missing and np.isfinite(value).all():
+            notes.append(
+                f"{name}: in {missing:,} of {samples[name].shape[1]:,} resamples a correlation is undefined; the "
+                "interval is that of the others"
+            )
+    return notes
 
 
 def _fit_distances(result: SuiteResult) -> dict[str, dict[str, float]]:

@@ -40,7 +40,7 @@ class Difference:
         low: Lower end of its confidence interval.
         high: Upper end of its confidence interval.
         p_value: Two-sided bootstrap p-value, corrected when several tasks were compared (Holm).
-        verdict: ``"better"``, ``"worse"`` or ``"not separable"``.
+        verdict: ``"better"``, ``"worse"``, ``"not separable"``, or ``"undefined"`` where nothing could be measured.
     """
 
     value: float

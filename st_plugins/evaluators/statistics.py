@@ -214,12 +214,13 @@ def difference(value: float, distribution: Array, confidence: float) -> Differen
         confidence: Coverage, such as 0.95.
 
     Returns:
-        The difference with interval, p-value and verdict.
+        The difference with interval, p-value and verdict; ``"undefined"`` where the difference does not exist.
     """
     score = interval(value, distribution, confidence)
     finite = distribution[np.isfinite(distribution)]
     if not np.isfinite(value) or finite.size == 0:
-        return Difference(score.value, score.low, score.high, float("nan"), "not separable")
+        # Nothing was measured, which is another thing than two that cannot be told apart.
+        return Difference(score.value, score.low, score.high, float("nan"), "undefined")
     tails = (np.sum(finite <= 0) + 1, np.sum(finite >= 0) + 1)
     p_value = min(1.0, 2.0 * float(min(tails)) / (finite.size + 1))
     return Difference(score.value, score.low, score.high, p_value, _verdict(score.value, p_value, confidence))
@@ -227,6 +228,8 @@ def difference(value: float, distribution: Array, confidence: float) -> Differen
 
 def holm(differences: dict[str, Difference], confidence: float) -> dict[str, Difference]:
     """Correct the p-values of several comparisons by Holm's step-down rule and judge again.
+
+    An undefined difference is no test: it keeps its verdict and does not count.
 
     Args:
         differences: Uncorrected differences by task name.

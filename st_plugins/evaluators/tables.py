@@ -136,6 +136,8 @@ def score_cell(score: Score | Difference) -> Cell:
 
 
 def _difference_cell(difference: Difference) -> Cell:
+    if math.isnan(difference.value):
+        return (UNDEFINED,)
     return (percent(difference.value, sign=True), *_interval(difference), difference.verdict)
 
 

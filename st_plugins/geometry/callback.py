@@ -171,7 +171,8 @@ class GeometryCallback(TrainerCallback):
         """
         if self.best_weights is None:
             raise ValueError(
-                "there is no best step to restore; give a criterion, and evaluate or set every= in training"
+                "there is no best step to restore: give a criterion, and evaluate or set every= in training; and at "
+                "least one step must have a criterion that is not NaN"
             )
         model.load_state_dict(self.best_weights)
 
@@ -228,7 +229,11 @@ class GeometryCallback(TrainerCallback):
     ) -> None:
         """Restore the best weights if that was asked for."""
         self._training = False
-        if self.restore_at_end and self.best_weights is not None:
+        if self.restore_at_end and self.best_weights is None:
+            logger.warning(
+                "%s was undefined at every step: there is no best one, the last weights stay.", self.criterion
+            )
+        elif self.restore_at_end:
             self.restore_best(model)
             logger.info("Restored the weights of step %s, the best by %s.", self.best_step, self.criterion)
 
@@ -264,6 +269,15 @@ class GeometryCallback(TrainerCallback):
 
     def _judge(self, numbers: Mapping[str, float], step: int, control: TrainerControl) -> None:
         first = _numbers(self.history[0])
+        if math.isnan(first["effective_rank"]):
+            # No baseline to have fallen from.
+            if len(self.history) == 1 and self.on_collapse != "ignore":
+                logger.warning(
+                    "Step %d: the geometry is undefined before the training, because all texts have the same "
+                    "embedding; a collapse cannot be noticed.",
+                    step,
+                )
+            return
         rank, cosine = numbers["effective_rank"], numbers["mean_random_cosine"]
         # Written so that NaN counts as collapse: it is what a space of equal or zero vectors gives.
         thin = not rank >= self.rank_fraction * first["effective_rank"]

@@ -32,7 +32,7 @@ def add_section(readme: Path, section: str) -> None:
     write_text(readme, f"{head.rstrip()}\n\n{section.strip()}\n{found}{rest}")
 
 
-def selection_in_words(select: str, step: int, steps: int, dev: Pairs | None) -> str:
+def selection_in_words(select: str, step: int, steps: int, dev: Pairs | None, *, defined: bool = True) -> str:
     """Say how a checkpoint was chosen, and whether labels took part.
 
     Args:
@@ -40,6 +40,7 @@ def selection_in_words(select: str, step: int, steps: int, dev: Pairs | None) ->
         step: The chosen step.
         steps: Steps of the whole training.
         dev: The development pairs, if there are any.
+        defined: Whether what was to choose was defined at any step; if not, the last one was taken.
 
     Returns:
         One or two sentences.
@@ -48,6 +49,9 @@ def selection_in_words(select: str, step: int, steps: int, dev: Pairs | None) ->
         >>> selection_in_words("last", 10, 10, None)
         'Step 10 of 10, the last one; no labels took part in the choice.'
     """
+    if not defined:
+        what = "Spearman on the development pairs" if select == "dev" else f"{select} of the embeddings"
+        return f"Step {step} of {steps}, the last one: {what} was to choose, and was undefined at every step."
     if select == "dev" and dev is not None:
         return (
             f"Step {step} of {steps}, the one with the highest Spearman on the **labelled** development pairs "
@@ -129,7 +133,9 @@ def _score_lines(before: SuiteResult, after: SuiteResult, comparison: Comparison
     verdict = {
         "better": "The training helped on these pairs.",
         "worse": "**The training hurt on these pairs**: the original model is the better one here.",
-    }.get(comparison.average.verdict, "On these pairs the training made no difference that can be told apart.")
+        "not separable": "On these pairs the training made no difference that can be told apart.",
+        "undefined": "Whether the training helped could not be measured: a correlation on these pairs is undefined.",
+    }[comparison.average.verdict]
     confidence = round(100 * before.settings["confidence"])
     return f'{_table(rows)}\n\nConvention "all"; {confidence} % bootstrap intervals over pairs. {verdict}'
 
@@ -174,6 +180,8 @@ def _score(score: Score) -> str:
 
 
 def _difference(difference: Difference) -> str:
+    if math.isnan(difference.value):
+        return difference.verdict
     return f"{percent(difference.value, sign=True)}{_interval(difference)}, {difference.verdict}"
 
 

@@ -202,8 +202,8 @@ def train_consert(
         trainer, geometry = _trainer(adapted, loss, arguments, kept, settings, dev, callbacks)
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         steps = trainer.state.global_step
-        step = _choose(trainer, geometry, checkpoints, select)
-        words = selection_in_words(select, step, steps, dev)
+        step, defined = _choose(trainer, geometry, checkpoints, select)
+        words = selection_in_words(select, step, steps, dev, defined=defined)
         with atomic_folder(output, overwrite=overwrite) as folder:
             _save(adapted, folder)
             final = io.load(folder, device=str(arguments.device))
@@ -307,20 +307,20 @@ def _trainer(
 
 def _choose(
     trainer: SentenceTransformerTrainer, geometry: GeometryCallback, checkpoints: CheckpointFolder, select: str
-) -> int:
-    """Put the chosen weights into the trainer's model and return their step."""
+) -> tuple[int, bool]:
+    """Put the chosen weights into the trainer's model; return their step and whether what chooses was defined."""
     last = trainer.state.global_step
     if select == "last":
-        return last
+        return last, True
     step = trainer.state.best_global_step if select == "dev" else geometry.best_step
     if step is None:
         logger.warning("select=%r found no best step, its numbers were undefined; the last one is taken.", select)
-        return last
+        return last, False
     if select == "dev" and step != last:
         # Not by load_best_model_at_end: the host only logs it when that fails.
         best = io.load(checkpoints.of_step(step), device="cpu")
         trainer.model.load_state_dict(best.state_dict())
-    return step
+    return step, True
 
 
 def _save(model: SentenceTransformer, folder: Path) -> None:
