@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import random
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
 from st_plugins.data.files import read_table
 from st_plugins.data.writing import check_writable, write_table
-from st_plugins.matching.labelled import LabelledPairs
+from st_plugins.matching.labelled import LabelledPairs, check_classes, check_occurring
 from st_plugins.matching.metrics import METRICS, check_metric, measure
 
 NLI = ["contradiction", "neutral", "entailment"]
@@ -104,10 +105,12 @@ def test_metrics_by_name() -> None:
 
 
 def test_labels_by_name_by_position_and_by_dataset() -> None:
-    rows: list[Any] = [("a", "b", "entailment"), ["c", "", 0], ("e", "f", np.int64(1)), ("", "h", 2.0)]
+    rows: list[Any] = [("a", "b", 2), ["c", "", 0], ("e", "f", np.int64(1)), ("", "h", 2.0)]
     pairs = LabelledPairs.read(rows, NLI)
     assert (pairs.first, pairs.second) == (["a", "c", "e", ""], ["b", "", "f", "h"])
     assert pairs.labels == [2, 0, 1, 2] and len(pairs) == 4
+    assert LabelledPairs.read([("a", "b", "entailment"), ("c", "d", "contradiction")], NLI).labels == [2, 0]
+    assert LabelledPairs.read(pairs, NLI) is pairs
     columns = {"premise": ["a", "c"], "label": [0, 2], "hypothesis": ["b", "d"]}
     assert LabelledPairs.read(Dataset.from_dict(columns), NLI).labels == [0, 2]
     # The dataset's own names count, not its numbers.
@@ -120,10 +123,78 @@ def test_labels_by_name_by_position_and_by_dataset() -> None:
     assert scores == [1.0, 0.25, 0.0] and all(isinstance(score, float) for score in scores)
 
 
+def test_data_that_is_read_once() -> None:
+    rows = [{"premise": "a", "hypothesis": "b", "label": 0}, {"premise": "c", "hypothesis": "d", "label": 2}]
+    names = Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=NLI[::-1]))
+    stream = Dataset.from_list(rows, features=names).to_iterable_dataset()
+    assert LabelledPairs.read(stream, NLI).labels == [2, 0]
+    unknown = IterableDataset.from_generator(lambda: iter(rows))
+    assert unknown.column_names is None
+    for data in (unknown, rows, iter(rows), ((row["premise"], row["hypothesis"], row["label"]) for row in rows)):
+        pairs = LabelledPairs.read(data, NLI)
+        assert (pairs.first, pairs.second, pairs.labels) == (["a", "c"], ["b", "d"], [0, 2])
+    used = iter(rows)
+    LabelledPairs.read(used, NLI)
+    with pytest.raises(ValueError, match=r"train has no rows; give at least one .* and a generator only once"):
+        LabelledPairs.read(used, NLI)
+    with pytest.raises(ValueError, match="train has no rows"):
+        LabelledPairs.read(IterableDataset.from_generator(lambda: iter([])), NLI)
+    with pytest.raises(ValueError, match="row 1 of train must have the columns premise, hypothesis, label, got"):
+        LabelledPairs.read([rows[0], {"premise": "a"}], NLI)
+    with pytest.raises(ValueError, match="two columns of texts besides 'label', but it has 3"):
+        LabelledPairs.read([row | {"id": 1} for row in rows], NLI)
+
+
+def test_names_of_classes() -> None:
+    check_classes(["0", "1"])
+    for labels, message in (
+        (["yes", "-"], r"labels\[1\] is '-', which names no class; leave it out, or give the class another name"),
+        (["", "yes"], r"labels\[0\] is empty"),
+        (["1", "0", "1.0"], r"labels\[2\] is '1.0', but '1' in labels\[0\]: two spellings of one class; leave it out"),
+        (["yes", "Yes "], r"labels\[1\] is 'Yes ', but 'yes' in labels\[0\]"),
+        (["1", "other"], "names and numbers of classes are mixed"),
+        (["0", "1", "2", "-1"], r"labels\[3\] is '-1', which marks rows without a label"),
+        (["yes"], r"at least two different names, or None for a score; got \['yes'\]"),
+        ("yes", "at least two different names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_classes(labels)
+
+
+def test_classes_are_counted_and_missed(caplog: pytest.LogCaptureFixture) -> None:
+    train = LabelledPairs(["a"] * 3, ["b"] * 3, [0, 1, 1])
+    with caplog.at_level(logging.INFO):
+        check_occurring(train, LabelledPairs(["a"], ["b"], [1]), ["no", "yes"])
+    assert "train: 2 classes: 'no' 1, 'yes' 2" in caplog.text and "dev: 1 class: 'yes' 1" in caplog.text
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("dev has no pair of the classes 'no': ")
+    with pytest.raises(ValueError, match="train has no pair of the classes 'maybe'; give some"):
+        check_occurring(train, None, ["no", "yes", "maybe"])
+
+
 @pytest.mark.parametrize(
     ("data", "classes", "message"),
     [
         ([], NLI, "train has no rows; give at least one"),
+        (
+            [("a", "b", "1"), ("a", "b", 0)],
+            list("12345"),
+            r"row 1 .* the label 0, .*0 is the name of no class, and no",
+        ),
+        ([("a", "b", 6)], list("12345"), "row 0 of train has the label 6"),
+        ([("a", "b", "1"), ("a", "b", 2)], ["0", "1"], "row 1 of train has the label 2"),
+        (
+            [("a", "b", "neutral"), ("a", "b", 0)],
+            NLI,
+            "row 1 of train has the label 0, a position, but row 0 of train has 'neutral', a name; write names",
+        ),
+        ([("a", "b", 0), ("a", "b", "neutral")], NLI, "row 1 of train has the label 'neutral', a name, but row 0"),
+        ([("a", "b", True)], ["yes", "no"], "row 0 of train has the label True, which is none of"),
+        ([("a", "b", "Neutral ")], NLI, r"label 'Neutral ', .* \(is 'neutral' meant\?\)"),
+        ([("a", "b", "1.0")], ["0", "1"], "the label '1.0'"),
+        ([("a", "b", None)], ["None", "Some"], "the label None"),
+        ([("a", "b", "")], NLI, "the label ''"),
+        ([("a", "b", 0.5)], NLI, r"the label 0.5, .*\(is it a score\? then build the model without labels\)"),
         ([("a", "b", "maybe")], NLI, r"row 0 of train has the label 'maybe', which is none of the classes 'contra"),
         ([("a", "b", 0), ("a", "b", 3)], NLI, "row 1 of train has the label 3, which is none of"),
         ([("a", "b", -1)], NLI, "the label -1"),

@@ -54,6 +54,7 @@ def check_labels(
     error: Callable[[int, str], ValueError],
     place: Callable[[int], str] = "in row {}".format,
     name: str = "label",
+    quiet: bool = False,
 ) -> list[str]:
     """Return labels as names of classes, and log the classes with their counts.
 
@@ -62,6 +63,7 @@ def check_labels(
         error: From the index of a row and what is wrong with it to an exception that says where it is.
         place: From the index of another row to where that is, inside a message.
         name: What the labels are called in messages.
+        quiet: Whether nothing is logged, as for labels that are the names of the classes themselves.
 
     Returns:
         One name a row, as it is spelled there: ``"1"`` for the number 1.
@@ -100,9 +102,13 @@ def check_labels(
             )
         if number is not None and plain not in _TRUTH:
             numbers[label] = number
-    _check_numbers(numbers, counts, first, error, place, name)
+    warning = _check_numbers(numbers, counts, first, error, place, name)
+    if quiet:
+        return names
     if len(counts) > max(_SHOWN, len(names) // 2):
         logger.warning("%s: %d classes in %d rows; is it a score?", name, len(counts), len(names))
+    if warning:
+        logger.warning("%s", warning)
     logger.info("%s: %s", name, class_counts(names))
     return names
 
@@ -133,8 +139,8 @@ def _check_numbers(
     error: Callable[[int, str], ValueError],
     place: Callable[[int], str],
     name: str,
-) -> None:
-    """Refuse -1 that marks a missing label, and numbers beside names."""
+) -> str:
+    """Refuse -1 that marks a missing label, and numbers beside names; return what is to be warned of."""
     names = [label for label in counts if label not in numbers]
     if numbers and names:
         number = next(iter(numbers))
@@ -147,7 +153,7 @@ def _check_numbers(
     missing = next((label for label, number in numbers.items() if number == -1), None)
     others = [number for number in numbers.values() if number != -1]
     if missing is None or any(number < 0 or number != int(number) for number in others):
-        return
+        return ""
     if not others or len(others) > 2 or (others and 0 in others and max(others) > 1):
         raise error(
             first[missing],
@@ -156,7 +162,8 @@ def _check_numbers(
         )
     if 0 in others:
         where = str(error(first[missing], f"{name} is {missing!r}"))
-        logger.warning("%s: it often marks rows without a label; here it is a class of its own.", where)
+        return f"{where}: it often marks rows without a label; here it is a class of its own."
+    return ""
 
 
 def _often(count: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,11 @@ import torch
 from typing_extensions import Self
 
 from st_plugins.data.files import to_score
+from st_plugins.data.labels import check_labels, class_counts
 
-__all__ = ["LABEL_COLUMNS", "LabelledPairs"]
+__all__ = ["LABEL_COLUMNS", "LabelledPairs", "check_classes", "check_occurring"]
+
+logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "score", "scores")  # as the host's trainers know them
 
@@ -35,46 +40,60 @@ class LabelledPairs:
         return len(self.labels)
 
     @classmethod
-    def read(cls, data: Any, classes: Sequence[str] | None, name: str = "train") -> Self:
+    def read(
+        cls,
+        data: Any,
+        classes: Sequence[str] | None,
+        name: str = "train",
+        where: Callable[[int], str] | None = None,
+    ) -> Self:
         """Check what a caller gave, and turn labels into numbers.
 
-        A class may be given by its name or by its position. A number that is itself the name of a class, such as 1
-        for ``"1"``, means that class; a ``ClassLabel`` of a dataset means its name.
+        A class is given by its name or, in all rows, by its position. Where the names are themselves numbers, such as
+        ``"1"`` to ``"5"``, a number means the class of that name and never a position. A ``ClassLabel`` of a dataset
+        means its name.
 
         Args:
-            data: Rows (text, text, label); or a ``datasets.Dataset`` with two columns of texts and one of labels,
-                which is named ``label``, ``labels``, ``score`` or ``scores``.
+            data: Rows (text, text, label); or a ``datasets.Dataset`` or ``IterableDataset``, or dicts, with two
+                columns of texts and one of labels, which is named ``label``, ``labels``, ``score`` or ``scores``. What
+                can be read only once is read once, to its end. Pairs that were read already stay as they are.
             classes: Names of the classes; None for scores.
             name: Name of the argument, for messages.
+            where: From the number of a row to where it is, for messages; None for "row 0 of train".
 
         Returns:
             The pairs.
 
         Raises:
-            ValueError: There is no row, a row is no labelled pair, a pair has no text, a class is unknown, or a score
-                is no number from 0 to 1.
+            ValueError: There is no row, a row is no labelled pair, a pair has no text, a class is unknown, names and
+                positions of classes are mixed, or a score is no number from 0 to 1.
 
         Example:
-            >>> rows = [("a dog runs", "an animal moves", "yes"), ("a dog runs", "nobody moves", 0)]
+            >>> rows = [("a dog runs", "an animal moves", "yes"), ("a dog runs", "nobody moves", "no")]
             >>> LabelledPairs.read(rows, ["no", "yes"]).labels
             [1, 0]
+            >>> LabelledPairs.read([("a dog", "a cat", 0)], ["1", "2"])
+            Traceback (most recent call last):
+            ValueError: row 0 of train has the label 0, which is none of the classes '1', '2' (0 is the name of no...
             >>> LabelledPairs.read([("a dog", "a cat", 4.5)], None)
             Traceback (most recent call last):
             ValueError: row 0 of train has the score 4.5; scores must lie from 0 to 1: divide them by the highest...
         """
+        if isinstance(data, cls):
+            return data
+        place = where or f"row {{}} of {name}".format
         rows = _columns(data, name) if hasattr(data, "column_names") else _listed(data, name)
         if not rows:
-            raise ValueError(f"{name} has no rows; give at least one (text, text, label)")
+            raise ValueError(f"{name} has no rows; give at least one (text, text, label), and a generator only once")
         for number, row in enumerate(rows):
             if not (len(row) == 3 and isinstance(row[0], str) and isinstance(row[1], str)):
-                raise ValueError(f"row {number} of {name} must be (text, text, label), got {str(tuple(row))[:120]}")
+                raise ValueError(f"{place(number)} must be (text, text, label), got {str(tuple(row))[:120]}")
             if not (row[0].strip() or row[1].strip()):
-                raise ValueError(f"row {number} of {name} is an empty pair, both texts are blank; remove it")
+                raise ValueError(f"{place(number)} is an empty pair, both texts are blank; remove it")
         first, second, given = (list(column) for column in zip(*rows, strict=True))
         if classes is None:
-            return cls(first, second, [_score(label, f"row {row} of {name}") for row, label in enumerate(given)])
-        known = {label: position for position, label in enumerate(classes)}
-        return cls(first, second, [_class(label, known, f"row {row} of {name}") for row, label in enumerate(given)])
+            return cls(first, second, [_score(label, place(row)) for row, label in enumerate(given)])
+        return cls(first, second, _positions(given, classes, place))
 
     def split(self, share: float, seed: int) -> tuple[Self, Self]:
         """Put a share of the pairs aside; pairs with the same first text stay together.
@@ -123,11 +142,82 @@ class LabelledPairs:
         return type(self)(*columns)
 
 
+def check_classes(labels: Sequence[str]) -> None:
+    """Raise a ValueError if these are no names of classes.
+
+    Args:
+        labels: The names.
+
+    Raises:
+        ValueError: There are fewer than two, two are the same or spellings of one, or one is a mark for no label.
+
+    Example:
+        >>> check_classes(["contradiction", "-"])
+        Traceback (most recent call last):
+        ValueError: labels[1] is '-', which names no class; leave it out, or give the class another name
+    """
+    if (
+        isinstance(labels, str)
+        or not all(isinstance(label, str) for label in labels)
+        or not 1 < len(labels) == len(set(labels))
+    ):
+        raise ValueError(f"labels must be at least two different names, or None for a score; got {labels!r}")
+
+    def error(row: int, what: str) -> ValueError:
+        return ValueError(f"labels[{row}]{re.split('[;?]', what)[0]}; leave it out, or give the class another name")
+
+    check_labels(labels, error, "in labels[{}]".format, "", quiet=True)
+
+
+def check_occurring(train: LabelledPairs, dev: LabelledPairs | None, classes: Sequence[str]) -> None:
+    """Log how often each class occurs; raise a ValueError if one cannot be learned.
+
+    Args:
+        train: What is trained on.
+        dev: What the weights are chosen on. A class that is missing there is warned of.
+        classes: Names of the classes.
+
+    Raises:
+        ValueError: A class has no pair in ``train``.
+    """
+    for pairs, name in ((train, "train"), (dev, "dev")):
+        if pairs is None:
+            continue
+        logger.info("%s: %s", name, class_counts(classes[position] for position in map(int, pairs.labels)))
+        missing = [label for position, label in enumerate(classes) if position not in set(pairs.labels)]
+        said = f"{name} has no pair of the classes {', '.join(map(repr, missing))}"
+        if missing and pairs is train:
+            raise ValueError(f"{said}; give some, or leave the names out of labels")
+        if missing:
+            logger.warning("%s: how well they are told apart has no influence on the weights chosen.", said)
+
+
 def _columns(data: Any, name: str) -> list[Sequence[Any]]:
     """Return the rows of a dataset; numbers of a ClassLabel become names."""
     columns = data.column_names
     if isinstance(columns, dict):
         raise ValueError(f"{name} has the splits {', '.join(columns)}; give one of them, such as {name}['train']")
+    features = getattr(data, "features", None) or {}
+    if hasattr(data, "__len__"):
+        return _of_columns(columns, {column: data[column] for column in columns}, features, name)
+    return _of_dicts(list(data), features, name)  # an IterableDataset, which may not know its columns
+
+
+def _of_dicts(rows: list[Mapping[str, Any]], features: Mapping[str, Any], name: str) -> list[Sequence[Any]]:
+    columns = list(rows[0]) if rows else []
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping) or set(row) != set(columns):
+            raise ValueError(
+                f"row {number} of {name} must have the columns {', '.join(columns)}, got {str(row)[:120]}"
+            )
+    return _of_columns(columns, {column: [row[column] for row in rows] for column in columns}, features, name)
+
+
+def _of_columns(
+    columns: Sequence[str], values: Mapping[str, Sequence[Any]], features: Mapping[str, Any], name: str
+) -> list[Sequence[Any]]:
+    if not columns:
+        return []
     labels = [column for column in columns if column in LABEL_COLUMNS]
     if len(labels) != 1:
         raise ValueError(
@@ -140,36 +230,73 @@ def _columns(data: Any, name: str) -> list[Sequence[Any]]:
             f"{name} must have two columns of texts besides {labels[0]!r}, but it has {len(texts)} "
             f"({', '.join(texts) or 'none'}); use select_columns"
         )
-    given = list(data[labels[0]])
-    names = getattr(data.features[labels[0]], "names", None)
+    given = list(values[labels[0]])
+    names = getattr(features.get(labels[0]), "names", None)
     if names is not None:
         given = [names[label] if isinstance(label, int) and 0 <= label < len(names) else label for label in given]
-    return list(zip(data[texts[0]], data[texts[1]], given, strict=True))
+    return list(zip(values[texts[0]], values[texts[1]], given, strict=True))
 
 
 def _listed(data: Any, name: str) -> list[Sequence[Any]]:
-    if isinstance(data, str) or not isinstance(data, Iterable):
+    if isinstance(data, str | Mapping) or not isinstance(data, Iterable):
         raise ValueError(f"{name} must be rows (text, text, label) or a datasets.Dataset, got {type(data).__name__}")
     rows = list(data)
+    if rows and isinstance(rows[0], Mapping):
+        return _of_dicts(rows, {}, name)
     for number, row in enumerate(rows):
         if not isinstance(row, list | tuple):
             raise ValueError(f"row {number} of {name} must be (text, text, label), got {str(row)[:120]!r}")
     return rows
 
 
-def _class(label: Any, known: dict[str, int], place: str) -> int:
-    label = label.item() if hasattr(label, "item") else label
-    if isinstance(label, int | float) and math.isfinite(label) and label == int(label):
-        if str(int(label)) in known:
-            return known[str(int(label))]
-        if 0 <= label < len(known):
-            return int(label)
-    if isinstance(label, str) and label in known:
-        return known[label]
-    raise ValueError(
-        f"{place} has the label {label!r}, which is none of the classes {', '.join(map(repr, known))}; remove the "
-        "row, or name the class in labels and train on it"
-    )
+def _positions(labels: Sequence[Any], classes: Sequence[str], place: Callable[[int], str]) -> list[int]:
+    """Return the positions of classes that are given by name or by position."""
+    known = {label: position for position, label in enumerate(classes)}
+    numbered = any(_is_number(label) for label in classes)
+    found: list[int] = []
+    first: dict[str, int] = {}  # the first row that has a name, and the first that has a position
+    for row, label in enumerate(labels):
+        label = label.item() if hasattr(label, "item") else label
+        number = (
+            int(label) if isinstance(label, int | float) and math.isfinite(label) and label == int(label) else None
+        )
+        spelled = (str(label), str(number)) if isinstance(label, str | int | float) else ()
+        named = next((name for name in spelled if name in known), None)
+        if named is not None:
+            found.append(known[named])
+        elif number is not None and not numbered and not isinstance(label, bool) and 0 <= number < len(known):
+            found.append(number)
+        else:
+            raise ValueError(
+                f"{place(row)} has the label {label!r}, which is none of the classes {', '.join(map(repr, known))}"
+                f"{_reason(label, number, known, numbered)}; remove the row, or name the class in labels and train on "
+                "it"
+            )
+        kind, other = ("name", "position") if named is not None else ("position", "name")
+        if other in first:
+            raise ValueError(
+                f"{place(row)} has the label {label!r}, a {kind}, but {place(first[other])} has "
+                f"{labels[first[other]]!r}, a {other}; write names of classes everywhere, or positions"
+            )
+        first.setdefault(kind, row)
+    return found
+
+
+def _reason(label: Any, number: int | None, known: Iterable[str], numbered: bool) -> str:
+    """Say what may be meant by a label that is no class, if that can be told."""
+    if numbered and number is not None:
+        return f" ({label!r} is the name of no class, and no position where classes are named by numbers)"
+    if isinstance(label, float) and math.isfinite(label) and number is None:
+        return " (is it a score? then build the model without labels)"
+    alike = [name for name in known if name.casefold().split() == str(label).casefold().split()]
+    return f" (is {alike[0]!r} meant?)" if alike else ""
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def _score(label: Any, place: str) -> float:

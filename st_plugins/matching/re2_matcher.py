@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from st_plugins.atomic import atomic_folder
 from st_plugins.matching.inputs import as_pairs, padded
-from st_plugins.matching.labelled import LabelledPairs
+from st_plugins.matching.labelled import LabelledPairs, check_classes, check_occurring
 from st_plugins.matching.metrics import check_metric
 from st_plugins.matching.outputs import (
     Activation,
@@ -67,7 +67,8 @@ class RE2Matcher(nn.Module):
         labels: Names of the classes, in the order of the outputs; None for one score from 0 to 1.
 
     Raises:
-        ValueError: There is no such configuration, or there are fewer than two classes, or two of one name.
+        ValueError: There is no such configuration, or there are fewer than two classes, two spellings of one (such as
+            ``"1"`` and ``"1.0"``), or a mark for a missing label (such as ``"-"``).
 
     Example:
         >>> from st_plugins.matching import LearnedEmbedding
@@ -90,12 +91,8 @@ class RE2Matcher(nn.Module):
             raise TypeError(f"source must be {', '.join(SOURCES)}, got {type(source).__name__}")
         if isinstance(config, str) and config not in CONFIGURATIONS:
             raise ValueError(f"config must be {', '.join(map(repr, CONFIGURATIONS))} or an RE2Config, got {config!r}")
-        if labels is not None and (
-            isinstance(labels, str)
-            or not all(isinstance(label, str) for label in labels)
-            or not 1 < len(labels) == len(set(labels))
-        ):
-            raise ValueError(f"labels must be at least two different names, or None for a score; got {labels!r}")
+        if labels is not None:
+            check_classes(labels)
         self.source = source
         self.config = RE2Config.named(config) if isinstance(config, str) else config
         self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
@@ -200,12 +197,8 @@ class RE2Matcher(nn.Module):
             pairs, judged = pairs.split(dev, seed)
         elif dev is not None:
             judged = LabelledPairs.read(dev, self.labels, "dev")
-        missing = [label for position, label in enumerate(self.labels or []) if position not in set(pairs.labels)]
-        if missing:
-            raise ValueError(
-                f"train has no pair of the classes {', '.join(map(repr, missing))}; give some, or leave the names out "
-                "of labels"
-            )
+        if self.labels is not None:
+            check_occurring(pairs, judged, self.labels)
         for name, value in (("patience", patience), ("eval_steps", eval_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or None, got {value}")

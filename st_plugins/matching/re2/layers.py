@@ -193,7 +193,7 @@ class _WeightNorm(nn.Module):
         return self._norms(weight), weight
 
     def _norms(self, weight: Tensor) -> Tensor:
-        found = torch.linalg.vector_norm(weight, dim=self.dims, keepdim=True)
+        found: Tensor = torch.linalg.vector_norm(weight, dim=self.dims, keepdim=True)
         return found.clamp_min(torch.finfo(found.dtype).tiny)  # a row of zeros stays one
 
 
