@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Weighted
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from st_plugins.modules.all_layers import return_all_layers
 from st_plugins.modules.layer_mix import LayerMix, recipe_weights
 from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.whitening import Whitening
@@ -161,7 +162,9 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     over the tokens that are no padding becomes the sentence embedding. "First" is ``hidden_states[1]``, the output of
     layer one, not the word embeddings ``hidden_states[0]``: the latter gives 56.7 instead of 60.7 on the seven STS
     tasks with BERT-base (SimCSE, issue 285). `LayerMix` with ``recipe="first-last"`` is the same as a module of this
-    package.
+    package. It holds in copies, process pools, compiled and with adapters; saved, loaded by plain
+    ``SentenceTransformer`` and sent to a pool it fails rather than read the last layer only (`st_plugins.load` mends
+    that).
 
     Args:
         model: A model whose first module is a Transformer, with at most a Pooling and a Normalize after it; left as
@@ -190,7 +193,7 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     mean = Pooling(dimension, "mean", include_prompt=_include_prompt(model))
     result = rebuild(model, [transformer, layer_pooling, mean, *rest])
     copied: Any = result[0]
-    copied.model.config.output_hidden_states = True
+    return_all_layers(copied)
     return result
 
 

@@ -57,7 +57,7 @@ def test_the_pooling_leaves_the_prompt_out_as_before(model: SentenceTransformer,
     again = pooling(model, "mean").encode(sentences)
     np.testing.assert_array_equal(again, model.encode(sentences))
     assert np.abs(again - counted).max() > 1e-3
-    assert pooling(first_last_avg(pooling(model, "cls")), "mean")[1].include_prompt is False
+    assert not pooling(first_last_avg(pooling(model, "cls")), "mean")[1].include_prompt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

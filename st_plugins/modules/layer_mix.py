@@ -10,6 +10,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from st_plugins.modules.all_layers import return_all_layers
 from st_plugins.modules.stored import StoredModule
 from st_plugins.modules.tokens import padded
 
@@ -67,9 +68,9 @@ class LayerMix(StoredModule):
     L; "first" is the first layer, not the embedding layer), ``"last-two"`` and ``"embedding"``.
 
     It comes right after the Transformer and before the pooling, and makes the Transformer return its layers when a
-    model is built with it; where it is appended or inserted later, call `on_model_ready`. A batch without them is an
-    error. The host's ``WeightedLayerPooling`` would return it unchanged; it divides by the sum of unbounded weights
-    and has no γ.
+    model is built with it, in copies, process pools, compiled and with adapters too; where it is appended or inserted
+    later, call `on_model_ready`. A batch without them is an error. The host's ``WeightedLayerPooling`` would return it
+    unchanged; it divides by the sum of unbounded weights and has no γ.
 
     To keep the weights of the layers together, as in ELMo (λ ‖s‖² in the loss), train with
     `st_plugins.losses.LayerMixRegularizer` around any loss.
@@ -171,7 +172,7 @@ class LayerMix(StoredModule):
             )
         for module in model.modules():
             if isinstance(module, Transformer):
-                module.model.config.output_hidden_states = True  # saved with the encoder's configuration
+                return_all_layers(module)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Mix the layers.
