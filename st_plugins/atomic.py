@@ -82,6 +82,15 @@ class Target:
                     folder.rmdir()
             raise
 
+    def write_text(self, text: str) -> None:
+        """Write a file's whole content, as UTF-8.
+
+        Args:
+            text: The content.
+        """
+        with self.write() as file:
+            file.write_bytes(text.encode())
+
     def _commit(self, new: Path, old: Path) -> None:
         if self.is_folder:
             marks.mark(new)
@@ -230,8 +239,7 @@ def write_text(path: str | Path, text: str) -> None:
         path: The file to create or replace.
         text: Its whole content.
     """
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(text.encode())
+    file_target(path, overwrite=True).write_text(text)
 
 
 def lock(file: BinaryIO) -> bool:

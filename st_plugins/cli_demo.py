@@ -16,19 +16,21 @@ __all__ = ["demo"]
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("st-plugins-demo"),
     seed: SeedOption = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the reports of an earlier demo.")] = False,
 ) -> None:
     """Evaluate, whiten, explain, teach and match in a miniature world, offline, in about four minutes."""
     from st_plugins.console import pipelines_table
     from st_plugins.demo import BANNER, conclusion, run_demo
-    from st_plugins.demo_explain import run_explanation_demo
+    from st_plugins.demo_explain import page_target, run_explanation_demo
     from st_plugins.demo_re2 import run_re2_demo
     from st_plugins.demo_virt import run_virt_demo
 
     console = terminal()
-    results = run_demo(output, seed=seed)
+    page_target(output, name="--output", overwrite=overwrite)
+    results = run_demo(output, seed=seed, overwrite=overwrite)
     console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
     say(conclusion(results))
-    found = run_explanation_demo(output, seed=seed)
+    found = run_explanation_demo(output, seed=seed, overwrite=overwrite)
     console.print(found.example.to_terminal())
     say(found.summary())
     learned = run_virt_demo(seed=seed)

@@ -43,6 +43,7 @@ def evaluate(
     score: ScoreOption = "score",
     split: SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="Folder for result.json, .csv, .md and report.html.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report of an earlier run.")] = False,
     texts: Annotated[Path | None, typer.Option(help="Unlabelled texts to whiten the floor on.")] = None,
     column: ColumnOption = None,
     floor: Annotated[bool, typer.Option("--floor/--no-floor", help="Score random token vectors too.")] = True,
@@ -66,8 +67,12 @@ def evaluate(
       st-plugins evaluate ./my-model --pairs pairs.csv --text1 question --text2 answer --score rating
     """
     from st_plugins.console import print_result
-    from st_plugins.evaluators import write_reports
+    from st_plugins.evaluators.report import report_targets, write_reports
 
+    targets = []
+    if output is not None:
+        read = (model, pairs, texts, data)
+        targets = report_targets(output, name="--output", overwrite=overwrite, inputs=read)
     evaluator = pair_evaluator(
         data=data,
         tasks=tasks,
@@ -85,7 +90,7 @@ def evaluate(
     )
     loaded = load_model(model, dtype, device, max_seq_length)
     result = evaluator.evaluate(loaded, model_name=model)
-    written = [] if output is None else write_reports(result, output)
+    written = write_reports(result, targets) if targets else []
     print_result(terminal(), result)
     if written:
         say("wrote " + ", ".join(map(str, written)))
@@ -102,6 +107,7 @@ def compare(
     score: ScoreOption = "score",
     split: SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="JSON file to write the comparison to.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the comparison of an earlier run.")] = False,
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     bootstrap_samples: Annotated[int, typer.Option(help="Resamples.", min=1)] = 1000,
     seed: SeedOption = 0,
@@ -118,11 +124,15 @@ def compare(
 
       st-plugins compare ./model-a ./model-b --tasks stsb,sickr --data ./data
     """
-    from st_plugins.atomic import write_text
+    from st_plugins.atomic import file_target
     from st_plugins.console import comparison_table, verdict
     from st_plugins.evaluators import SuiteResult
     from st_plugins.evaluators import compare as compare_results
 
+    target = None
+    if output is not None:
+        read = [a, b, pairs, data, Path(a, "result.json"), Path(b, "result.json")]
+        target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"fit_distances": ')
     results: list[SuiteResult] = []
     evaluator = None
     for name in (a, b):
@@ -144,8 +154,8 @@ def compare(
     comparison = compare_results(
         results[0], results[1], confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed
     )
-    if output is not None:
-        write_text(output, comparison.to_json())
+    if target is not None:
+        target.write_text(comparison.to_json())
     terminal().print(comparison_table(comparison, {task.name: task.title for task in results[0].tasks}))
     say(verdict(comparison))
     for name, distances in comparison.fit_distances.items():

@@ -29,7 +29,7 @@ def explain(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Page to write.", show_default=False)] = None,
     json: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default=False)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier run.")] = False,
     device: DeviceOption = None,
     max_seq_length: LengthOption = None,
 ) -> None:
@@ -47,13 +47,16 @@ def explain(
       st-plugins explain ./my-span-model "A film that is not good at all."
     """
     from st_plugins import explain as explanations
-    from st_plugins.atomic import write_text
+    from st_plugins.atomic import file_target
     from st_plugins.io import load
+    from st_plugins.webpage import GENERATOR
 
-    for path in (html, json):
-        if path is not None and path.exists() and (path.is_dir() or not overwrite):
-            raise FileExistsError(f"{str(path)!r} exists; choose another file or --overwrite")
-    if html is not None and html == json:
+    targets = {
+        name: file_target(path, name=name, overwrite=overwrite, inputs=[model], mark=mark)
+        for name, path, mark in (("--html", html, GENERATOR), ("--json", json, b'"faithfulness": '))
+        if path is not None
+    }
+    if len({target.path for target in targets.values()}) < len(targets):
         raise ValueError(f"--html and --json are the same file {str(html)!r}; choose two")
     loaded = load(model, device=device)
     if max_seq_length is not None:
@@ -63,9 +66,9 @@ def explain(
         found = explanations.explain(loaded, a, top, prompt=prompt, faithfulness=faithfulness)
     else:
         found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, faithfulness=faithfulness)
-    written = [(path, text) for path, text in ((html, found.to_html()), (json, found.to_json())) if path is not None]
-    for path, text in written:
-        write_text(path, text)
+    for name, target in targets.items():
+        target.write_text(found.to_html() if name == "--html" else found.to_json())
     terminal().print(found.to_terminal())
-    for path, _ in written:
-        say(f"wrote {path}")
+    for path in (html, json):
+        if path is not None:
+            say(f"wrote {path}")

@@ -28,6 +28,7 @@ def geometry(
     texts: Annotated[Path, typer.Option(help="Texts: one a line, or a folder of such files.")],
     column: ColumnOption = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the numbers of an earlier run.")] = False,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
@@ -42,20 +43,24 @@ def geometry(
     """
     import json
 
-    from st_plugins.atomic import write_text
+    from st_plugins.atomic import file_target
     from st_plugins.console import geometry_table
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators.encoding import distinct, encode_longest_first
     from st_plugins.geometry import geometry as describe
 
+    target = None
+    if output is not None:
+        read = (model, texts)
+        target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"isoscore": ')
     loaded = load_model(model, dtype, device, max_seq_length)
     sentences, _ = distinct([read_texts(texts, column)])
     embeddings = encode_longest_first(
         loaded, sentences, [len(text) for text in sentences], batch_size=batch_size, show_progress_bar=True
     )
     numbers = describe(embeddings, seed=seed)
-    if output is not None:
-        write_text(output, json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+    if target is not None:
+        target.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
     terminal().print(geometry_table(f"{model} on {len(sentences):,} distinct texts", numbers))
     if output is not None:
         say(f"wrote {output}")

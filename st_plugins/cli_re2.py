@@ -29,7 +29,7 @@ class Published(str, Enum):
 
 _Text1 = Annotated[str, typer.Option(help="Column of the first text.")]
 _Text2 = Annotated[str, typer.Option(help="Column of the second text.")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")]
 
 
 def train(
@@ -94,6 +94,7 @@ def train(
 
     import torch
 
+    from st_plugins.atomic import folder_target
     from st_plugins.data.files import read_table
     from st_plugins.io import load
     from st_plugins.matching import (
@@ -105,10 +106,7 @@ def train(
         WordVectors,
     )
 
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"--output {str(output)!r} exists and is not empty; choose another folder or --overwrite"
-        )
+    target = folder_target(output, name="--output", overwrite=overwrite, inputs=(train, dev, vectors, encoder))
     if dev is not None and dev_share is not None:
         raise ValueError("--dev and --dev-share are both given; choose one")
     if vectors is not None and encoder is not None:
@@ -142,7 +140,8 @@ def train(
         seed=seed,
         device=device,
     )
-    matcher.save(output, overwrite=overwrite)
+    with target.write() as folder:
+        matcher.save(folder)
     say(found.summary())
     say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins predict use it")
 
@@ -167,10 +166,10 @@ def predict(
       st-plugins predict ./matcher pairs.tsv --output scored.tsv
     """
     from st_plugins.data.files import read_table
-    from st_plugins.data.writing import check_writable, write_table
+    from st_plugins.data.writing import table_target, write_table
     from st_plugins.matching import RE2Matcher
 
-    check_writable(output, overwrite)
+    target = table_target(output, name="--output", overwrite=overwrite, inputs=(model, pairs), column="predicted")
     matcher = RE2Matcher.load(model, device)
     table = read_table(pairs)
     columns = ["predicted", *(f"probability of {label}" for label in matcher.labels or [])]
@@ -185,7 +184,7 @@ def predict(
             rows.append([*row, float(found)])
         else:
             rows.append([*row, matcher.labels[int(found.argmax())], *map(float, found)])
-    write_table(output, [*table.columns, *columns], rows)
+    write_table(target, [*table.columns, *columns], rows)
     say(f"wrote {output}: {len(rows):,} pairs")
 
 

@@ -84,10 +84,13 @@ def consert(
 
       st-plugins train consert ./my-model --texts corpus.txt --select alignment+uniformity --output ./adapted --resume
     """
+    from st_plugins.atomic import folder_target
     from st_plugins.console import print_before_after
     from st_plugins.data.own import read_pairs, read_texts
     from st_plugins.training import train_consert
 
+    read = (model, texts, dev)
+    folder_target(output, name="--output", overwrite=overwrite, inputs=read)  # before the texts are read
     result = train_consert(
         model,
         read_texts(texts, column),

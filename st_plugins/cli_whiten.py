@@ -43,7 +43,7 @@ def whiten(
     ] = False,
     shrinkage: Annotated[str, typer.Option(help="0 to 1, or 'ledoit-wolf'.")] = "0",
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale the whitened vectors to length 1.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")] = False,
     data: DataOption = None,
     tasks: TasksOption = "stsb",
     pairs: PairsOption = None,
@@ -69,15 +69,12 @@ def whiten(
       st-plugins whiten ./my-model --texts corpus.txt --output ./white --pairs heldout.tsv
     """
     from st_plugins import adapt, folding
-    from st_plugins.atomic import atomic_folder
+    from st_plugins.atomic import folder_target
     from st_plugins.console import print_before_after
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators import compare as compare_results
 
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"--output {str(output)!r} exists and is not empty; choose another folder or --overwrite"
-        )
+    target = folder_target(output, name="--output", overwrite=overwrite, inputs=(model, texts, pairs, data))
     loaded = load_model(model, dtype, device, max_seq_length)
     sentences = read_texts(texts, column)
     evaluator = None
@@ -111,7 +108,7 @@ def whiten(
         else (evaluator.evaluate(whitened, "after whitening"), evaluator.evaluate(loaded, "before"))
     )
     result = whitened if keep_plugin else folding.fold(whitened)
-    with atomic_folder(output, overwrite=overwrite) as folder:
+    with target.write() as folder:
         result.save(str(folder))
     if after is None or before is None:
         say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")

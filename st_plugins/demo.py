@@ -8,7 +8,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins.adapt import first_last_avg, whiten
 from st_plugins.data import miniature
-from st_plugins.evaluators import Difference, STSSuiteEvaluator, SuiteResult, write_reports
+from st_plugins.evaluators import Difference, STSSuiteEvaluator, SuiteResult
+from st_plugins.evaluators.report import report_targets, write_reports
 
 __all__ = ["BANNER", "conclusion", "run_demo"]
 
@@ -18,17 +19,21 @@ BANNER = (
 )
 
 
-def run_demo(output: str | Path = "st-plugins-demo", *, seed: int = 0) -> dict[str, SuiteResult]:
+def run_demo(
+    output: str | Path = "st-plugins-demo", *, seed: int = 0, overwrite: bool = False
+) -> dict[str, SuiteResult]:
     """Pretrain (or load from the cache) the miniature encoder, evaluate several pipelines, write their reports.
 
     Args:
         output: Folder for one report folder per pipeline.
         seed: Seed of the world, the encoder and the resamples.
+        overwrite: Whether reports of an earlier demo may be replaced.
 
     Returns:
         The evaluations by name of the pipeline, in the order of the table.
     """
     output = Path(output)
+    report_targets(output / "mean-pooling", name="output", overwrite=overwrite)
     encoder = miniature.pretrained_encoder(seed=seed)
     texts = miniature.corpus(seed=seed)
     first_last = first_last_avg(encoder)
@@ -45,7 +50,7 @@ def run_demo(output: str | Path = "st-plugins-demo", *, seed: int = 0) -> dict[s
     for name, model in pipelines.items():
         result = evaluator.evaluate(model, model_name=f"miniature encoder, {name}")
         result.settings["banner"] = BANNER
-        write_reports(result, output / name.replace(" + ", "-").replace(" ", "-"))
+        write_reports(result, output / name.replace(" + ", "-").replace(" ", "-"), overwrite=overwrite)
         results[name] = result
     return results
 

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from st_plugins.atomic import write_text
+from st_plugins.atomic import Target, file_target
 from st_plugins.data import miniature
 from st_plugins.data.miniature import SentimentSentence
 from st_plugins.explain import Explanation, explain
@@ -24,8 +24,9 @@ from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.tokens import Token, read
 from st_plugins.losses import SelfExplainingLoss
 from st_plugins.modules import SpanPooling
+from st_plugins.webpage import GENERATOR
 
-__all__ = ["DecidingSpans", "run_explanation_demo", "train_classifier"]
+__all__ = ["DecidingSpans", "page_target", "run_explanation_demo", "train_classifier"]
 
 _CLASSES = 2
 
@@ -66,8 +67,27 @@ class DecidingSpans:
         )
 
 
+def page_target(output: str | Path, *, name: str = "output", overwrite: bool = False) -> Target:
+    """Look whether the demo's page can be written, before anything is trained.
+
+    Args:
+        output: Folder that gets ``explanation.html``.
+        name: The argument or option that it comes from, for errors.
+        overwrite: Whether the page of an earlier demo may be replaced.
+
+    Returns:
+        The target.
+    """
+    return file_target(Path(output, "explanation.html"), name=name, overwrite=overwrite, mark=GENERATOR)
+
+
 def run_explanation_demo(
-    output: str | Path = "st-plugins-demo", *, seed: int = 0, steps: int = 600, held_out: int = 100
+    output: str | Path = "st-plugins-demo",
+    *,
+    seed: int = 0,
+    steps: int = 600,
+    held_out: int = 100,
+    overwrite: bool = False,
 ) -> DecidingSpans:
     """Train a sentiment classifier that explains itself, and look whether it names the words that decide.
 
@@ -78,10 +98,12 @@ def run_explanation_demo(
         seed: Seed of the world, the encoder and the training.
         steps: Training steps of 32 sentences.
         held_out: Sentences that are explained.
+        overwrite: Whether the page of an earlier demo may be replaced.
 
     Returns:
         What was found.
     """
+    target = page_target(output, overwrite=overwrite)
     opinions = miniature.sentiment_sentences(2000 + held_out, seed=seed)
     train, test = opinions[held_out:], opinions[:held_out]
     encoder = miniature.pretrained_encoder(seed=seed)
@@ -105,7 +127,7 @@ def run_explanation_demo(
     # One with another opinion in it, which does not count.
     shown = next((opinion for opinion in test if ", but" in opinion.text), test[0])
     example = explain(spans, shown.text, 5)
-    write_text(Path(output) / "explanation.html", example.to_html())
+    target.write_text(example.to_html())
     return DecidingSpans(
         len(test),
         _accuracy(spans, heads[0], test),

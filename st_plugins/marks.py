@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,14 +79,17 @@ def foreign(folder: Path, changed: bool = False) -> str | None:
 
 
 def contains(file: Path, mark: bytes) -> bool:
-    """Say whether a file contains a mark; an empty mark is in every file."""
+    """Say whether a file, unpacked if its name ends in .gz, contains a mark."""
     rest = b""
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            if mark in rest + block:
-                return True
-            rest = block[-len(mark) :]
-    return not mark
+    try:
+        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                if mark in rest + block:
+                    return True
+                rest = block[-len(mark) :]
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        pass
+    return False
 
 
 def _entries(folder: Path) -> dict[str, Path]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-__all__ = ["page", "section"]
+__all__ = ["GENERATOR", "page", "section"]
+
+GENERATOR = b'<meta name="generator" content="st-plugins">'  # by which a page is known as written by this library
 
 # The policy makes the browser itself refuse anything that is not in the page.
 _HEAD = """<!DOCTYPE html>
@@ -15,6 +17,7 @@ _HEAD = """<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
+<meta name="generator" content="st-plugins">
 <link rel="icon" href="data:,">
 """
 

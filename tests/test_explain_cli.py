@@ -56,7 +56,11 @@ def test_existing_files_are_kept(run: Run, folder: str, tmp_path: Path) -> None:
     page.write_text("mine", encoding="utf-8")
     code, _, err = run(folder, A, B, "--html", str(page))
     assert code == 1 and "choose another file or --overwrite" in err and page.read_text(encoding="utf-8") == "mine"
-    assert run(folder, A, B, "--html", str(page), "--overwrite")[0] == 0
+    code, _, err = run(folder, A, B, "--html", str(page), "--overwrite")
+    assert code == 1 and "is a file that st-plugins did not write" in err and page.read_text("utf-8") == "mine"
+    page.unlink()
+    assert run(folder, A, B, "--html", str(page))[0] == 0
+    assert run(folder, A, "--html", str(page), "--overwrite")[0] == 0
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert run(folder, A, B, "--html", str(tmp_path), "--overwrite")[0] == 1
 

@@ -14,7 +14,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
 from st_plugins.data.files import read_table
-from st_plugins.data.writing import check_writable, write_table
+from st_plugins.data.writing import table_target, write_table
 from st_plugins.matching.labelled import LabelledPairs, check_classes, check_occurring
 from st_plugins.matching.metrics import METRICS, check_metric, measure
 
@@ -251,8 +251,12 @@ def test_a_share_is_put_aside_by_first_texts() -> None:
 def test_tables_read_back(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     rows = [['say "a", b', "ü\u2028x", 0.1], ["", " c", 1e-7]]
-    for _ in range(2):  # again, over the first
-        write_table(path, ["left", "right", "score"], rows)
+    write_table(path, ["left", "right", "score"], rows)
+    with pytest.raises(FileExistsError, match=r"path '.*out.*' exists; choose another file or overwrite"):
+        write_table(path, ["left"], [["lost"]])
+    write_table(table_target(path, overwrite=True, column="right"), ["left", "right", "score"], rows)
+    with pytest.raises(FileExistsError, match="st-plugins did not write"):
+        table_target(path, overwrite=True, column="predicted")
     table = read_table(path)
     assert table.columns == ["left", "right", "score"] and table.scores("score") == [0.1, 1e-7]
     assert [row[:2] for row in table.rows] == [row[:2] for row in rows]
@@ -262,16 +266,14 @@ def test_tables_read_back(name: str, tmp_path: Path) -> None:
 
 def test_tables_that_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "out.tsv"
-    path.write_text("old", encoding="utf-8")
     for text in ("a\tb", "a\nb", "a\rb"):
         with pytest.raises(ValueError, match=r"row 1 holds a tab or line break in '.*', which .tsv cannot say; write"):
             write_table(path, ["text"], [[text]])
-    assert path.read_text(encoding="utf-8") == "old" and len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
     write_table(tmp_path / "out.csv", ["text"], [["a\tb\nc"]])
     assert read_table(tmp_path / "out.csv").rows == [["a\tb\nc"]]
-    with pytest.raises(FileExistsError, match=r"out\.tsv' exists; choose another file, or overwrite it"):
-        check_writable(path, overwrite=False)
-    with pytest.raises(FileExistsError, match="exists"):
-        check_writable(tmp_path, overwrite=True)
-    with pytest.raises(ValueError, match=r"out.txt' is none of .tsv, .csv, .jsonl"):
-        check_writable(tmp_path / "out.txt", overwrite=False)
+    (tmp_path / "folder.tsv").mkdir()
+    with pytest.raises(FileExistsError, match="is a folder"):
+        table_target(tmp_path / "folder.tsv", overwrite=True)
+    with pytest.raises(ValueError, match=r"path '.*out.txt' is none of .tsv, .csv, .jsonl"):
+        table_target(tmp_path / "out.txt")

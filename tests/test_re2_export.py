@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from st_plugins.atomic import file_target
 from st_plugins.matching.re2 import RE2, RE2Config
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens
 from st_plugins.matching.re2.export import OPSET, export_onnx
@@ -79,6 +80,9 @@ def test_onnx_with_its_vectors_reads_ids(tmp_path: Path) -> None:
     source = LearnedEmbedding.from_texts(["a dog runs", "a cat sleeps"], WIDTH)
     built = network(blocks=1, alignment="identity", kernel_sizes=(1, 3), prediction="symmetric_exact")
     path = export_onnx(built, tmp_path / "re2.onnx", source)
+    with pytest.raises(FileExistsError, match=r"path '.*re2\.onnx' exists; choose another file or overwrite"):
+        export_onnx(built, path, source)
+    file_target(path, overwrite=True, mark=b"a_mask")  # an export is known as one
     first, second = source.tokenize(["a dog runs", "dogs"]), source.tokenize(["a cat", "a cat sleeps"])
     with torch.no_grad():
         expected = built(*source(first), *source(second))

@@ -326,7 +326,7 @@ def test_a_file_in_place_of_the_folder(below: str, tmp_path: Path) -> None:
     file = tmp_path / "taken"
     file.write_text("mine", encoding="utf-8")
     folder = file / below
-    with pytest.raises(OSError, match=re.escape(f"cannot write the report to folder {str(folder)!r}")):
+    with pytest.raises(OSError, match=re.escape(f"folder {str(folder / 'result.json')!r} cannot be written")):
         write_reports(_result(), folder)
     assert file.read_text(encoding="utf-8") == "mine"
     assert list(tmp_path.iterdir()) == [file]
@@ -343,15 +343,15 @@ def test_a_failure_leaves_nothing_half_written(monkeypatch: pytest.MonkeyPatch, 
     changed = _result(warnings=["changed"])
     for folder in ("old", "new"):
         with pytest.raises(RuntimeError, match="no page today"):
-            write_reports(changed, tmp_path / folder)
+            write_reports(changed, tmp_path / folder, overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
     assert not (tmp_path / "new").exists()
 
 
 def test_overwrite(tmp_path: Path) -> None:
     write_reports(_result(), tmp_path)
-    with pytest.raises(FileExistsError, match="already holds"):
-        write_reports(_result(warnings=["second"]), tmp_path, overwrite=False)
+    with pytest.raises(FileExistsError, match=r"folder '.*result\.json' exists; choose another file or overwrite"):
+        write_reports(_result(warnings=["second"]), tmp_path)
     assert SuiteResult.read(tmp_path).warnings == ["STS12: one sentence is empty"]
-    write_reports(_result(warnings=["second"]), tmp_path)
+    write_reports(_result(warnings=["second"]), tmp_path, overwrite=True)
     assert SuiteResult.read(tmp_path).warnings == ["second"]

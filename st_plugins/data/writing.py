@@ -6,44 +6,59 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from st_plugins.atomic import atomic_file
+from st_plugins.atomic import Target, file_target
 from st_plugins.data.files import format_of
 
-__all__ = ["check_writable", "write_table"]
+__all__ = ["table_target", "write_table"]
 
 _FORMATS = ("tsv", "csv", "jsonl")
 
 
-def check_writable(path: Path, overwrite: bool) -> None:
-    """Raise an error if a table cannot be written here, before it is computed.
+def table_target(
+    path: str | Path,
+    *,
+    name: str = "path",
+    overwrite: bool = False,
+    inputs: Iterable[str | Path | None] = (),
+    column: str = "",
+) -> Target:
+    """Look whether a table can be written, before it is computed.
 
     Args:
         path: The file.
-        overwrite: Whether an existing file may be replaced.
+        name: The argument or option that it comes from, for errors.
+        overwrite: Whether an existing table may be replaced.
+        inputs: Files and folders that are read.
+        column: What an existing table contains if it is one of ours.
+
+    Returns:
+        The target, for `write_table`.
 
     Raises:
-        FileExistsError: It exists, and ``overwrite`` is False; or it is a folder.
-        ValueError: The format is unknown.
+        FileExistsError: It exists and is not to be replaced, or is a folder.
+        ValueError: The format is unknown, or it is an input.
+        OSError: The place cannot be written to.
     """
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise FileExistsError(f"{str(path)!r} exists; choose another file, or overwrite it")
-    if format_of(path) not in _FORMATS:
-        raise ValueError(f"file {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz); rename it")
+    if format_of(Path(path)) not in _FORMATS:
+        raise ValueError(f"{name} {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz); rename it")
+    return file_target(path, name=name, overwrite=overwrite, inputs=inputs, mark=column.encode())
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def write_table(path: str | Path | Target, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     r"""Write a table with named columns in the format of the file's name.
 
     Args:
-        path: A ``.tsv`` (no quoting), ``.csv`` or ``.jsonl`` file, with or without ``.gz``; replaced if it exists.
+        path: A new ``.tsv`` (no quoting), ``.csv`` or ``.jsonl`` file, with or without ``.gz``; or what `table_target`
+            said of one earlier.
         columns: Column names.
         rows: One value a column. Numbers are written as Python does.
 
     Raises:
+        FileExistsError: The file exists.
         ValueError: The format is unknown, or a value holds a tab or a line break, which ``.tsv`` cannot say.
 
     Example:
@@ -55,12 +70,12 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
         ...     read_table(file).rows
         [['a dog, a cat', '0.5']]
     """
-    check_writable(path, overwrite=True)
-    kind = format_of(path)
+    target = path if isinstance(path, Target) else table_target(path)
+    kind = format_of(target.path)
     text = _jsonl(columns, rows) if kind == "jsonl" else _tsv(columns, rows) if kind == "tsv" else _csv(columns, rows)
     data = text.encode()
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
+    with target.write() as file:
+        file.write_bytes(gzip.compress(data, mtime=0) if file.name.lower().endswith(".gz") else data)
 
 
 def _jsonl(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

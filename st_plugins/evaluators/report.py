@@ -2,60 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from st_plugins.atomic import write_text
+from st_plugins.atomic import Target, file_target
 from st_plugins.evaluators.html_report import html
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import Cell, Table, header, how_to_read, summary, tables
+from st_plugins.webpage import GENERATOR
 
-__all__ = ["csv_text", "markdown", "write_reports"]
+__all__ = ["csv_text", "markdown", "report_targets", "write_reports"]
 
 _METRICS = [f"{metric}_{kind}" for metric in ("spearman", "pearson") for kind in ("all", "mean", "wmean")]
 _COLUMNS = ["model", "system", "task", "subset", "pairs"]
 _COLUMNS += [f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")]
 _COLUMNS += ["p_value", "verdict"]
+_MARKS = {  # by which a file of an earlier report is known
+    "result.json": b'"schema_version": ',
+    "result.csv": ",".join(_COLUMNS).encode(),
+    "result.md": b"# STS evaluation: ",
+    "report.html": GENERATOR,
+}
 
 
-def write_reports(result: SuiteResult, folder: str | Path, *, overwrite: bool = True) -> list[Path]:
+def report_targets(
+    folder: str | Path, *, name: str = "folder", overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
+) -> list[Target]:
+    """Look whether the four report files can be written, before the evaluation is computed.
+
+    Args:
+        folder: Where to write; it may be missing.
+        name: The argument or option that it comes from, for errors.
+        overwrite: Whether files of an earlier report may be replaced.
+        inputs: Files and folders that the evaluation reads.
+
+    Returns:
+        The targets, for `write_reports`.
+
+    Raises:
+        FileExistsError: There is an earlier report and ``overwrite`` is false, or a file that is none of ours.
+        ValueError: A file is an input, or would lie in the model.
+        OSError: The folder cannot be written to.
+    """
+    read = list(inputs)
+    return [
+        file_target(Path(folder, file), name=name, overwrite=overwrite, inputs=read, mark=mark)
+        for file, mark in _MARKS.items()
+    ]
+
+
+def write_reports(
+    result: SuiteResult, folder: str | Path | Sequence[Target], *, overwrite: bool = False
+) -> list[Path]:
     """Write the four report files.
 
-    Every text is made before the first is written, and each file appears whole or not at all.
+    Every text is made before the first file appears, and each of them appears whole or not at all.
 
     Args:
         result: The evaluation.
-        folder: Where to write; created when it is missing.
+        folder: Where to write, created when it is missing; or what `report_targets` said of it earlier.
         overwrite: Whether files of an earlier report may be replaced.
 
     Returns:
         The paths of the files.
 
     Raises:
-        FileExistsError: There is an earlier report and ``overwrite`` is false.
+        FileExistsError: There is an earlier report and ``overwrite`` is false, or a file that is none of ours.
         OSError: The folder cannot be written to.
     """
-    folder = Path(folder)
-    texts = {
-        "result.json": result.to_json(),
-        "result.csv": csv_text(result),
-        "result.md": markdown(result),
-        "report.html": html(result),
-    }
-    earlier = [name for name in texts if (folder / name).exists()]
-    if earlier and not overwrite:
-        raise FileExistsError(f"report folder {str(folder)!r} already holds {earlier[0]}; choose another one")
-    try:
-        for name, text in texts.items():
-            write_text(folder / name, text)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            f"cannot write the report to folder {str(folder)!r} ({reason}); choose a folder that can be written to"
-        ) from error
-    return [folder / name for name in texts]
+    targets = report_targets(folder, overwrite=overwrite) if isinstance(folder, str | Path) else list(folder)
+    texts = [result.to_json(), csv_text(result), markdown(result), html(result)]
+    with contextlib.ExitStack() as stack:
+        # The last one entered appears first: of two processes that write here, only one gets past result.json.
+        for target, text in reversed(list(zip(targets, texts, strict=True))):
+            stack.enter_context(target.write()).write_bytes(text.encode())
+    return [target.path for target in targets]
 
 
 def markdown(result: SuiteResult) -> str:

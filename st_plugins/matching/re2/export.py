@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st_plugins.atomic import atomic_file
+from st_plugins.atomic import file_target
 from st_plugins.matching.re2.layers import fold_weight_norm
 from st_plugins.matching.re2.network import RE2
 from st_plugins.matching.re2.token_table import TokenTable
@@ -24,7 +24,13 @@ __all__ = ["OPSET", "export_onnx"]
 OPSET = 20
 
 
-def export_onnx(network: RE2, path: str | Path, source: TokenTable | None = None, opset_version: int = OPSET) -> Path:
+def export_onnx(
+    network: RE2,
+    path: str | Path,
+    source: TokenTable | None = None,
+    opset_version: int = OPSET,
+    overwrite: bool = False,
+) -> Path:
     """Write the network as one ONNX file, in float32, for any number of pairs and of tokens.
 
     Inputs are ``a`` and ``b``, ``(pairs, tokens, width)`` float32, and ``a_mask`` and ``b_mask``, ``(pairs, tokens)``
@@ -36,11 +42,13 @@ def export_onnx(network: RE2, path: str | Path, source: TokenTable | None = None
         path: The file to write.
         source: Word vectors or learned vectors to put into the file, too.
         opset_version: Version of the ONNX operators; 20 is the first with the GELU.
+        overwrite: Whether a file of an earlier export may be replaced.
 
     Returns:
         The path.
 
     Raises:
+        FileExistsError: The file exists and is not to be replaced.
         ImportError: The packages of the extra ``onnx`` are not installed.
         TypeError: ``source`` is not a table of vectors.
     """
@@ -52,12 +60,13 @@ def export_onnx(network: RE2, path: str | Path, source: TokenTable | None = None
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install 'st-plugins[onnx]'")
+    target = file_target(path, name="path", overwrite=overwrite, mark=b"a_mask")
     model = _Exported(copy.deepcopy(network), copy.deepcopy(source)).float().cpu().eval()
     fold_weight_norm(model)
     first = "ids" if source is not None else "vectors"
     names = ["a_ids", "a_mask", "b_ids", "b_mask"] if first == "ids" else ["a", "a_mask", "b", "b_mask"]
     pairs, a_tokens, b_tokens = (torch.export.Dim(name, min=1) for name in ("pairs", "a_tokens", "b_tokens"))
-    with _quiet(), torch.no_grad(), atomic_file(path) as temporary:
+    with _quiet(), torch.no_grad(), target.write() as temporary:
         torch.onnx.export(
             model,
             _inputs(network.width, first, 3, 5) + _inputs(network.width, first, 3, 4),
