@@ -36,7 +36,7 @@ def whiten(
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
     column: ColumnOption = None,
     output_dimension: Annotated[
-        int | None, typer.Option(help="Dimensions to keep (default: 256, or all of a smaller model).")
+        int | None, typer.Option(help="Dimensions to keep (default: all that the texts span).")
     ] = None,
     keep_plugin: Annotated[
         bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
@@ -90,12 +90,10 @@ def whiten(
             seed=seed,
             batch_size=batch_size,
         )
-    # An encoder that ends in a LayerNorm has rank d - 1, so "all there is" is the default for small models, not d.
-    kept = 256 if output_dimension is None and (loaded.get_embedding_dimension() or 0) > 256 else output_dimension
     whitened = adapt.whiten(
         loaded,
         sentences,
-        kept,
+        output_dimension,
         shrinkage=_shrinkage(shrinkage),
         normalize=normalize,
         batch_size=batch_size,

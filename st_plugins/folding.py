@@ -23,7 +23,9 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
     A whitening is ``y = W (x - μ)``, hence a Dense with weight ``W``, bias ``-W μ`` and no activation; with the Dense
     layers before and after it (identity activation only) it multiplies out to a single one. The product is taken in
     float64. A Whitening with ``normalize=True`` becomes that Dense and a stock Normalize. Everything else stays where
-    it is, and prompts, similarity function and truncation carry over.
+    it is, and prompts, similarity function and truncation carry over. A Dense that comes after a Normalize is served
+    as other vectors by servers that apply linear layers right after the pooling: a warning says so, and `whiten` does
+    not make such a model.
 
     Args:
         model: The model; left as it is.
@@ -67,6 +69,13 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
             run = []
             modules.append(Normalize() if isinstance(module, Whitening) else module)
     modules += _folded(run, dtype)
+    first = next((place for place, module in enumerate(modules) if isinstance(module, Normalize)), len(modules))
+    if any(isinstance(module, Dense) for module in modules[first:]):
+        logger.warning(
+            "The folded model has a Dense after a Normalize. Servers that apply every Dense right after the pooling "
+            "and normalize last give other vectors than sentence-transformers does. Whiten a model that ends in its "
+            "Normalize with st_plugins.whiten, which puts the linear layers before it."
+        )
     return rebuild(model, modules)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Router
 from torch import nn
 
-__all__ = ["rebuild"]
+__all__ = ["gives_unit_length", "rebuild"]
 
 _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
 
@@ -59,3 +60,22 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
             copied.train(model.training)
     built.training = model.training
     return built
+
+
+def gives_unit_length(module: nn.Module) -> bool:
+    """Return whether a module, as the last one, gives embeddings of unit length.
+
+    Args:
+        module: A module of a pipeline.
+
+    Returns:
+        True for a Normalize, for a module of ours with ``normalize=True``, and for a Router all of whose routes end in
+        such a module.
+
+    Example:
+        >>> gives_unit_length(Normalize()), gives_unit_length(nn.Identity())
+        (True, False)
+    """
+    if isinstance(module, Router):
+        return all(gives_unit_length(route[-1]) for route in module.sub_modules.values())  # type: ignore[index]
+    return isinstance(module, Normalize) or getattr(module, "normalize", False) is True

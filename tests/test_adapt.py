@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize
+from sentence_transformers.base.modules import Dense, Normalize, Router
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import nn
 
 from st_plugins.adapt import first_last_avg, fit_flow, pooling, whiten
+from st_plugins.folding import fold
 from st_plugins.modules import NormalizingFlow, Whitening
 
 MakeModel = Callable[..., SentenceTransformer]
@@ -48,16 +50,92 @@ def test_equals_fitting_on_the_encoded_sentences(
     assert whitened[2].count == 80
 
 
-def test_after_normalize_with_prompt_and_truncation(model: SentenceTransformer, sentences: list[str]) -> None:
-    model.append(Normalize())
+def unit_lengths(vectors: np.ndarray) -> np.ndarray:
+    return np.abs(np.linalg.norm(vectors, axis=1) - 1)
+
+
+def test_before_the_normalize_with_the_prompt(model: SentenceTransformer, sentences: list[str]) -> None:
     model.prompts, model.default_prompt_name = {"query": "the two men "}, "query"
-    model.truncate_dim, model.similarity_fn_name = 3, "dot"
+    pooled, otherwise_prompted = model.encode(sentences), model.encode(sentences, prompt="a dog ")
+    model.append(Normalize())
+    model.similarity_fn_name = "dot"
     whitened: Any = whiten(model, sentences, 5)
-    assert [type(module).__name__ for module in whitened][2:] == ["Normalize", "Whitening"]
-    prompted = model.encode(sentences, truncate_dim=16)
-    np.testing.assert_allclose(whitened[3].center, prompted.mean(axis=0), atol=1e-5)
-    assert whitened.encode(sentences).shape == (60, 3)
-    assert (whitened.default_prompt_name, whitened.similarity_fn_name, model.truncate_dim) == ("query", "dot", 3)
+    assert [type(module).__name__ for module in whitened][2:] == ["Whitening", "Normalize"]
+    np.testing.assert_allclose(whitened[2].center, pooled.mean(axis=0), atol=1e-5)
+    white = Whitening(16, 5, normalize=True).fit(pooled).transform(pooled)
+    np.testing.assert_allclose(whitened.encode(sentences), white, atol=1e-4)
+    assert (whitened.default_prompt_name, whitened.similarity_fn_name) == ("query", "dot")
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+    other: Any = whiten(model, sentences, 5, prompt="a dog ")
+    np.testing.assert_allclose(other[2].center, otherwise_prompted.mean(axis=0), atol=1e-5)
+
+
+UNIT: dict[str, Callable[[SentenceTransformer], list[nn.Module]]] = {
+    "Normalize": lambda model: [*model, Normalize()],
+    "two Normalize": lambda model: [*model, Normalize(), Normalize()],
+    "Whitening": lambda model: [
+        *model,
+        Whitening(16, 8, normalize=True).fit(np.random.default_rng(0).normal(size=(99, 16))),
+    ],
+    "Dense": lambda model: [*model, Normalize(), Dense(16, 16), Normalize()],
+    "Router": lambda model: [Router.for_query_document([*model, Normalize()], [*model, Normalize()])],
+}
+
+
+@pytest.mark.parametrize("kind", UNIT)
+@pytest.mark.parametrize("change", ["whiten", "fold", "flow"])
+def test_unit_length_is_kept(model: SentenceTransformer, sentences: list[str], kind: str, change: str) -> None:
+    unit = SentenceTransformer(modules=UNIT[kind](model), device="cpu").eval()
+    route = "document" if kind == "Router" else None
+    for normalize in (False, True):
+        if change == "flow":
+            changed = fit_flow(unit, sentences, epochs=1, route=route, normalize=normalize)
+        else:
+            changed = whiten(unit, sentences, 5, route=route, normalize=normalize)
+        changed = fold(changed) if change == "fold" else changed
+        encode = changed.encode_document if route else changed.encode
+        assert unit_lengths(encode(sentences)).max() < 1e-5
+        assert [type(module).__name__ for module in changed].count("Normalize") <= 3
+
+
+def test_a_model_without_unit_length_does_not_get_it(model: SentenceTransformer, sentences: list[str]) -> None:
+    assert unit_lengths(whiten(model, sentences, 5).encode(sentences)).max() > 0.5
+
+
+def test_a_folded_model_is_served_as_it_is(model: SentenceTransformer, sentences: list[str]) -> None:
+    """Servers apply each Dense right after the pooling, and normalize last."""
+    pooled = torch.from_numpy(model.encode(sentences))
+    model.append(Normalize())
+    folded = fold(whiten(model, sentences, 5))
+    for module in folded:
+        if isinstance(module, Dense):
+            pooled = module({"sentence_embedding": pooled})["sentence_embedding"]
+    served = nn.functional.normalize(pooled, dim=1).detach().numpy()
+    np.testing.assert_allclose(folded.encode(sentences), served, atol=1e-5)
+
+
+def test_truncation_does_not_cut_what_is_asked_for(model: SentenceTransformer, sentences: list[str]) -> None:
+    model.truncate_dim = 3
+    assert whiten(model, sentences, 5).encode(sentences).shape == (60, 5)
+    assert whiten(model, sentences, 2).truncate_dim == whiten(model, sentences, 3).truncate_dim == 3
+    whitened: Any = whiten(model, sentences)
+    assert whitened.encode(sentences).shape == (60, 3) and whitened[2].get_embedding_dimension() == 16
+    assert fold(whiten(model, sentences, 5)).encode(sentences).shape == (60, 5)
+    assert model.truncate_dim == 3
+
+
+def test_routes_are_named(model: SentenceTransformer, make_model: MakeModel, sentences: list[str]) -> None:
+    router = Router.for_query_document([*make_model("roberta")], [*model], default_route="document")
+    routed = SentenceTransformer(modules=[router], device="cpu").eval()
+    for fit in (whiten, fit_flow):
+        with pytest.raises(ValueError, match="the model has the routes 'document', 'query'"):
+            fit(routed, sentences)  # type: ignore[operator]
+        with pytest.raises(ValueError, match="route is 'answer'"):
+            fit(routed, sentences, route="answer")  # type: ignore[operator]
+        with pytest.raises(ValueError, match="the model has no routes"):
+            fit(model, sentences, route="query")  # type: ignore[operator]
+    whitened: Any = whiten(routed, sentences, 5, route="query")
+    np.testing.assert_allclose(whitened[1].center, routed.encode_query(sentences).mean(axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -76,8 +154,9 @@ def test_full_rank_and_its_limits(model: SentenceTransformer, sentences: list[st
         whiten(model, few, 9)
     with pytest.raises(ValueError, match="have rank 2"):
         whiten(model, few[:3] * 5, 4)
+    assert whiten(model, sentences).get_embedding_dimension() == 16
     with pytest.raises(ValueError, match="output_dimension is 256, but the model's embeddings have only 16"):
-        whiten(model, sentences)
+        whiten(model, sentences, 256)
     with pytest.raises(ValueError, match="all equal up to rounding"):
         whiten(model, ["a dog"] * 30, 1)
 

@@ -87,7 +87,7 @@ def test_folded_model_loads_where_this_package_does_not_exist(
 ) -> None:
     model.prompts = {"query": "the "}
     model.default_prompt_name, model.similarity_fn_name, model.truncate_dim = "query", "dot", 3
-    whitened = whiten(model, sentences, 4, normalize=True)
+    whitened = whiten(model, sentences, 3, normalize=True)
     folded = fold(whitened)
     assert (folded.default_prompt_name, folded.similarity_fn_name, folded.truncate_dim) == ("query", "dot", 3)
     folded.save(str(tmp_path / "model"), create_model_card=False)
@@ -136,3 +136,13 @@ def test_whitening_inside_a_router_is_refused(model: SentenceTransformer) -> Non
 def test_unfitted_whitening_is_refused(model: SentenceTransformer) -> None:
     with pytest.raises(ValueError, match="fitted on 0 embeddings"):
         fold(SentenceTransformer(modules=[*model, Whitening(16, 4)], device="cpu"))
+
+
+def test_a_dense_after_a_normalize_is_told(model: SentenceTransformer, caplog: pytest.LogCaptureFixture) -> None:
+    for tail in ([whitening(16, 4), Normalize()], [Normalize()], [dense(16, 4), whitening(4, 2), Normalize()]):
+        fold(SentenceTransformer(modules=[*model, *tail], device="cpu"))
+    assert not caplog.records
+    for tail in ([Normalize(), whitening(16, 4)], [whitening(16, 8, normalize=True), whitening(8, 4), Normalize()]):
+        caplog.clear()
+        fold(SentenceTransformer(modules=[*model, *tail], device="cpu"))
+        assert "Dense after a Normalize" in caplog.text
