@@ -14,13 +14,16 @@ from st_plugins.terminal import say
 
 if TYPE_CHECKING:
     from st_plugins.data.files import Table
+    from st_plugins.matching import RE2Config
+    from st_plugins.matching.labelled import LabelledPairs
 
 __all__ = ["predict", "train"]
 
 
-class Published(str, Enum):
-    """Data for which a configuration is published."""
+class Configuration(str, Enum):
+    """Ours for few pairs, and the data for which one is published."""
 
+    small = "small"
     snli = "snli"
     quora = "quora"
     scitail = "scitail"
@@ -42,9 +45,14 @@ def train(
     dev_share: Annotated[
         float | None, typer.Option(help="Without --dev: put this share of --train aside for it.", show_default=False)
     ] = None,
-    config: Annotated[Published, typer.Option(help="Network and schedule as published for this data.")] = (
-        Published.quora
-    ),
+    config: Annotated[
+        Configuration | None,
+        typer.Option(
+            help="Network and schedule: small, or as published for this data. By default small below 20,000 pairs, "
+            "otherwise quora.",
+            show_default=False,
+        ),
+    ] = None,
     vectors: Annotated[
         Path | None,
         typer.Option(help="Word vectors in word2vec or GloVe text format, plain or .gz.", show_default=False),
@@ -56,7 +64,10 @@ def train(
     all_words: Annotated[
         bool, typer.Option("--all-words", help="Keep all of --vectors, not only the words of --train and --dev.")
     ] = False,
-    embedding_dimension: Annotated[int, typer.Option(help="Width of learned vectors.", min=1)] = 300,
+    embedding_dimension: Annotated[
+        int | None,
+        typer.Option(help="Width of learned vectors; 300, with --config small 50.", min=1, show_default=False),
+    ] = None,
     train_vectors: Annotated[
         bool, typer.Option("--train-vectors", help="Train --vectors or --encoder along; they are frozen otherwise.")
     ] = False,
@@ -79,7 +90,7 @@ def train(
 ) -> None:
     """Train RE2 to classify or score pairs of texts: word vectors, convolutions and alignment, fast on a CPU.
 
-    Epochs, batch size and learning rate are the published ones of the configuration unless given.
+    Epochs, batch size and learning rate are those of the configuration unless given.
 
     [bold]Examples[/bold]
 
@@ -105,6 +116,7 @@ def train(
         TransformerTokens,
         WordVectors,
     )
+    from st_plugins.matching.re2 import configuration_for
 
     target = folder_target(output, name="--output", overwrite=overwrite, inputs=(train, dev, vectors, encoder))
     if dev is not None and dev_share is not None:
@@ -112,27 +124,29 @@ def train(
     if vectors is not None and encoder is not None:
         raise ValueError("--vectors and --encoder are both given; choose one")
     columns = (text1, text2, label)
-    rows = _labelled(read_table(train), columns, score)
-    judged = None if dev is None else _labelled(read_table(dev), columns, score)
-    labels = None if score else sorted({row[2] for row in rows})
+    rows, labels = _labelled(read_table(train), columns, score)
+    judged = None if dev is None else _labelled(read_table(dev), columns, score, labels, "dev")[0]
+    chosen = config.value if config is not None else configuration_for(len(rows))
+    shape, schedule = RE2Config.named(chosen), RE2Schedule.named(chosen)
+    _say_configuration(chosen, shape, batch_size or schedule.batch_size, len(rows), config is None)
     torch.manual_seed(seed)
-    shape = RE2Config.named(config.value)
     if max_seq_length is not None:
         shape = dataclasses.replace(shape, max_length=max_seq_length)
     source: Any
     if vectors is not None:
-        words = [text for row in [*rows, *(judged or [])] for text in row[:2]]
+        words = [text for pairs in (rows, judged) if pairs is not None for text in (*pairs.first, *pairs.second)]
         source = WordVectors.from_file(vectors, None if all_words else words, trainable=train_vectors)
     elif encoder is not None:
         source = TransformerTokens(load(encoder, device="cpu"), trainable=train_vectors)
     else:
-        source = LearnedEmbedding.from_texts([text for row in rows for text in row[:2]], embedding_dimension)
+        width = embedding_dimension or (50 if chosen == "small" else 300)
+        source = LearnedEmbedding.from_texts([*rows.first, *rows.second], width)
     matcher = RE2Matcher(source, shape, labels)
     found = matcher.fit(
         rows,
         judged if dev_share is None else dev_share,
         metric=metric,
-        schedule=RE2Schedule.named(config.value),
+        schedule=schedule,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -188,14 +202,49 @@ def predict(
     say(f"wrote {output}: {len(rows):,} pairs")
 
 
-def _labelled(table: Table, columns: tuple[str, str, str], score: bool) -> list[tuple[str, str, Any]]:
-    """Return the rows for `RE2Matcher.fit`; errors have the line in the file."""
+def _labelled(
+    table: Table, columns: tuple[str, str, str], score: bool, classes: list[str] | None = None, name: str = "train"
+) -> tuple[LabelledPairs, list[str] | None]:
+    """Return pairs and the names of their classes, which are given for dev; errors have the line in the file."""
+    from st_plugins.data.labels import class_counts, class_labels
+    from st_plugins.matching.labelled import LabelledPairs
+
     text1, text2, label = columns
-    labels: list[Any] = table.scores(label, "--label") if score else []
+    texts = table.texts(text1, "--text1"), table.texts(text2, "--text2")
+    labels: list[Any] = table.scores(label, "--label") if score else class_labels(table, label, "--label")
     if not score:
-        at = table.index(label, "--label")
-        for number, row in enumerate(table.rows):
-            if row[at] in (None, ""):
-                raise table.error(number, f"{label} is empty; remove the row")
-        labels = [str(row[at]) for row in table.rows]
-    return list(zip(table.texts(text1, "--text1"), table.texts(text2, "--text2"), labels, strict=True))
+        _check_not_scores(table, label)
+        say(f"{table.path}: {class_counts(labels)}")
+        classes = classes or sorted(set(labels))
+        if len(classes) < 2:
+            raise ValueError(
+                f"{table.path}: {label} is {classes[0]!r} in all {len(labels):,} rows, but labels must be at least "
+                "two different names; add pairs of another class, or name the right column with --label"
+            )
+
+    def where(row: int) -> str:
+        return f"{table.path}:{table.lines[row]}: row {row} of {name}"
+
+    return LabelledPairs.read(list(zip(*texts, labels, strict=True)), classes, name, where), classes
+
+
+def _check_not_scores(table: Table, label: str) -> None:
+    """Raise a ValueError at the first label that is a fraction, which nobody calls a class."""
+    at = table.index(label)
+    for number, row in enumerate(table.rows):
+        try:
+            value = float(row[at])
+        except (TypeError, ValueError):
+            continue
+        if value != round(value):
+            raise table.error(number, f"{label} is {row[at]!r}: a score rather than a class? Then add --score")
+
+
+def _say_configuration(name: str, shape: RE2Config, batch_size: int, pairs: int, by_default: bool) -> None:
+    from st_plugins.matching.re2.config import FEW_PAIRS
+
+    few = "fewer than" if name == "small" else "not fewer than"
+    reason = (
+        f", as there are {pairs:,} training pairs, {few} {FEW_PAIRS:,}; --config takes another" if by_default else ""
+    )
+    say(f"configuration {name}: {shape.hidden} wide, {shape.blocks} blocks, batches of {batch_size}{reason}")

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from st_plugins.data.files import read_table
 from st_plugins.data.writing import table_target, write_table
 from st_plugins.matching.labelled import LabelledPairs, check_classes, check_occurring
-from st_plugins.matching.metrics import METRICS, check_metric, measure
+from st_plugins.matching.metrics import METRICS, Accuracy, check_metric, measure, measure_accuracy
 
 NLI = ["contradiction", "neutral", "entailment"]
 
@@ -93,6 +93,21 @@ def test_metrics_of_nothing_to_measure() -> None:
     assert measure("map", [[1.0], [2.0]], [0, 0], ["a", "b"]) == measure("f1", [[-1.0]], [0]) == 0.0
     # A model that cannot tell documents apart gains nothing from their order.
     assert measure("mrr", [[0.0]] * 4, [1, 0, 0, 0], ["q"] * 4) == 0.25
+
+
+def test_the_interval_of_an_accuracy_is_the_textbooks() -> None:
+    # Wilson's interval, by its equation: the shares p with |value - p| = z √(p (1 - p) / n).
+    for right, count in ((0, 7), (7, 7), (30, 41), (712, 1000)):
+        logits = [[0.0, 1.0]] * right + [[1.0, 0.0]] * (count - right)
+        found = measure_accuracy(logits, [1] * count)
+        assert found.value == right / count and found.majority == 1.0
+        for end in (found.low, found.high):
+            off = abs(abs(found.value - end) - 1.959964 * math.sqrt(end * (1 - end) / count))
+            assert off < 1e-9
+        assert found.low <= found.value <= found.high
+    scores = measure_accuracy([[2.0], [-1.0], [0.5], [-3.0]], [0.9, 0.0, 0.4, 0.2])
+    assert (scores.value, scores.majority) == (0.75, 0.75)
+    assert str(Accuracy(0.712, 0.6889, 0.734, 0.55)) == "71.2 [68.9, 73.4]; majority class 55.0"
 
 
 def test_metrics_by_name() -> None:

@@ -317,7 +317,7 @@ def test_folders_that_are_damaged_foreign_or_incomplete(
 
 def test_arguments_that_do_not_suit(matcher: RE2Matcher, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(
-        ValueError, match=r"config must be 'snli', 'quora', 'scitail', 'wikiqa' or an RE2Config, got 'x'"
+        ValueError, match=r"config must be 'snli', 'quora', 'scitail', 'wikiqa', 'small' or an RE2Config, got 'x'"
     ):
         RE2Matcher(matcher.source, "x")
     for labels in (["yes"], ["yes", "yes"], [0, 1], "yes"):

@@ -185,6 +185,24 @@ def test_the_score_on_dev_is_that_of_predict(build: Callable[..., RE2Matcher], r
     assert max(e[f"eval_{metric}"] for e in found.history if f"eval_{metric}" in e) == found.score
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_accuracy_stands_beside_chance(
+    build: Callable[..., RE2Matcher], rows: Rows, tmp_path: Path, metric: str
+) -> None:
+    from st_plugins.matching.metrics import measure_accuracy
+
+    matcher = build(["no", "yes"])
+    found = matcher.fit(rows[:40], rows[40:], metric=metric, epochs=2, batch_size=20, learning_rate=1e-2, **QUIET)
+    logits = matcher.predict([row[:2] for row in rows[40:]])
+    expected = measure_accuracy(logits, [int(row[2] == "yes") for row in rows[40:]])
+    assert found.accuracy == expected and f"development pairs: accuracy {expected}. They took part" in found.summary()
+    logged = [entry for entry in found.history if "eval_accuracy_low" in entry]
+    assert len(logged) == 2 and all(entry["eval_accuracy_majority"] == expected.majority for entry in logged)
+    matcher.save(tmp_path / "saved")
+    record = RE2Matcher.load(tmp_path / "saved").trained
+    assert record == found.record() and record["accuracy"]["low"] == expected.low and "history" not in record
+
+
 def test_a_share_is_put_aside(build: Callable[..., RE2Matcher], rows: Rows) -> None:
     found = build(["no", "yes"]).fit(rows, 0.25, epochs=1, eval_steps=1, batch_size=15, **QUIET)
     assert (found.pairs, found.dev_pairs, found.steps) == (45, 15, 3)

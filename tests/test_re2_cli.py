@@ -54,9 +54,11 @@ def test_train_and_predict_classes(run: Run, pairs: Path, tmp_path: Path) -> Non
     )
     assert code == 0, err
     assert "trained on 40 pairs; step 2 of 2 is kept, the one with the highest accuracy" in out and "wrote" in out
+    assert f"{pairs}: 2 classes: 'no' 14, 'yes' 26" in out and "]; majority class 65.0. They took" in out
+    assert "configuration small: 64 wide, 2 blocks, batches of 20, as there are 40 training pairs, fewer than" in out
     matcher = RE2Matcher.load(output)
     assert isinstance(matcher.source, LearnedEmbedding) and matcher.source.width == 8
-    assert matcher.labels == ["no", "yes"] and matcher.config.max_length == 6 and matcher.config.hidden == 200
+    assert matcher.labels == ["no", "yes"] and matcher.config.max_length == 6 and matcher.config.hidden == 64
     table = read_table(pairs)
     texts = list(zip(table.texts("sentence1"), table.texts("sentence2"), strict=True))
     expected = matcher.predict(texts, apply_softmax=True)
@@ -122,6 +124,9 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
         "unlabelled.tsv": [*lines[:3], "a\tb\t\t0"],
         "same.tsv": [line for line in lines if "\tyes\t" in line or "label" in line],
         "other.tsv": [*lines[:3], "a\tb\tmaybe\t0"],
+        "dash.tsv": [*lines[:3], "a\tb\t-\t0"],
+        "spelled.tsv": [*lines[:3], "a\tb\tYes \t0"],
+        "five.tsv": [*lines[:3], "a\tb\tyes\t4"],
         "vectors.txt": ["dog 1 2", "cat 1"],
     }
     for name, content in files.items():
@@ -141,9 +146,23 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
         (train("nan.tsv", "--score", "--label", "score"), "nan.tsv:4: score 'nan' is not a finite number"),
         (train("empty.tsv"), "there is no row"),
         (train("blank.tsv"), "row 2 of train is an empty pair"),
-        (train("unlabelled.tsv"), "unlabelled.tsv:4: label is empty; remove the row"),
-        (train("same.tsv"), "labels must be at least two different names"),
-        (train("pairs.tsv", "--dev", tmp_path / "other.tsv"), "row 2 of dev has the label 'maybe', which is none of"),
+        (train("blank.tsv"), "blank.tsv:4: row 2 of train is an empty pair"),
+        (train("unlabelled.tsv"), "unlabelled.tsv:4: label is empty, which names no class; remove this row"),
+        (train("dash.tsv"), "dash.tsv:4: label is '-', which names no class"),
+        (train("spelled.tsv"), "spelled.tsv:4: label is 'Yes ', but 'yes' on line 3: two spellings"),
+        (
+            train("pairs.tsv", "--label", "score"),
+            "pairs.tsv:3: score is '0.25': a score rather than a class? Then add",
+        ),
+        (train("five.tsv", "--score", "--label", "score"), "five.tsv:4: row 2 of train has the score 4; scores must"),
+        (
+            train("same.tsv"),
+            "same.tsv: label is 'yes' in all 26 rows, but labels must be at least two different names",
+        ),
+        (
+            train("pairs.tsv", "--dev", tmp_path / "other.tsv"),
+            "other.tsv:4: row 2 of dev has the label 'maybe', which is none of the classes 'no', 'yes'",
+        ),
         (train("pairs.tsv", "--metric", "map"), "metric='map' needs a score"),
         (
             train("pairs.tsv", "--vectors", tmp_path / "vectors.txt"),
@@ -162,7 +181,7 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
         assert code == 1 and last.startswith("error:") and words in last and "Traceback" not in err, err
     code, _, err = run(*train("pairs.tsv", "--config", "msmarco"))
     words = " ".join(err.replace("│", "").split())
-    assert code == 2 and "'msmarco' is not one of 'snli', 'quora', 'scitail', 'wikiqa'" in words
+    assert code == 2 and "'msmarco' is not one of 'small', 'snli', 'quora', 'scitail', 'wikiqa'" in words
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 
-__all__ = ["METRICS", "check_metric", "measure"]
+__all__ = ["METRICS", "Accuracy", "check_metric", "measure", "measure_accuracy"]
 
 METRICS = ("accuracy", "f1", "spearman", "map", "mrr")
+_Z = 1.959964  # of a normal variable, 95 % lie within so many standard deviations
 _OF_SCORES = ("spearman", "map", "mrr")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of pairs that were judged right, and what it is to be compared with.
+
+    Args:
+        value: The share.
+        low: Lower end of its 95 % interval (Wilson's, which holds for few pairs and at 0 and 1 too).
+        high: Its upper end.
+        majority: Share of the most frequent class: the accuracy of always naming that one.
+
+    Example:
+        >>> str(measure_accuracy([[2.0, 1.0], [1.0, 3.0], [1.0, 2.0], [0.0, 1.0]], [0, 1, 1, 0]))
+        '75.0 [30.1, 95.4]; majority class 50.0'
+    """
+
+    value: float
+    low: float
+    high: float
+    majority: float
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]; "
+            f"majority class {100 * self.majority:.1f}"
+        )
+
+
+def measure_accuracy(logits: ArrayLike, labels: ArrayLike) -> Accuracy:
+    """Compute how many pairs are judged right, with an interval and the share of the most frequent class.
+
+    Args:
+        logits: As for `measure`.
+        labels: As for `measure`.
+
+    Returns:
+        The accuracy.
+    """
+    found = np.asarray(logits)
+    right = np.asarray(labels) if found.shape[1] > 1 else np.asarray(labels) > 0.5
+    value, count = measure("accuracy", found, labels), len(found)
+    spread = _Z**2 / count
+    middle = (value + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(value * (1 - value) / count + spread / (4 * count)) / (1 + spread)
+    majority = int(np.unique(right, return_counts=True)[1].max()) / count
+    return Accuracy(value, max(0.0, middle - half), min(1.0, middle + half), majority)
 
 
 def check_metric(metric: str | None, num_labels: int) -> str:

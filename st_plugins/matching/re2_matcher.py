@@ -62,8 +62,9 @@ class RE2Matcher(nn.Module):
 
     Args:
         source: What gives the token vectors: `WordVectors`, `LearnedEmbedding` or `TransformerTokens`.
-        config: The network, or the name of a published one: ``"snli"``, ``"quora"``, ``"scitail"``, ``"wikiqa"``.
-            The name also chooses the published schedule for `fit`.
+        config: The network, or its name: ``"small"`` for fewer than 20,000 training pairs, or a published one, which
+            are ``"snli"``, ``"quora"``, ``"scitail"`` and ``"wikiqa"``. The name also chooses the schedule for `fit`.
+            ``st_plugins.matching.re2.configuration_for(pairs)`` is the name that the command line takes.
         labels: Names of the classes, in the order of the outputs; None for one score from 0 to 1.
 
     Raises:
@@ -85,7 +86,7 @@ class RE2Matcher(nn.Module):
         its cross-encoders, is ours; the authors rank by the probability of a second class.
     """
 
-    def __init__(self, source: Source, config: RE2Config | str = "snli", labels: Sequence[str] | None = None) -> None:
+    def __init__(self, source: Source, config: RE2Config | str = "small", labels: Sequence[str] | None = None) -> None:
         super().__init__()
         if type(source).__name__ not in SOURCES:
             raise TypeError(f"source must be {', '.join(SOURCES)}, got {type(source).__name__}")
@@ -100,6 +101,7 @@ class RE2Matcher(nn.Module):
         self.num_labels = 1 if labels is None else len(labels)
         network: Any = fold_weight_norm(RE2(self.config, source.width, self.num_labels))
         self.network: RE2 = network
+        self.trained: dict[str, Any] | None = None  # what the last `fit` did and measured; saved with the matcher
         self.model_card_data = CrossEncoderModelCardData()  # where the host's evaluators leave what they measured
 
     @property
@@ -147,7 +149,7 @@ class RE2Matcher(nn.Module):
     ) -> MatcherTraining:
         """Train in place, in the trainer of transformers, and keep the weights that are best on ``dev``.
 
-        Adam, with the schedule published with the configuration: linear warm-up (never longer than an eighth of the
+        Adam, with the schedule of the configuration: linear warm-up (never longer than an eighth of the
         training), exponential decay down to a floor, gradients clipped. Batches are of pairs of similar length. The
         network starts with the weights it has: to train anew, build it anew.
 
@@ -361,7 +363,7 @@ class RE2Matcher(nn.Module):
             FileExistsError: There is such a folder, and ``overwrite`` is False.
         """
         with atomic_folder(path, overwrite=overwrite) as folder:
-            write(folder, self.network, self.source, self.config, self.schedule, self.labels)
+            write(folder, self.network, self.source, self.config, self.schedule, self.labels, self.trained)
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> Self:
@@ -383,6 +385,6 @@ class RE2Matcher(nn.Module):
             matcher = cls(stored.source, stored.config, stored.labels)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{stored.path} does not describe an RE2Matcher: {error}") from error
-        matcher.schedule = stored.schedule
+        matcher.schedule, matcher.trained = stored.schedule, stored.trained
         read_weights(matcher.network, stored.tensors)
         return matcher.to(device or "cpu").eval()

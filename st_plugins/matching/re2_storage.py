@@ -34,6 +34,7 @@ def write(
     config: RE2Config,
     schedule: RE2Schedule,
     labels: list[str] | None,
+    trained: dict[str, Any] | None,
 ) -> None:
     """Write a matcher's parts.
 
@@ -44,6 +45,7 @@ def write(
         config: The network's shape.
         schedule: How it is trained.
         labels: Names of the classes.
+        trained: What the last training did and measured.
     """
     (folder / _SOURCE).mkdir()
     source.save(folder / _SOURCE)
@@ -57,6 +59,7 @@ def write(
         "config": config.to_dict(),
         "schedule": schedule.to_dict(),
         "labels": labels,
+        "trained": trained,
     }
     (folder / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -80,7 +83,7 @@ class StoredMatcher:
         record = read_json(self.path)
         if record.get("type") != _TYPE:
             raise ValueError(f"{self.path} is of a {record.get('type')!r}, not of an {_TYPE}")
-        unknown = sorted(set(record) - {"library", "type", *_KEYS})
+        unknown = sorted(set(record) - {"library", "type", "trained", *_KEYS})
         if unknown:
             logger.warning("Ignoring %s in %s: written by a newer version?", unknown, self.path)
         try:
@@ -88,6 +91,7 @@ class StoredMatcher:
             self.config = RE2Config.from_dict(record["config"])
             self.schedule = RE2Schedule.from_dict(record["schedule"])
             self.labels: list[str] | None = record["labels"]
+            self.trained: dict[str, Any] | None = record.get("trained")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} does not describe an {_TYPE}: {error!r}") from error
         self.source = kind.load(folder / _SOURCE)

@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from st_plugins.matching.labelled import LabelledPairs
-from st_plugins.matching.metrics import measure
+from st_plugins.matching.metrics import Accuracy, measure, measure_accuracy
 from st_plugins.matching.re2 import RE2Schedule, normalized_weights
 from st_plugins.matching.re2.embedding import TransformerTokens
 from st_plugins.training.devices import check_device, check_placement
@@ -56,6 +56,8 @@ class MatcherTraining:
         step: The step whose weights the matcher has now.
         metric: What the checkpoints were judged by.
         score: The highest value of it on the development pairs; None without any.
+        accuracy: Share of the development pairs that these weights judge right; None without any, and for a ``metric``
+            of scores or ranks.
         history: What the trainer logged: losses, learning rates, and scores on the development pairs.
     """
 
@@ -65,6 +67,7 @@ class MatcherTraining:
     step: int
     metric: str
     score: float | None
+    accuracy: Accuracy | None
     history: list[dict[str, Any]]
 
     def summary(self) -> str:
@@ -73,11 +76,16 @@ class MatcherTraining:
             return (
                 f"trained on {self.pairs:,} pairs, {self.steps:,} steps; no development pairs, the last step is kept"
             )
+        accuracy = "" if self.accuracy is None else f": accuracy {self.accuracy}"
         return (
             f"trained on {self.pairs:,} pairs; step {self.step:,} of {self.steps:,} is kept, the one with the highest "
-            f"{self.metric} ({self.score:.4f}) on {self.dev_pairs:,} development pairs. They took part in this "
-            "choice, so scores on them flatter the model"
+            f"{self.metric} ({self.score:.4f}) on {self.dev_pairs:,} development pairs{accuracy}. They took part in "
+            "this choice, so scores on them flatter the model"
         )
+
+    def record(self) -> dict[str, Any]:
+        """Return what belongs to a saved matcher, as plain JSON values: all but the history."""
+        return {name: value for name, value in asdict(self).items() if name != "history"}
 
 
 class BestWeightsCallback(TrainerCallback):
@@ -107,6 +115,7 @@ class BestWeightsCallback(TrainerCallback):
         self.best: float | None = None
         self.step = self._worse = 0
         self._weights: dict[str, Tensor] = {}
+        self._metrics: dict[str, float] = {}
 
     def on_evaluate(
         self,
@@ -120,6 +129,7 @@ class BestWeightsCallback(TrainerCallback):
         value = (metrics or {})[self.metric]
         if self.best is None or value > self.best:
             self.best, self.step, self._worse = value, state.global_step, 0
+            self._metrics = dict(metrics or {})
             self._weights = {
                 name: weight.detach().clone() for name, weight in self.model.named_parameters() if weight.requires_grad
             }
@@ -127,6 +137,12 @@ class BestWeightsCallback(TrainerCallback):
         self._worse += 1
         if self.patience is not None and self._worse >= self.patience:
             control.should_training_stop = True
+
+    def accuracy(self) -> Accuracy | None:
+        """Return the accuracy of the best evaluation, if it was measured."""
+        if "eval_accuracy_value" not in self._metrics:
+            return None
+        return Accuracy(*(self._metrics[f"eval_accuracy_{field.name}"] for field in fields(Accuracy)))
 
     def restore(self) -> None:
         """Put the best weights into the model."""
@@ -242,15 +258,18 @@ def train_matcher(
         if best is not None:
             best.restore()
     steps = trainer.state.global_step
-    return MatcherTraining(
+    found = MatcherTraining(
         pairs=len(train),
         dev_pairs=0 if dev is None else len(dev),
         steps=steps,
         step=steps if best is None else best.step,
         metric=metric,
         score=None if best is None else best.best,
+        accuracy=None if best is None else best.accuracy(),
         history=trainer.state.log_history,
     )
+    matcher.trained = found.record()
+    return found
 
 
 @contextmanager
@@ -326,7 +345,11 @@ def _metrics(metric: str) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(found: EvalPrediction) -> dict[str, float]:
         given: Any = found.label_ids
         labels, queries = given  # the trainer evaluates in an order of its own
-        return {metric: measure(metric, found.predictions, labels, [str(query) for query in queries])}
+        measured = {metric: measure(metric, found.predictions, labels, [str(query) for query in queries])}
+        if metric in ("accuracy", "f1"):
+            accuracy = measure_accuracy(found.predictions, labels)
+            measured |= {f"accuracy_{name}": value for name, value in asdict(accuracy).items()}
+        return measured
 
     return compute
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from st_plugins.matching.re2.alignment import Alignment
-from st_plugins.matching.re2.config import RE2Config, RE2Schedule
+from st_plugins.matching.re2.config import RE2Config, RE2Schedule, configuration_for
 from st_plugins.matching.re2.encoder import ConvolutionalEncoder
 from st_plugins.matching.re2.fusion import Fusion
 from st_plugins.matching.re2.layers import fold_weight_norm, normalized_weights
@@ -21,6 +21,7 @@ __all__ = [
     "Prediction",
     "RE2Config",
     "RE2Schedule",
+    "configuration_for",
     "fold_weight_norm",
     "masked_max",
     "normalized_weights",

@@ -1,4 +1,4 @@
-"""What an RE2 network is made of, and how the authors trained theirs."""
+"""What an RE2 network is made of and how it is trained: the authors' configurations, and one for few pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
-__all__ = ["CONFIGURATIONS", "SCHEDULES", "RE2Config", "RE2Schedule"]
+__all__ = ["CONFIGURATIONS", "FEW_PAIRS", "SCHEDULES", "RE2Config", "RE2Schedule", "configuration_for"]
+
+FEW_PAIRS = 20_000  # fewer are too few for the published configurations, which are for 20,360 to 549,367
 
 _CHOICES = {
     "alignment": ("linear", "identity"),
@@ -55,7 +57,7 @@ class RE2Config:
 
     Reference:
         Yang, Zhang, Gao, Ji & Chen, "Simple and Effective Text Matching with Richer Alignment Features" (ACL 2019),
-        P19-1465, and the configurations that the authors published with their code.
+        P19-1465, and the configurations that the authors published with their code. ``"small"`` is ours.
     """
 
     blocks: int = 2
@@ -100,10 +102,11 @@ class RE2Config:
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Return a configuration of the authors.
+        """Return a configuration by its name.
 
         Args:
-            name: ``"snli"``, ``"quora"``, ``"scitail"`` or ``"wikiqa"``.
+            name: ``"snli"``, ``"quora"``, ``"scitail"`` or ``"wikiqa"``, as the authors published them for these data
+                sets; or ``"small"``, ours for fewer than 20,000 pairs, about a tenth as large.
 
         Returns:
             The configuration. Its schedule is ``RE2Schedule.named(name)``.
@@ -135,7 +138,7 @@ class RE2Config:
 
 @dataclass(frozen=True)
 class RE2Schedule:
-    """How the authors trained a configuration: Adam, linear warm-up, exponential decay in steps.
+    """How a configuration is trained, as the authors trained theirs: Adam, linear warm-up, exponential decay in steps.
 
     Args:
         learning_rate: The highest learning rate.
@@ -190,10 +193,10 @@ class RE2Schedule:
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Return a schedule of the authors.
+        """Return the schedule of a configuration by its name.
 
         Args:
-            name: ``"snli"``, ``"quora"``, ``"scitail"`` or ``"wikiqa"``.
+            name: ``"snli"``, ``"quora"``, ``"scitail"`` or ``"wikiqa"``, as published, or ``"small"``, ours.
 
         Returns:
             The schedule.
@@ -243,6 +246,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "quora": {"blocks": 2, "encoder_layers": 2, "hidden": 200, "prediction": "symmetric", "max_length": 100},
     "scitail": {"blocks": 2, "encoder_layers": 3, "hidden": 200, "alignment": "identity"},
     "wikiqa": {"blocks": 2, "encoder_layers": 3, "hidden": 200, "prediction": "simple"},
+    "small": {"blocks": 2, "encoder_layers": 2, "hidden": 64, "dropout": 0.1},
 }
 SCHEDULES: dict[str, dict[str, Any]] = {
     "snli": {
@@ -256,7 +260,24 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "quora": {"learning_rate": 1.2e-3, "batch_size": 512, "decay_samples": 256_000},
     "scitail": {"decay_rate": 1.0, "epochs": 80},
     "wikiqa": {"decay_rate": 1.0},
+    "small": {"learning_rate": 2e-3, "batch_size": 32, "decay_rate": 0.9, "decay_samples": 8_000, "epochs": 8},
 }
+
+
+def configuration_for(pairs: int) -> str:
+    """Return the name of the configuration to begin with.
+
+    Args:
+        pairs: Number of training pairs.
+
+    Returns:
+        ``"small"`` for fewer than 20,000, where the published ones are slow and learn less; ``"quora"`` otherwise.
+
+    Example:
+        >>> configuration_for(1200), configuration_for(400_000)
+        ('small', 'quora')
+    """
+    return "small" if pairs < FEW_PAIRS else "quora"
 
 
 def _entry(table: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
