@@ -242,21 +242,23 @@ def write_text(path: str | Path, text: str) -> None:
     file_target(path, overwrite=True).write_text(text)
 
 
-def lock(file: BinaryIO) -> bool:
+def lock(file: BinaryIO) -> bool | None:
     """Lock an open file until it is closed or the process ends, however it ends.
 
     Args:
         file: The file.
 
     Returns:
-        Whether that was possible: not if another process has locked it, nor on systems without such locks.
+        Whether that was possible: False if another process has locked it, None on systems without such locks.
     """
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

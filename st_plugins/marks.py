@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -13,10 +14,11 @@ from typing import Any
 
 from st_plugins import __version__
 
-__all__ = ["LIBRARY", "MARK", "about", "contains", "foreign", "intact", "mark"]
+__all__ = ["LIBRARY", "MARK", "about", "contains", "foreign", "intact", "mark", "remove"]
 
 LIBRARY = f"st-plugins {__version__}"
 MARK = ".st-plugins.json"
+_UNFINISHED = f"{MARK}.tmp"
 
 
 def mark(folder: Path, **about: Any) -> None:
@@ -41,8 +43,9 @@ def mark(folder: Path, **about: Any) -> None:
     files = {name: _checksum(path) for name, path in found if path.is_file()}
     folders = [name for name, path in found if path.is_dir()]
     content = {"library": LIBRARY, "about": about, "folders": folders, "files": files}
-    # A kill in the middle of this leaves a list that is no JSON: as good as none.
-    (folder / MARK).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished = folder / _UNFINISHED
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(folder / MARK)
 
 
 def about(folder: Path) -> dict[str, Any] | None:
@@ -75,7 +78,17 @@ def foreign(folder: Path, changed: bool = False) -> str | None:
             return name
         if not path.is_dir() and not (name in files and (changed or _same(path, files[name]))):
             return name
-    return None if found is not None or not any(folder.iterdir()) else MARK
+    return MARK if found is None and os.path.lexists(folder / MARK) else None
+
+
+def remove(folder: Path) -> None:
+    """Delete the files that `mark` listed, and the folder with its folders where nothing else is in them."""
+    found = _read(folder) or {"files": {}, "folders": []}
+    for name in (*found["files"], MARK, _UNFINISHED):
+        (folder / name).unlink(missing_ok=True)
+    for name in (*sorted(found["folders"], reverse=True), "."):
+        with contextlib.suppress(OSError):
+            (folder / name).rmdir()
 
 
 def contains(file: Path, mark: bytes) -> bool:
@@ -99,7 +112,8 @@ def _entries(folder: Path) -> dict[str, Path]:
         for name in (*folders, *files):
             path = Path(root, name)
             found[path.relative_to(folder).as_posix()] = path
-    found.pop(MARK, None)
+    for name in (MARK, _UNFINISHED):
+        found.pop(name, None)
     return found
 
 

@@ -279,8 +279,10 @@ def start(kind: str, path: Path, how: str = "dies") -> subprocess.Popen[str]:
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_a_killed_run_left_is_removed_but_not_a_living_one_s_nor_a_user_s(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "out"
-    with start(kind, path) as killed, start(kind, path, "lives") as living:
-        assert killed.wait() == 9 and living.stdout is not None and living.stdout.readline() == "ready\n"
+    with start(kind, path, "lives") as living:
+        assert living.stdout is not None and living.stdout.readline() == "ready\n"
+        with start(kind, path) as killed:
+            assert killed.wait() == 9
         assert len(list(tmp_path.iterdir())) == 2 and not path.exists()
         (tmp_path / ".out.mine.tmp").mkdir()
         (tmp_path / ".out.mine.tmp" / "thesis.txt").write_text("precious")

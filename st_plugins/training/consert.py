@@ -16,14 +16,14 @@ from sentence_transformers import (
 from transformers import PrinterCallback, TrainerCallback
 
 from st_plugins import io
-from st_plugins.atomic import atomic_folder
+from st_plugins.atomic import folder_target
 from st_plugins.augment import view_config
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator, compare
 from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.losses import ConSERTLoss
 from st_plugins.training.card import add_section, consert_section, selection_in_words
-from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointFolder
+from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
 from st_plugins.training.devices import check_device, check_placement
 from st_plugins.training.nan_guard import NonFiniteLossCallback
 from st_plugins.training.preparation import (
@@ -31,6 +31,7 @@ from st_plugins.training.preparation import (
     check_ranges,
     checksum,
     distinct_texts,
+    fingerprint,
     name_of,
     prepared,
     selection,
@@ -152,7 +153,8 @@ def train_consert(
         better one; here nothing is stopped early.
     """
     check_installed()
-    output = Path(output).expanduser()
+    read = None if isinstance(model, SentenceTransformer) else model
+    target = folder_target(output, overwrite=overwrite, inputs=[read])
     check_ranges(epochs, batch_size, learning_rate, warmup, eval_steps, seed)
     select = selection(select, dev)
     kept, duplicates, empty = distinct_texts(texts)
@@ -163,6 +165,7 @@ def train_consert(
         )
     name = name_of(model)
     adapted = prepared(model, max_length)
+    content = fingerprint(adapted)
     loss = ConSERTLoss(
         adapted,
         views=views,
@@ -190,21 +193,19 @@ def train_consert(
         "seed": seed,
         "bf16": bf16,
     }
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
-        raise FileExistsError(f"output {str(output)!r} exists and is not empty; choose another one, or overwrite it")
-    checkpoints = CheckpointFolder(output, settings)
+    checkpoints = CheckpointFolder(target.path, {**settings, "model": content})
     arguments = _arguments(checkpoints.path, settings, steps, device, show_progress_bar)
     start = checkpoints.open(resume=resume, overwrite=overwrite)
     try:
         adapted.to(arguments.device)
         evaluator = None if dev is None else STSSuiteEvaluator([dev], floor_texts=kept[:_FLOOR_TEXTS], seed=seed)
         before = None if evaluator is None else evaluator.evaluate(adapted, "before")
-        trainer, geometry = _trainer(adapted, loss, arguments, kept, settings, dev, callbacks)
+        trainer, geometry = _trainer(adapted, loss, arguments, kept, settings, dev, checkpoints, callbacks)
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         steps = trainer.state.global_step
         step, defined = _choose(trainer, geometry, checkpoints, select)
         words = selection_in_words(select, step, steps, dev, defined=defined)
-        with atomic_folder(output, overwrite=overwrite) as folder:
+        with target.write() as folder:
             _save(adapted, folder)
             final = io.load(folder, device=str(arguments.device))
             after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
@@ -252,7 +253,7 @@ def _arguments(
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,
+        save_total_limit=None,  # CheckpointCallback deletes old ones
         metric_for_best_model=_DEV_METRIC if settings["select"] == "dev" else None,
         greater_is_better=True,
         logging_steps=min(every, max(1, steps // 20)),
@@ -275,6 +276,7 @@ def _trainer(
     texts: list[str],
     settings: dict[str, Any],
     dev: Pairs | None,
+    checkpoints: CheckpointFolder,
     callbacks: Sequence[TrainerCallback],
 ) -> tuple[SentenceTransformerTrainer, GeometryCallback]:
     from datasets import Dataset
@@ -297,7 +299,13 @@ def _trainer(
         train_dataset=Dataset.from_dict({"text": texts}),
         loss=loss,
         evaluator=quick,
-        callbacks=[BatchOrderCallback(), NonFiniteLossCallback(loss), geometry, *callbacks],
+        callbacks=[
+            BatchOrderCallback(),
+            NonFiniteLossCallback(loss),
+            geometry,
+            CheckpointCallback(checkpoints),
+            *callbacks,
+        ],
     )
     geometry.attach(trainer)
     if arguments.disable_tqdm:

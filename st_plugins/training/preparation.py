@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins import io
 from st_plugins.data.pairs import Pairs
+from st_plugins.evaluators.describe import describe_model
 from st_plugins.geometry.probe import NUMBERS
 from st_plugins.pipeline import rebuild
 
-__all__ = ["check_installed", "check_ranges", "checksum", "distinct_texts", "name_of", "prepared", "selection"]
+__all__ = [
+    "check_installed",
+    "check_ranges",
+    "checksum",
+    "distinct_texts",
+    "fingerprint",
+    "name_of",
+    "prepared",
+    "selection",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +92,31 @@ def distinct_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
 
 
 def checksum(texts: Iterable[str]) -> str:
-    """Return the SHA-256 of the texts, a line each."""
+    """Return the SHA-256 of the texts, each with its length before it."""
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(text.encode() + b"\n")
+        encoded = text.encode()
+        digest.update(b"%d\n%b\n" % (len(encoded), encoded))
+    return digest.hexdigest()
+
+
+def fingerprint(model: SentenceTransformer) -> str:
+    """Return a SHA-256 of what a model is, wherever it lies and whatever it is called.
+
+    That is: its modules with their settings, its weights, its tokenizer, prompts and similarity.
+    """
+    described = describe_model(model)
+    wanted = ("modules", "max_seq_length", "similarity_fn_name", "prompts", "default_prompt_name")
+    settings = {name: described[name] for name in wanted}
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        vocabulary = json.loads(backend.to_str())
+        settings["tokenizer"] = vocabulary | {"truncation": None, "padding": None}  # which tokenizing changes
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
 
 
