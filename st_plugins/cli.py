@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -99,5 +101,23 @@ def _fail(text: str, code: int) -> None:
 
 def _one_line(problem: Exception) -> str:
     text = " ".join(str(problem).split()) or type(problem).__name__
-    known = isinstance(problem, ValueError | TypeError | OSError | ImportError)
-    return text if known else f"{type(problem).__name__}: {text} (--debug shows where)"
+    if not isinstance(problem, ValueError | TypeError | OSError | ImportError):
+        return f"{type(problem).__name__}: {text} (--debug shows where)"
+    return _with_options(text, sys.argv[1:])
+
+
+def _with_options(text: str, words: Sequence[str]) -> str:
+    """Let a message of the library, which names its arguments, name the options of the command that ran.
+
+    An option is its argument with dashes: ``batch_size=0`` becomes ``--batch-size=0``. Names that are words of
+    English too count only before an equals sign.
+    """
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    for parameter in command.params:
+        option = parameter.opts[0]
+        if option == "--" + parameter.name.replace("_", "-"):
+            end = r"\b" if "_" in parameter.name else r"(?==)"
+            text = re.sub(rf"(?<![\w.-]){parameter.name}{end}", option, text)
+    return text

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from st_plugins.cli_models import load_model, pair_evaluator
+from st_plugins.cli_models import check_model, load_model, pair_evaluator, refuse_unused_measuring
 from st_plugins.cli_options import (
     BatchOption,
     ColumnOption,
@@ -24,16 +24,21 @@ from st_plugins.cli_options import (
     TasksOption,
     Text1Option,
     Text2Option,
+    refuse_unused,
 )
 from st_plugins.terminal import say, terminal
 
-if TYPE_CHECKING:
-    from st_plugins.evaluators import SuiteResult
-
 __all__ = ["compare", "evaluate"]
+
+# What a stored result was measured with is in it.
+_MEASURED_BEFORE = (
+    *("data", "tasks", "pairs", "text1", "text2", "score", "split", "similarity", "prompt"),
+    *("dtype", "device", "batch_size", "max_seq_length"),
+)
 
 
 def evaluate(
+    context: typer.Context,
     model: ModelArgument,
     data: DataOption = None,
     tasks: TasksOption = "en",
@@ -69,6 +74,16 @@ def evaluate(
     from st_plugins.console import print_result
     from st_plugins.evaluators.report import report_targets, write_reports
 
+    refuse_unused_measuring(context, pairs=pairs)
+    if texts is None:
+        refuse_unused(context, "without --texts", "column")
+    if not floor:
+        refuse_unused(context, "with --no-floor", "texts", "column")
+    if not bootstrap_samples:
+        refuse_unused(context, "without resamples", "confidence")
+    if output is None:
+        refuse_unused(context, "without --output", "overwrite")
+    check_model(model)
     targets = []
     if output is not None:
         read = (model, pairs, texts, data)
@@ -97,6 +112,7 @@ def evaluate(
 
 
 def compare(
+    context: typer.Context,
     a: Annotated[str, typer.Argument(help="A model, or a result folder of 'evaluate'.")],
     b: Annotated[str, typer.Argument(help="Another one.")],
     data: DataOption = None,
@@ -130,16 +146,21 @@ def compare(
     from st_plugins.evaluators import compare as compare_results
 
     target = None
-    if output is not None:
+    if output is None:
+        refuse_unused(context, "without --output", "overwrite")
+    else:
         read = [a, b, pairs, data, Path(a, "result.json"), Path(b, "result.json")]
         target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"fit_distances": ')
-    results: list[SuiteResult] = []
-    evaluator = None
-    for name in (a, b):
-        if Path(name).suffix == ".json" or (Path(name) / "result.json").is_file():
-            results.append(SuiteResult.read(name))
-            continue
-        evaluator = evaluator or pair_evaluator(
+    stored = [
+        SuiteResult.read(name) if Path(name).suffix == ".json" or (Path(name) / "result.json").is_file() else None
+        for name in (a, b)
+    ]
+    if any(result is None for result in stored):
+        refuse_unused_measuring(context, pairs=pairs)
+        for name, result in zip((a, b), stored, strict=True):
+            if result is None:
+                check_model(name)
+        evaluator = pair_evaluator(
             data=data,
             tasks=tasks,
             pairs=pairs,
@@ -150,7 +171,14 @@ def compare(
             seed=seed,
             batch_size=batch_size,
         )
-        results.append(evaluator.evaluate(load_model(name, dtype, device, max_seq_length), model_name=name))
+    else:
+        refuse_unused(context, "beside two stored results", *_MEASURED_BEFORE)
+    results = [
+        evaluator.evaluate(load_model(name, dtype, device, max_seq_length), model_name=name)
+        if result is None
+        else result
+        for name, result in zip((a, b), stored, strict=True)
+    ]
     comparison = compare_results(
         results[0], results[1], confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed
     )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from st_plugins.cli_options import DeviceOption, LengthOption, ModelArgument
+from st_plugins.cli_models import check_model, load_model
+from st_plugins.cli_options import DeviceOption, Dtype, LengthOption, ModelArgument, refuse_unused
 from st_plugins.terminal import say, terminal
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ __all__ = ["explain"]
 
 
 def explain(
+    context: typer.Context,
     model: ModelArgument,
     a: Annotated[str, typer.Argument(help="A text.")],
     b: Annotated[str | None, typer.Argument(help="Another text, to explain the similarity of the two.")] = None,
@@ -48,7 +50,6 @@ def explain(
     """
     from st_plugins import explain as explanations
     from st_plugins.atomic import file_target
-    from st_plugins.io import load
     from st_plugins.webpage import GENERATOR
 
     targets = {
@@ -58,9 +59,10 @@ def explain(
     }
     if len({target.path for target in targets.values()}) < len(targets):
         raise ValueError(f"--html and --json are the same file {str(html)!r}; choose two")
-    loaded = load(model, device=device)
-    if max_seq_length is not None:
-        loaded.max_seq_length = max_seq_length
+    if html is None and json is None:
+        refuse_unused(context, "without --html or --json", "overwrite")
+    check_model(model)
+    loaded = load_model(model, Dtype.float32, device, max_seq_length)
     found: Explanation | PairExplanation
     if b is None:
         found = explanations.explain(loaded, a, top, prompt=prompt, faithfulness=faithfulness)

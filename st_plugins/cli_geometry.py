@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_plugins.cli_models import load_model
+from st_plugins.cli_models import check_model, load_model
 from st_plugins.cli_options import (
     BatchOption,
     ColumnOption,
@@ -17,6 +17,7 @@ from st_plugins.cli_options import (
     LengthOption,
     ModelArgument,
     SeedOption,
+    refuse_unused,
 )
 from st_plugins.terminal import say, terminal
 
@@ -24,6 +25,7 @@ __all__ = ["geometry"]
 
 
 def geometry(
+    context: typer.Context,
     model: ModelArgument,
     texts: Annotated[Path, typer.Option(help="Texts: one a line, or a folder of such files.")],
     column: ColumnOption = None,
@@ -49,12 +51,15 @@ def geometry(
     from st_plugins.evaluators.encoding import distinct, encode_longest_first
     from st_plugins.geometry import geometry as describe
 
+    check_model(model)
     target = None
-    if output is not None:
+    if output is None:
+        refuse_unused(context, "without --output", "overwrite")
+    else:
         read = (model, texts)
         target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"isoscore": ')
-    loaded = load_model(model, dtype, device, max_seq_length)
     sentences, _ = distinct([read_texts(texts, column)])
+    loaded = load_model(model, dtype, device, max_seq_length)
     embeddings = encode_longest_first(
         loaded, sentences, [len(text) for text in sentences], batch_size=batch_size, show_progress_bar=True
     )

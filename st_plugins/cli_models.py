@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_plugins.cli_options import Dtype
+import typer
+
+from st_plugins.cli_options import Dtype, refuse_unused
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from st_plugins.evaluators import STSSuiteEvaluator
 
-__all__ = ["load_model", "pair_evaluator"]
+__all__ = ["MEASURING", "check_model", "load_model", "pair_evaluator", "refuse_unused_measuring"]
+
+MEASURING = ("similarity", "confidence", "bootstrap_samples")
 
 
 def pair_evaluator(
@@ -39,20 +43,37 @@ def pair_evaluator(
     )
 
 
+def check_model(name: str) -> None:
+    """Say that a model folder is missing before anything is read or loaded; hub ids are left to the loading."""
+    folder = Path(name).expanduser()
+    if not folder.exists() and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
+        raise FileNotFoundError(f"model folder {name!r} does not exist")
+
+
+def refuse_unused_measuring(
+    context: typer.Context, *, pairs: Path | None, data: Path | None = None, always: bool = True
+) -> None:
+    """Refuse options of the measuring that go with other options than those given."""
+    if pairs is None and data is None and not always:
+        options = ("tasks", "split", "text1", "text2", "score", "seed", *MEASURING)
+        refuse_unused(context, "without scored pairs (--pairs or --data)", *options)
+    elif pairs is not None:
+        refuse_unused(context, "beside --pairs", "tasks", "split", "data")
+    else:
+        refuse_unused(context, "without --pairs", "text1", "text2", "score")
+
+
 def load_model(name: str, dtype: Dtype, device: str | None, max_seq_length: int | None) -> SentenceTransformer:
     """Load a model with the precision and the length that the options ask for."""
     import torch
 
     from st_plugins.io import load
+    from st_plugins.lengths import check_length, set_length
 
     model = load(name, device=device)
     if dtype is not Dtype.float32:
         model = model.to(getattr(torch, dtype.value))
     if max_seq_length is not None:
-        try:
-            model.max_seq_length = max_seq_length
-        except AttributeError:
-            raise ValueError(
-                f"a {type(model[0]).__name__} has no length limit that could be set; leave out --max-seq-length"
-            ) from None
+        set_length(model, max_seq_length)
+    check_length(model)
     return model

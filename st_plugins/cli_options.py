@@ -24,6 +24,7 @@ __all__ = [
     "TasksOption",
     "Text1Option",
     "Text2Option",
+    "refuse_unused",
 ]
 
 
@@ -55,3 +56,24 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (def
 BatchOption = Annotated[int, typer.Option(help="Sentences per batch.", min=1)]
 LengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many tokens.", min=3)]
 SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0)]
+
+
+def refuse_unused(context: typer.Context, why: str, *names: str) -> None:
+    """Refuse options that somebody gave and that would have no effect; no command drops one without a word.
+
+    Args:
+        context: The running command's.
+        why: What makes them useless, such as ``"beside --pairs"``.
+        *names: The parameters; those that the command does not have are passed over.
+
+    Raises:
+        ValueError: One of them stands on the command line. What comes from the environment or a default is no wish.
+    """
+    given = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "") if parameter.name in names else None
+        if source is not None and source.name == "COMMANDLINE":
+            given.append("/".join([*parameter.opts, *parameter.secondary_opts]))
+    if given:
+        have, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise ValueError(f"{', '.join(given)} {have} no effect {why}; leave {them} out")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_plugins.cli_options import DeviceOption, LengthOption, SeedOption
+from st_plugins.cli_models import check_model
+from st_plugins.cli_options import DeviceOption, LengthOption, SeedOption, refuse_unused
 from st_plugins.terminal import say
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the outpu
 
 
 def train(
+    context: typer.Context,
     train: Annotated[Path, typer.Option(help="Labelled pairs (TSV, CSV, JSONL).")],
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
     dev: Annotated[
@@ -123,6 +125,16 @@ def train(
         raise ValueError("--dev and --dev-share are both given; choose one")
     if vectors is not None and encoder is not None:
         raise ValueError("--vectors and --encoder are both given; choose one")
+    if vectors is None:
+        refuse_unused(context, "without --vectors", "all_words")
+    if vectors is None and encoder is None:
+        refuse_unused(context, "without --vectors or --encoder", "train_vectors")
+    else:
+        refuse_unused(context, "beside --vectors or --encoder", "embedding_dimension")
+    if dev is None and dev_share is None:
+        refuse_unused(context, "without --dev or --dev-share", "metric", "patience")
+    if encoder is not None:
+        check_model(encoder)
     columns = (text1, text2, label)
     rows, labels = _labelled(read_table(train), columns, score)
     judged = None if dev is None else _labelled(read_table(dev), columns, score, labels, "dev")[0]
@@ -184,13 +196,13 @@ def predict(
     from st_plugins.matching import RE2Matcher
 
     target = table_target(output, name="--output", overwrite=overwrite, inputs=(model, pairs), column="predicted")
-    matcher = RE2Matcher.load(model, device)
     table = read_table(pairs)
+    texts = list(zip(table.texts(text1, "--text1"), table.texts(text2, "--text2"), strict=True))
+    matcher = RE2Matcher.load(model, device)
     columns = ["predicted", *(f"probability of {label}" for label in matcher.labels or [])]
     for column in columns:
         if column in table.columns:
             raise ValueError(f"{pairs}:1: there is a column {column!r} already; rename it")
-    texts = list(zip(table.texts(text1, "--text1"), table.texts(text2, "--text2"), strict=True))
     scores = matcher.predict(texts, batch_size=batch_size, apply_softmax=True, show_progress_bar=sys.stderr.isatty())
     rows: list[list[Any]] = []
     for row, found in zip(table.rows, scores, strict=True):

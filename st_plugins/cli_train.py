@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from st_plugins.cli_models import check_model
 from st_plugins.cli_options import (
     ColumnOption,
     DeviceOption,
     LengthOption,
     ModelArgument,
+    refuse_unused,
 )
 from st_plugins.terminal import say, terminal
 
@@ -27,6 +29,7 @@ def _group() -> None:
 
 @app.command()
 def consert(
+    context: typer.Context,
     model: ModelArgument,
     texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, a table, or a folder of text files.")],
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
@@ -89,6 +92,9 @@ def consert(
     from st_plugins.data.own import read_pairs, read_texts
     from st_plugins.training import train_consert
 
+    if dev is None:
+        refuse_unused(context, "without --dev", "text1", "text2", "score")
+    check_model(model)
     read = (model, texts, dev)
     folder_target(output, name="--output", overwrite=overwrite, inputs=read)  # before the texts are read
     result = train_consert(

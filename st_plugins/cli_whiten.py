@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_plugins.cli_models import load_model, pair_evaluator
+from st_plugins.cli_models import check_model, load_model, pair_evaluator, refuse_unused_measuring
 from st_plugins.cli_options import (
     BatchOption,
     ColumnOption,
@@ -31,6 +31,7 @@ __all__ = ["whiten"]
 
 
 def whiten(
+    context: typer.Context,
     model: ModelArgument,
     texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
@@ -74,8 +75,10 @@ def whiten(
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators import compare as compare_results
 
+    refuse_unused_measuring(context, pairs=pairs, data=data, always=False)
+    check_model(model)
+    kind = _shrinkage(shrinkage)
     target = folder_target(output, name="--output", overwrite=overwrite, inputs=(model, texts, pairs, data))
-    loaded = load_model(model, dtype, device, max_seq_length)
     sentences = read_texts(texts, column)
     evaluator = None
     if pairs is not None or data is not None:
@@ -90,11 +93,12 @@ def whiten(
             seed=seed,
             batch_size=batch_size,
         )
+    loaded = load_model(model, dtype, device, max_seq_length)
     whitened = adapt.whiten(
         loaded,
         sentences,
         output_dimension,
-        shrinkage=_shrinkage(shrinkage),
+        shrinkage=kind,
         normalize=normalize,
         batch_size=batch_size,
         source=texts.name,

@@ -163,7 +163,7 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
             train("pairs.tsv", "--dev", tmp_path / "other.tsv"),
             "other.tsv:4: row 2 of dev has the label 'maybe', which is none of the classes 'no', 'yes'",
         ),
-        (train("pairs.tsv", "--metric", "map"), "metric='map' needs a score"),
+        (train("pairs.tsv", "--metric", "map", "--dev-share", 0.25), "metric='map' needs a score"),
         (
             train("pairs.tsv", "--vectors", tmp_path / "vectors.txt"),
             "vectors.txt, line 2: expected a word and 2 numbers",

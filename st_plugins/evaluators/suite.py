@@ -30,6 +30,7 @@ from st_plugins.evaluators.scoring import (
     task_result,
 )
 from st_plugins.geometry import Gaussian, bhattacharyya_distance, geometry, kl_divergence, wasserstein_distance
+from st_plugins.lengths import check_length
 from st_plugins.modules.whitening import Whitening
 
 __all__ = ["STSSuiteEvaluator"]
@@ -205,8 +206,10 @@ class STSSuiteEvaluator(BaseEvaluator):
             The result; ``st_plugins.evaluators.write_reports`` puts it on disk.
 
         Raises:
-            ValueError: The model gave a NaN or infinite embedding.
+            ValueError: The model gave a NaN or infinite embedding, or its ``max_seq_length`` is more than its encoder
+                can read.
         """
+        check_length(model)
         warnings: list[str] = []
         tokens = self._tokens(model, self.sentences, warnings)
         lengths = [len(row) for row in tokens] if tokens is not None else [len(text) for text in self.sentences]

@@ -10,6 +10,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
+from st_plugins.lengths import check_length
+
 __all__ = ["Kind", "Reading", "Token", "read"]
 
 Kind = Literal["text", "special", "prompt", "rest"]
@@ -84,6 +86,7 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
     if prompt is None and model.default_prompt_name is not None:
         prompt = model.prompts.get(model.default_prompt_name)
     prompt = prompt or ""
+    check_length(model)
     module = model[0]
     if isinstance(module, StaticEmbedding):
         if len(texts) == 2:
