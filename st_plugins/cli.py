@@ -77,10 +77,10 @@ def main() -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Log lines quote file names and texts too."""
+    """Log lines quote file names and texts, and name arguments, as errors do."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record), lines=True)
+        return shown(_with_options(super().format(record), sys.argv[1:]), lines=True)
 
 
 def _exit_for_usage(problem: Any) -> None:

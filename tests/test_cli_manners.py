@@ -211,3 +211,13 @@ def test_a_length_that_the_encoder_cannot_read(run: Run, files: Path, model: Sen
     ):
         code, _, err = run(*args, "--max-seq-length", 41, "--device", "cpu")
         assert code == 1 and "--max-seq-length=41 is more than the encoder's 40 positions" in err, err
+
+
+def test_a_training_says_that_it_cuts_to_the_positions(
+    run: Run, files: Path, model: SentenceTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.save("m", create_model_card=False)
+    args = ("train", "consert", "m", "--texts", "texts.txt", "--output", "o", "--batch-size", 30, "--epochs", 1)
+    assert run(*args, "--max-seq-length", 41, "--device", "cpu")[0] == 0
+    assert "max_seq_length=41 is more than the encoder's 40 positions" in caplog.text
+    assert SentenceTransformer("o", device="cpu").max_seq_length == 40

@@ -18,6 +18,7 @@ from st_plugins import io
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.describe import describe_model
 from st_plugins.geometry.probe import NUMBERS
+from st_plugins.lengths import positions, set_length
 from st_plugins.pipeline import rebuild
 
 __all__ = [
@@ -139,7 +140,13 @@ def prepared(model: SentenceTransformer | str | Path, max_length: int | None) ->
             )
     adapted = rebuild(loaded, list(loaded)).float()
     if max_length is not None and not isinstance(adapted[0], StaticEmbedding):  # which has no limit to set
-        adapted.max_seq_length = max_length
+        there = positions(adapted) or max_length
+        if max_length > there:
+            logger.warning(
+                "max_seq_length=%d is more than the encoder's %d positions; texts are cut to %d tokens",
+                *(max_length, there, there),
+            )
+        set_length(adapted, min(max_length, there))
     # A folder's name says nothing about a model of that name on the hub.
     adapted.model_card_data.local_files_only = True
     return adapted
