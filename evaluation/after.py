@@ -31,6 +31,7 @@ AFTER: dict[str, Callable[[SentenceTransformer, list[str], int], SentenceTransfo
     "whitened to 128": _whitened(128),
     "flow": _flow(),
     "flow, code": _flow(preset="code"),
+    "flow, published": _flow(preset="published"),
     "flow, affine": _flow(coupling="affine"),
     "flow, learned permutation": _flow(permutation="learned-lu"),
 }

@@ -106,8 +106,8 @@ def fit_flow(
     sentences: Sequence[str],
     preset: str = "paper",
     *,
-    epochs: int = 30,
-    learning_rate: float = 1e-3,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
     prompt: str | None = None,
     route: str | None = None,
     batch_size: int = 32,
@@ -126,9 +126,11 @@ def fit_flow(
     Args:
         model: The model; left as it is, the new one has copies of its weights.
         sentences: Text like that the model will see; a few thousand at least.
-        preset: ``"paper"`` or ``"code"``, the published architectures; see `NormalizingFlow`.
-        epochs: Passes over the embeddings, at most; a held-out likelihood that no longer improves ends it earlier.
-        learning_rate: Of Adam.
+        preset: ``"paper"`` or ``"code"``, the published architectures; or ``"published"``, the authors' whole recipe,
+            with their training; see `NormalizingFlow`.
+        epochs: Passes over the embeddings, at most: 30, where a held-out likelihood that no longer improves ends it
+            earlier; or with ``"published"`` 1.
+        learning_rate: Of Adam; None: 1e-3.
         prompt: As for `whiten`.
         route: As for `whiten`.
         batch_size: Sentences encoded at a time.

@@ -59,7 +59,8 @@ def layer_oracle(layer: Any, row: list[float]) -> tuple[list[float], float]:
     kind, state = type(layer).__name__, {name: value.tolist() for name, value in layer.state_dict().items()}
     if kind == "ActNorm":
         scales = [3 * logarithm for logarithm in state["log_scale"]]
-        moved = [(x - m) * math.exp(s) for x, m, s in zip(row, state["mean"], scales, strict=True)]
+        shifts = state.get("shift", [0.0] * len(row))
+        moved = [(x - m) * math.exp(s) + t for x, m, s, t in zip(row, state["mean"], scales, shifts, strict=True)]
         return moved, sum(scales)
     if kind == "Permutation":
         return [row[index] for index in state["order"]], 0.0

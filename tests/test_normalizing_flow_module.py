@@ -76,7 +76,7 @@ def test_presets() -> None:
     assert (code.levels, code.depth, code.width, code.permutation) == (3, 3, 32, "reverse")
     assert paper.coupling == code.coupling == "additive"
     assert NormalizingFlow.from_preset("code", 32, depth=1, coupling="affine").depth == 1
-    with pytest.raises(ValueError, match=r"preset must be one of \['code', 'paper'\], got 'glow'"):
+    with pytest.raises(ValueError, match=r"preset must be one of \['code', 'paper', 'published'\], got"):
         NormalizingFlow.from_preset("glow", 32)
 
 

@@ -19,7 +19,7 @@ from st_plugins.data.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(
-    path for name in ("consert", "family") for path in (ROOT / "evaluation/recipes" / name).glob("*.toml")
+    path for name in ("consert", "family", "flow") for path in (ROOT / "evaluation/recipes" / name).glob("*.toml")
 )
 
 RECIPE = """

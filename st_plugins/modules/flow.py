@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from st_plugins.modules.flow_layers import ActNorm, Coupling, FlowLayer, Linear, LULinear, Permutation
+from st_plugins.modules.flow_published import PublishedCoupling
 
 __all__ = ["CouplingKind", "Flow", "PermutationKind", "level_widths"]
 
@@ -32,6 +33,8 @@ class Flow(nn.Module):
         coupling: ``"additive"`` or ``"affine"``.
         permutation: ``"reverse"``, ``"random"`` (drawn once), ``"learned"`` (a matrix), ``"learned-lu"`` (the same in
             factors).
+        published: Whether actnorms and couplings are those of the published code,
+            `ActNorm` with ``published=True`` and `PublishedCoupling`.
 
     Example:
         >>> flow, rows = Flow(5, levels=2, depth=3), torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
@@ -55,6 +58,7 @@ class Flow(nn.Module):
         width: int = 32,
         coupling: CouplingKind = "additive",
         permutation: PermutationKind = "random",
+        published: bool = False,
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -66,11 +70,16 @@ class Flow(nn.Module):
         if permutation not in get_args(PermutationKind):
             raise ValueError(f"permutation must be one of {get_args(PermutationKind)}, got {permutation!r}")
         self.widths = level_widths(dimension, levels)
+        kind = PublishedCoupling if published else Coupling
         self.levels = nn.ModuleList(
             nn.ModuleList(
                 layer
                 for _ in range(depth)
-                for layer in (ActNorm(size), _permutation(permutation, size), Coupling(size, width, coupling))
+                for layer in (
+                    ActNorm(size, published),
+                    _permutation(permutation, size),
+                    kind(size, width, coupling),
+                )
             )
             for size in self.widths
         )
@@ -152,6 +161,14 @@ class Flow(nn.Module):
         squares = latents.square().sum(dim=1)
         log_likelihoods: Tensor = log_determinants - 0.5 * (squares + latents.shape[1] * math.log(2 * math.pi))
         return log_likelihoods
+
+    def constant_part(self) -> float:
+        """Return what dimensions that do not vary add to the log-determinant of every row.
+
+        Returns:
+            In nats, since the layers last looked at data.
+        """
+        return sum(layer.constant_part().item() for layer in self._layers() if isinstance(layer, ActNorm))
 
     def _layers(self) -> list[FlowLayer]:
         return [layer for level in self.levels for layer in _typed(level)]

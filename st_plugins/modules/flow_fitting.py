@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from typing_extensions import Self
 
 from st_plugins.modules.flow import Flow
+from st_plugins.modules.flow_layers import ActNorm
+from st_plugins.modules.flow_published import PublishedAdam
 
 __all__ = ["FlowTraining", "maximise_likelihood"]
 
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _LARGEST = 1e30  # beyond, float32 parameters cannot hold mean and scale
 _INITIAL_ROWS = 4096  # that the data-dependent initialisation looks at
+_PUBLISHED_INITIAL_ROWS = 32
 _EVALUATED_ROWS = 8192  # at a time
 
 
@@ -32,8 +36,11 @@ class FlowTraining:
         batch_size: Rows in a step.
         learning_rate: Of Adam.
         held_out: Share of the rows, from 0 to 1, that is left out of the training to measure the likelihood on. With 0
-            nothing is measured, and all epochs are trained.
+            all epochs are trained, and the parameters of the last one stay.
         patience: Epochs without a better held-out likelihood after which to stop.
+        published: Whether each step is that of the published code: `PublishedAdam`; gradients clipped to norm 1, of
+            the likelihood in bits, summed over both texts of each pair; a last batch that is not full is left out; and
+            the flow starts from 32 rows instead of up to 4,096.
 
     Example:
         >>> FlowTraining(held_out=0.25).split(10)
@@ -45,6 +52,16 @@ class FlowTraining:
     learning_rate: float = 1e-3
     held_out: float = 0.1
     patience: int = 3
+    published: bool = False
+
+    @classmethod
+    def as_published(cls) -> Self:
+        """Return the training of the published code on the texts of a task: one epoch, 32 pairs of texts a step.
+
+        Returns:
+            The settings.
+        """
+        return cls(epochs=1, batch_size=64, learning_rate=1e-3, held_out=0.0, published=True)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
@@ -84,11 +101,13 @@ def maximise_likelihood(
     *,
     resume: bool = False,
     show_progress_bar: bool | None = None,
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], bool]:
     """Fit a flow in place, and leave it with the parameters of the best epoch.
 
-    The random numbers are drawn in this order: the held-out rows, the starting point (unless ``resume``), the rows of
-    the initialisation, and the order of the rows in each epoch.
+    A fit that never improves leaves a warning and, if something is held out, the flow as it was. Whether it improves
+    is asked without the scales of dimensions that do not vary, which can always be made larger. The random numbers are
+    drawn in this order: the held-out rows, the starting point (unless ``resume``), the rows of the initialisation, and
+    the order of the rows in each epoch.
 
     Args:
         flow: The flow.
@@ -101,7 +120,8 @@ def maximise_likelihood(
     Returns:
         One entry for each epoch, that before the training first: ``epoch``, ``training`` and ``held_out``, the last
         two being the mean negative log-likelihood in nats for each dimension (of the epoch's steps as they were
-        taken; of the held-out rows after it). What was not measured is left out.
+        taken; of the held-out rows after it). What was not measured is left out. And whether the fit improved it (that
+        of the training rows, if nothing is held out).
 
     Raises:
         ValueError: There are too few rows, they are all equal or too large, or the likelihood becomes NaN or infinite.
@@ -109,9 +129,10 @@ def maximise_likelihood(
     Example:
         >>> rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
         >>> flow = Flow(4, permutation="learned")
-        >>> history = maximise_likelihood(flow, rows, FlowTraining(epochs=2), torch.Generator().manual_seed(0))
-        >>> [entry["epoch"] for entry in history], bool(history[2]["held_out"] < history[0]["held_out"])
-        ([0, 1, 2], True)
+        >>> training = FlowTraining(epochs=2)
+        >>> history, improved = maximise_likelihood(flow, rows, training, torch.Generator().manual_seed(0))
+        >>> [entry["epoch"] for entry in history], bool(history[2]["held_out"] < history[0]["held_out"]), improved
+        ([0, 1, 2], True, True)
     """
     trained, _ = training.split(len(rows))
     _check_spread(rows)
@@ -119,33 +140,57 @@ def maximise_likelihood(
     rows_trained, rows_held = rows[order[:trained].to(rows.device)], rows[order[trained:].to(rows.device)]
     if not resume:
         flow.reset(generator)
-    flow.initialise(rows_trained[torch.randperm(trained, generator=generator)[:_INITIAL_ROWS].to(rows.device)])
-    history = [_measured(flow, rows_held, {"epoch": 0})]
-    best, best_epoch = copy.deepcopy(flow.state_dict()), 0
+    initial = _PUBLISHED_INITIAL_ROWS if training.published else _INITIAL_ROWS
+    flow.initialise(rows_trained[torch.randperm(trained, generator=generator)[:initial].to(rows.device)])
+    measured = rows_held if len(rows_held) else rows_trained
+    start, first = _measured(flow, measured)
+    history: list[dict[str, float]] = [{"epoch": 0, "held_out": first} if len(rows_held) else {"epoch": 0}]
+    _check_finite({"epoch": 0, "": first}, training)
+    best, best_epoch, lowest = copy.deepcopy(flow.state_dict()), 0, start
     hidden = None if show_progress_bar is None else not show_progress_bar  # None: tqdm looks for a terminal
     flow.requires_grad_(True)
     try:
-        optimizer = torch.optim.Adam(flow.parameters(), lr=training.learning_rate)
+        kind = PublishedAdam if training.published else torch.optim.Adam
+        optimizer = kind(flow.parameters(), lr=training.learning_rate)
         with tqdm(total=training.epochs * trained, desc="Flow", unit="rows", unit_scale=True, disable=hidden) as bar:
             for epoch in range(1, training.epochs + 1):
-                mean = _epoch(flow, rows_trained, training.batch_size, optimizer, generator, bar)
-                history.append(_measured(flow, rows_held, {"epoch": epoch, "training": mean}))
-                entry = history[-1]
-                if not all(map(math.isfinite, entry.values())):
-                    raise ValueError(
-                        f"the likelihood became NaN or infinite in epoch {epoch} with learning_rate="
-                        f"{training.learning_rate}; choose a smaller one"
-                    )
-                bar.set_postfix({name: f"{value:.4f}" for name, value in entry.items() if name != "epoch"})
-                if not len(rows_held) or entry["held_out"] < history[best_epoch]["held_out"]:
-                    best, best_epoch = copy.deepcopy(flow.state_dict()), epoch
-                elif epoch - best_epoch >= training.patience:
+                mean = _epoch(flow, rows_trained, training, optimizer, generator, bar)
+                history.append({"epoch": epoch, "training": mean})
+                if len(rows_held) or epoch == training.epochs:
+                    judged, value = _measured(flow, measured)
+                    _check_finite({"epoch": epoch, "": value}, training)
+                if len(rows_held):
+                    history[-1]["held_out"] = value
+                _check_finite(history[-1], training)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in history[-1].items() if name != "epoch"})
+                if len(rows_held) and judged < lowest:
+                    best, best_epoch, lowest = copy.deepcopy(flow.state_dict()), epoch, judged
+                elif len(rows_held) and epoch - best_epoch >= training.patience:
                     break
     finally:
         flow.zero_grad()
         flow.requires_grad_(False)
-    flow.load_state_dict(best)
-    return history
+    if len(rows_held):
+        flow.load_state_dict(best)
+    else:
+        lowest = judged
+    if lowest >= start:
+        logger.warning(
+            "The flow never became better than it was before the fit (negative log-likelihood %.4f, then %.4f): "
+            "fitting it was of no use. Choose a smaller learning_rate than %g, or give more texts.",
+            start,
+            judged,
+            training.learning_rate,
+        )
+    return history, lowest < start
+
+
+def _check_finite(entry: dict[str, float], training: FlowTraining) -> None:
+    if not all(map(math.isfinite, entry.values())):
+        raise ValueError(
+            f"the likelihood became NaN or infinite in epoch {entry['epoch']} with learning_rate="
+            f"{training.learning_rate}; choose a smaller one"
+        )
 
 
 def _check_spread(rows: Tensor) -> None:
@@ -154,36 +199,51 @@ def _check_spread(rows: Tensor) -> None:
     largest = torch.maximum(low.abs(), high.abs())
     if bool((largest > _LARGEST).any()):
         raise ValueError(f"embeddings are as large as {largest.max():.1e}, too large to standardise; rescale them")
-    constant = int((high - low <= 64 * torch.finfo(rows.dtype).eps * largest).sum())
+    spread = high - low
+    given, kept = 64 * torch.finfo(rows.dtype).eps, 64 * torch.finfo(torch.float32).eps  # of rows and parameters
+    constant = int(((spread <= given * largest) | (spread <= kept * spread.max())).sum())
     if constant == rows.shape[1]:
         raise ValueError(
             f"the {len(rows)} embeddings fitted on are all equal up to rounding, so there is no distribution to "
             "learn; fit on different texts"
         )
     if constant:
-        logger.warning("%d of %d dimensions do not vary in the embeddings; they are only shifted.", constant, len(low))
+        logger.warning("%d of %d dimensions do not vary in the embeddings; they stay near 0.", constant, len(low))
 
 
 def _epoch(
-    flow: Flow, rows: Tensor, batch_size: int, optimizer: torch.optim.Optimizer, generator: torch.Generator, bar: Any
+    flow: Flow,
+    rows: Tensor,
+    training: FlowTraining,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    bar: Any,
 ) -> float:
     """Train on every row once; return the mean negative log-likelihood for each dimension."""
-    total = 0.0
+    total, seen = 0.0, 0
+    norms = [layer for layer in flow.modules() if isinstance(layer, ActNorm)]
+    batches = torch.randperm(len(rows), generator=generator).split(training.batch_size)
+    if training.published and len(batches[-1]) < training.batch_size:
+        batches = batches[:-1] or batches
     with torch.enable_grad():
-        for batch in torch.randperm(len(rows), generator=generator).split(batch_size):
+        for batch in batches:
             loss = -flow.log_likelihood(rows[batch.to(rows.device)]).mean() / rows.shape[1]
             optimizer.zero_grad()
-            loss.backward()
+            # In bits, for the first texts of the pairs and again for the second: only clipping notices.
+            (loss * (2 / math.log(2)) if training.published else loss).backward()
+            if training.published:
+                torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
             optimizer.step()
-            total += loss.item() * len(batch)
+            for norm in norms:
+                norm.hold_constant()
+            total, seen = total + loss.item() * len(batch), seen + len(batch)
             bar.update(len(batch))
-    return total / len(rows)
+    return total / seen
 
 
 @torch.no_grad()
-def _measured(flow: Flow, rows: Tensor, entry: dict[str, float]) -> dict[str, float]:
-    """Add the held-out likelihood to an entry of the history, if rows are held out."""
-    if len(rows):
-        total = sum(flow.log_likelihood(part).double().sum().item() for part in rows.split(_EVALUATED_ROWS))
-        entry["held_out"] = -total / rows.numel()
-    return entry
+def _measured(flow: Flow, rows: Tensor) -> tuple[float, float]:
+    """Return the mean negative log-likelihood for each dimension: without those that do not vary, and as it is."""
+    total = sum(flow.log_likelihood(part).double().sum().item() for part in rows.split(_EVALUATED_ROWS))
+    value = -total / rows.numel()
+    return value + flow.constant_part() / rows.shape[1], value

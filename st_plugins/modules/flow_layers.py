@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-__all__ = ["ActNorm", "Coupling", "FlowLayer", "LULinear", "Linear", "Permutation", "varying"]
+__all__ = ["LOG_SCALE_FACTOR", "ActNorm", "Coupling", "FlowLayer", "LULinear", "Linear", "Permutation", "varying"]
 
-_LOG_SCALE_FACTOR = 3.0  # of the published code: the logarithms of the scales learn three times as fast
+LOG_SCALE_FACTOR = 3.0  # of the published code: the logarithms of the scales learn three times as fast
+_LARGEST_GAIN = 1000.0  # of a dimension that does not vary: what rounding may amount to stays below a hundredth
 _LARGEST_LOG_SCALE = 2.0  # of an affine coupling, so that its inverse cannot overflow
 
 
@@ -64,33 +66,42 @@ class FlowLayer(nn.Module, ABC):
         """
 
 
-def varying(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def varying(rows: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and standard deviation of every dimension, and whether it varies by more than rounding.
+
+    A standard deviation is rounding beside that of the dimension which varies most, too: an encoder computes all of
+    them from the same numbers.
 
     Args:
         rows: ``(rows, d)``.
+        dtype: Of the layer's parameters. What varies less than its resolution, beside the largest, is rounding.
 
     Returns:
         Mean and standard deviation (divided by N) in float64 on the CPU, and booleans, ``(d,)`` each.
 
     Example:
-        >>> mean, deviation, varies = varying(torch.tensor([[1.0, 7.0], [3.0, 7.0]]))
-        >>> mean.tolist(), deviation.tolist(), varies.tolist()
-        ([2.0, 7.0], [1.0, 0.0], [True, False])
+        >>> mean, deviation, varies = varying(torch.tensor([[1.0, 7.0, 1e-30], [3.0, 7.0, -1e-30]]))
+        >>> mean.tolist(), deviation[:2].tolist(), varies.tolist()
+        ([2.0, 7.0, 0.0], [1.0, 0.0], [True, False, False])
     """
-    resolution = 64 * torch.finfo(rows.dtype).eps
+    given, kept = 64 * torch.finfo(rows.dtype).eps, 64 * torch.finfo(dtype).eps
     deviation, mean = torch.std_mean(rows.detach().cpu().double(), dim=0, correction=0)
-    return mean, deviation, deviation > resolution * mean.abs()
+    return mean, deviation, (deviation > given * mean.abs()) & (deviation > max(given, kept) * deviation.max())
 
 
 class ActNorm(FlowLayer):
-    """Shift and scale every dimension: ``y = (x - mean) · exp(3 · log_scale)``.
+    """Shift and scale every dimension: ``y = (x - mean) · exp(3 · log_scale) + shift``.
 
-    The first rows it sees get mean 0 and variance 1 by that; then both are parameters like others. A dimension in
-    which those rows do not vary is only shifted.
+    The first rows it sees get mean 0 and variance 1 by that; then scale and shift are parameters like others. Since
+    the shift is counted in units of the result, a step of a given size means the same in a dimension that varies a lot
+    and in one that hardly does. A dimension in which those rows do not vary stays near 0: it is scaled like the one
+    that varies most, and training may make that a thousand times as much, no more, since for the likelihood of a
+    constant no scale is too large.
 
     Args:
         dimension: Width d of the rows.
+        published: Whether to do as the published code: it has no ``shift`` and trains ``mean``, in units of the input,
+            and adds 1e-6 to the standard deviation that it starts from.
 
     Example:
         >>> layer, rows = ActNorm(2), torch.tensor([[1.0, 0.0], [3.0, 8.0]])
@@ -104,13 +115,23 @@ class ActNorm(FlowLayer):
         takes the statistics of the first batch in single precision; here they are taken in float64.
     """
 
+    mean: Tensor
+    shift: Tensor | None
     initialised: Tensor
+    limit: Tensor
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, published: bool = False) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(dimension))
+        self.epsilon = 1e-6 if published else 0.0
+        if published:
+            self.mean = nn.Parameter(torch.zeros(dimension))
+            self.shift = None
+        else:
+            self.register_buffer("mean", torch.zeros(dimension))
+            self.shift = nn.Parameter(torch.zeros(dimension))
         self.log_scale = nn.Parameter(torch.zeros(dimension))
         self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("limit", torch.full((dimension,), math.inf), persistent=False)  # of log_scale
 
     def reset(self, generator: torch.Generator) -> None:
         """Forget the data.
@@ -119,31 +140,47 @@ class ActNorm(FlowLayer):
             generator: Not used.
         """
         with torch.no_grad():
-            self.mean.zero_()
-            self.log_scale.zero_()
-            self.initialised.fill_(False)
+            for tensor in self.state_dict().values():
+                tensor.zero_()
 
     def initialise(self, rows: Tensor) -> None:
-        """Give these rows mean 0 and variance 1; the second time, also after a reload, do nothing.
+        """Give these rows mean 0 and variance 1; the second time, also after a reload, only look which vary.
 
         Args:
             rows: ``(rows, d)``.
         """
+        mean, deviation, varies = varying(rows, self.log_scale.dtype)
+        unit = torch.maximum(mean.abs(), deviation.max())
+        unit = torch.where(varies, deviation + self.epsilon, torch.where(unit > 0, unit, 1.0))
+        start = -unit.log() / LOG_SCALE_FACTOR
+        self.limit.copy_(torch.where(varies, math.inf, start + math.log(_LARGEST_GAIN) / LOG_SCALE_FACTOR))
         if self.initialised:
             return
-        mean, deviation, varies = varying(rows)
         with torch.no_grad():
             self.mean.copy_(mean)
-            self.log_scale.copy_(-torch.where(varies, deviation, 1.0).log() / _LOG_SCALE_FACTOR)
+            self.log_scale.copy_(start)
+            if self.shift is not None:  # a large mean is rounded
+                self.shift.copy_((self.mean.cpu() - mean) / unit)
             self.initialised.fill_(True)
 
+    @torch.no_grad()
+    def hold_constant(self) -> None:
+        """Bring those scales back that are above their limit."""
+        self.log_scale.copy_(torch.minimum(self.log_scale, self.limit))
+
+    def constant_part(self) -> Tensor:
+        """Return what dimensions that do not vary add to the log-determinant, which says nothing about the rows."""
+        return LOG_SCALE_FACTOR * self.log_scale.detach()[self.limit.isfinite()].sum()
+
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102 - the base says it
-        logarithms = _LOG_SCALE_FACTOR * self.log_scale.to(rows.dtype)
-        return (rows - self.mean.to(rows.dtype)) * logarithms.exp(), logarithms.sum()
+        logarithms = LOG_SCALE_FACTOR * self.log_scale.to(rows.dtype)
+        scaled = (rows - self.mean.to(rows.dtype)) * logarithms.exp()
+        return scaled if self.shift is None else scaled + self.shift.to(rows.dtype), logarithms.sum()
 
     def inverse(self, rows: Tensor) -> Tensor:  # noqa: D102 - the base says it
-        logarithms = _LOG_SCALE_FACTOR * self.log_scale.to(rows.dtype)
-        return rows * (-logarithms).exp() + self.mean.to(rows.dtype)
+        logarithms = LOG_SCALE_FACTOR * self.log_scale.to(rows.dtype)
+        shifted = rows if self.shift is None else rows - self.shift.to(rows.dtype)
+        return shifted * (-logarithms).exp() + self.mean.to(rows.dtype)
 
 
 class Permutation(FlowLayer):
@@ -307,8 +344,9 @@ class Coupling(FlowLayer):
 
     Reference:
         Dinh et al., "NICE" (2015), arXiv 1410.8516, equation 3.2 (additive); Glow, table 1 (affine). BERT-flow uses
-        the additive one with 32 units (its code normalises the hidden layers, too). The affine scale of the published
-        code, ``sigmoid(s + 2)``, can only shrink and does not start at one; ours is bounded to both sides and does.
+        the additive one with 32 units (its code normalises the hidden layers, too: `PublishedCoupling`). The affine
+        scale of the published code, ``sigmoid(s + 2)``, can only shrink and does not start at one; ours is bounded to
+        both sides and does.
     """
 
     def __init__(self, dimension: int, width: int = 32, kind: Literal["additive", "affine"] = "additive") -> None:
@@ -316,7 +354,10 @@ class Coupling(FlowLayer):
         self.affine = kind == "affine"
         self.kept = dimension // 2
         outputs = (dimension - self.kept) * (2 if self.affine else 1)
-        sizes = [(width, self.kept), (width, width), (outputs, width)]
+        self._build([(width, self.kept), (width, width), (outputs, width)])
+
+    def _build(self, sizes: list[tuple[int, int]]) -> None:
+        """Make the network's parameters."""
         self.weights = nn.ParameterList(torch.zeros(size) for size in sizes)
         self.biases = nn.ParameterList(torch.zeros(size[0]) for size in sizes)
 
@@ -348,13 +389,17 @@ class Coupling(FlowLayer):
 
     def _network(self, first: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the shift, and the logarithm of the scale if there is one."""
-        output = first
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            output = linear(relu(output) if index else output, weight.to(first.dtype), bias.to(first.dtype))
+        output = self._output(first)
         if not self.affine:
             return output, None
         shift, logarithms = output.chunk(2, dim=1)
         return shift, _LARGEST_LOG_SCALE * (logarithms / _LARGEST_LOG_SCALE).tanh()
+
+    def _output(self, first: Tensor) -> Tensor:
+        output = first
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            output = linear(relu(output) if index else output, weight.to(first.dtype), bias.to(first.dtype))
+        return output
 
 
 def _rotation(dimension: int, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,9 +32,11 @@ PRESETS = MappingProxyType(
     {
         "paper": {"levels": 2, "depth": 3, "permutation": "random"},
         "code": {"levels": 3, "depth": 3, "permutation": "reverse"},
+        "published": {"levels": 3, "depth": 3, "permutation": "reverse", "published": True},
     }
 )
-"""The two published architectures; both have additive couplings with 32 units."""
+"""The architecture of the paper and that of the authors' code, and the latter with all that belongs to it; all have
+additive couplings with 32 units."""
 
 _DEFAULTS = {
     "levels": 2,
@@ -42,6 +45,7 @@ _DEFAULTS = {
     "coupling": "additive",
     "permutation": "random",
     "normalize": False,
+    "published": False,
 }
 
 
@@ -54,8 +58,9 @@ class NormalizingFlow(StoredModule):
     `inverse` gives u back.
 
     A tenth of the embeddings is held out, and fitting stops when their likelihood has not improved for three epochs;
-    the parameters of the best epoch stay. All random numbers come from one generator, so that a fit can be repeated.
-    All embeddings are kept in memory while it is fitted. Dimensions that do not vary are only shifted.
+    the parameters of the best epoch stay; a fit that never improves says so (`improved`). All random numbers come from
+    one generator, so that a fit can be repeated. All embeddings are kept in memory while it is fitted. Dimensions that
+    do not vary, or by no more than rounding beside the one that varies most, stay near 0.
 
     The module computes in float32, in float64 for float64 input, and returns the type it was given. ``.half()`` and
     ``.to(bfloat16)`` leave its parameters at float32. After `fit` they are frozen; ``module.requires_grad_()`` lets
@@ -71,6 +76,8 @@ class NormalizingFlow(StoredModule):
         permutation: ``"random"`` and ``"reverse"`` are fixed orders of the dimensions. ``"learned"`` and
             ``"learned-lu"`` are full matrices, plain or in LU factors: of the latter the determinant is cheap.
         normalize: Whether to scale the result to unit length (a zero vector stays zero).
+        published: Whether everything else is that of the authors' code, too: layers and starting point here, and the
+            training as the default of `fit`.
 
     Reads / Writes:
         ``sentence_embedding``: ``(batch, embedding_dimension)`` → ``(batch, embedding_dimension)``
@@ -86,12 +93,26 @@ class NormalizingFlow(StoredModule):
 
     Reference:
         Li, Zhou, He, Wang, Yang & Li, "On the Sentence Embeddings from Pre-trained Language Models" (EMNLP 2020),
-        arXiv 2011.05864, equation 4 and section 4.1. ``from_preset`` has the architecture of the paper (levels 2,
-        depth 3, a random permutation; also the default) and that of the authors' code (levels 3, depth 3, and a
-        reversal, which the paper calls random). We differ: some embeddings are held out to stop on, where the authors
-        train one epoch, in batches of 32 pairs; the actnorms start from up to 4,096 embeddings instead of one batch;
-        the rate of Adam is constant; the hidden layers of the couplings are not normalised; the affine scale, which
-        the authors do not use, is two-sided. They fit on the evaluated texts themselves ("target") or on NLI.
+        arXiv 2011.05864, equation 4 and section 4.1; their code is github.com/bohanli/BERT-flow. ``from_preset`` has
+        the architecture of the paper (``"paper"``: levels 2, depth 3, a random permutation; also the default), that of
+        the code (``"code"``: levels 3, depth 3, and a reversal, which the paper calls random), and the code's with its
+        layers and its training (``"published"``). Without ``published=True`` we differ from the code in this:
+
+        - Training: a part is held out to stop on, batches have 256 embeddings, Adam corrects its moments for starting
+          at zero, epsilon is 1e-8, nothing is clipped or decayed. There: one epoch, batches of 32 pairs, gradients
+          clipped to norm 1 (of the likelihood in bits for each dimension, summed over both texts), `PublishedAdam` (no
+          correction, epsilon 1e-6, decoupled decay of 0.01 on all parameters). The rate, 1e-3, is constant in both.
+        - Starting point: from up to 4,096 embeddings. There: from one batch of 32, with 1e-6 added to each standard
+          deviation.
+        - Actnorm: its shift is counted in units of the result. There: of the input, so that dimensions which vary
+          little take large steps. Its ``log_scale`` is trained, three times as fast, in both.
+        - Couplings: hidden layers with a bias, drawn with variance 2/inputs. There: `PublishedCoupling`, normalised,
+          drawn with standard deviation 0.05, with a trained scale ``exp(3 · log_scale)`` at the end.
+        - The affine coupling, which the authors do not use, is two-sided.
+
+        With it one difference is left: dimensions that do not vary are not scaled by a million at the start. The
+        authors fit on the evaluated texts themselves ("target"), or on NLI for 0.15 epochs with a rate of 2e-5, and
+        average the token vectors of two layers (`first_last_avg`).
     """
 
     config_defaults = _DEFAULTS
@@ -107,6 +128,7 @@ class NormalizingFlow(StoredModule):
         coupling: CouplingKind = "additive",
         permutation: PermutationKind = "random",
         normalize: bool = False,
+        published: bool = False,
     ) -> None:
         super().__init__()
         if embedding_dimension < 2:
@@ -114,16 +136,19 @@ class NormalizingFlow(StoredModule):
         self.embedding_dimension = embedding_dimension
         self.levels, self.depth, self.width = levels, depth, width
         self.coupling, self.permutation, self.normalize = coupling, permutation, normalize
-        self.flow = Flow(embedding_dimension, levels, depth, width, coupling, permutation)
+        self.published = published
+        self.flow = Flow(embedding_dimension, levels, depth, width, coupling, permutation, published)
         self._sources: dict[str, int] = {}
         self._history: list[dict[str, float]] = []
+        self._improved = False
 
     @classmethod
     def from_preset(cls, preset: str, embedding_dimension: int, **options: Any) -> Self:
         """Build a flow of a published architecture.
 
         Args:
-            preset: ``"paper"`` or ``"code"``, see `PRESETS`.
+            preset: ``"paper"`` or ``"code"``, see `PRESETS`; ``"published"`` is the authors' recipe with
+                their training.
             embedding_dimension: Width of the embeddings.
             **options: Further arguments of the constructor; they override the preset's.
 
@@ -146,29 +171,29 @@ class NormalizingFlow(StoredModule):
         embeddings: Array | Tensor | Iterable[Array | Tensor],
         source: str = "",
         *,
-        epochs: int = 30,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        held_out: float = 0.1,
-        patience: int = 3,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        held_out: float | None = None,
+        patience: int | None = None,
         resume: bool = False,
         generator: torch.Generator | None = None,
         show_progress_bar: bool | None = None,
     ) -> Self:
         """Forget earlier fits and fit on all of ``embeddings``, in single precision unless they are float64.
 
-        The authors train one epoch in batches of 32 pairs with the same learning rate, about as many steps as four
-        epochs here. Early stopping decides when to end; ``epochs`` is the most.
+        What is not given is as in `FlowTraining`; with ``published=True`` as in ``FlowTraining.as_published()``: one
+        epoch in batches of 32 pairs of texts, nothing held out, and the authors' optimiser.
 
         Args:
             embeddings: An ``(N, d)`` array or tensor, or an iterable of such blocks. Repeated rows let the held-out
                 likelihood look better than it is.
             source: Where they come from, for the record saved with the module.
-            epochs: As for `FlowTraining`.
-            batch_size: As for `FlowTraining`.
-            learning_rate: As for `FlowTraining`.
-            held_out: As for `FlowTraining`.
-            patience: As for `FlowTraining`.
+            epochs: Passes over the data, at most: 30, or 1.
+            batch_size: Rows in a step: 256, or 64.
+            learning_rate: Of Adam: 1e-3.
+            held_out: Share of the rows that the likelihood is measured on, to stop in time: 0.1, or 0.
+            patience: Epochs without a better one after which to stop: 3.
             resume: Whether to go on from the parameters the module has, with no new initialisation.
             generator: Where the random numbers come from, on the CPU; None: a new one with seed 0. Resume with the
                 same embeddings and a generator in the same state, and the same rows are held out.
@@ -181,20 +206,28 @@ class NormalizingFlow(StoredModule):
             ValueError: There are too few rows, they are all equal, a block has the wrong shape or type or holds NaN or
                 infinity, or the fit diverges; the module then stays what it was.
         """
-        training = FlowTraining(epochs, batch_size, learning_rate, held_out, patience)
+        given: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "held_out": held_out,
+            "patience": patience,
+        }
+        training = FlowTraining.as_published() if self.published else FlowTraining()
+        training = replace(training, **{name: value for name, value in given.items() if value is not None})
         if resume:
             self._check_fitted()
         rows = stacked(embeddings, self.embedding_dimension, type(self).__name__, next(self.parameters()).device)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         flow = copy.deepcopy(self.flow)
         with torch.autocast(rows.device.type, enabled=False):
-            history = maximise_likelihood(
+            history, better = maximise_likelihood(
                 flow, rows, training, generator, resume=resume, show_progress_bar=show_progress_bar
             )
         name = source or "unnamed"
         earlier = self._sources if resume else {}
         self._sources = {**earlier, name: earlier.get(name, 0) + len(rows)}
-        self.flow, self._history = flow, history
+        self.flow, self._history, self._improved = flow, history, better
         return self
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -278,6 +311,11 @@ class NormalizingFlow(StoredModule):
         """Negative log-likelihood of the latest fit, epoch by epoch; see `maximise_likelihood`."""
         return [dict(entry) for entry in self._history]
 
+    @property
+    def improved(self) -> bool:
+        """Whether the latest fit made the likelihood better than it was before."""
+        return self._improved
+
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json``, ``model.safetensors`` and ``fit.json`` (what it saw, and the history of the fit).
 
@@ -292,7 +330,12 @@ class NormalizingFlow(StoredModule):
         """
         self._check_fitted()
         super().save(output_path)
-        record = {"library": f"st-plugins {__version__}", "sources": self._sources, "history": self._history}
+        record = {
+            "library": f"st-plugins {__version__}",
+            "sources": self._sources,
+            "history": self._history,
+            "improved": self._improved,
+        }
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
         (Path(output_path) / storage.RECORD).write_text(text, encoding="utf-8")
 
@@ -310,6 +353,7 @@ class NormalizingFlow(StoredModule):
         try:
             self._sources = {str(name): int(rows) for name, rows in known["sources"].items()}
             self._history = [dict(entry) for entry in known["history"]]
+            self._improved = bool(known["improved"])
             self._check_fitted()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{record} does not describe the fit of a NormalizingFlow: {error!r}") from error
