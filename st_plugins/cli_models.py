@@ -67,10 +67,10 @@ def load_model(name: str, dtype: Dtype, device: str | None, max_seq_length: int 
     """Load a model with the precision and the length that the options ask for."""
     import torch
 
-    from st_plugins.io import load
+    from st_plugins.io import load_sentence_transformer
     from st_plugins.lengths import check_length, set_length
 
-    model = load(name, device=device)
+    model = load_sentence_transformer(name, device)
     if dtype is not Dtype.float32:
         model = model.to(getattr(torch, dtype.value))
     if max_seq_length is not None:

@@ -109,7 +109,7 @@ def train(
 
     from st_plugins.atomic import folder_target
     from st_plugins.data.files import read_table
-    from st_plugins.io import load
+    from st_plugins.io import load_sentence_transformer
     from st_plugins.matching import (
         LearnedEmbedding,
         RE2Config,
@@ -149,7 +149,7 @@ def train(
         words = [text for pairs in (rows, judged) if pairs is not None for text in (*pairs.first, *pairs.second)]
         source = WordVectors.from_file(vectors, None if all_words else words, trainable=train_vectors)
     elif encoder is not None:
-        source = TransformerTokens(load(encoder, device="cpu"), trainable=train_vectors)
+        source = TransformerTokens(load_sentence_transformer(encoder, "cpu"), trainable=train_vectors)
     else:
         width = embedding_dimension or (50 if chosen == "small" else 300)
         source = LearnedEmbedding.from_texts([*rows.first, *rows.second], width)

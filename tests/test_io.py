@@ -103,7 +103,6 @@ def test_code_in_the_folder_never_runs(folder: Path, whitened: SentenceTransform
     rewrite(folder / "config.json", {"auto_map": {"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"}})
     tokenizer = {"auto_map": {"AutoTokenizer": [None, "modeling.Model"]}, "trust_remote_code": True}
     rewrite(folder / "tokenizer_config.json", tokenizer)
-    rewrite(folder / "sentence_bert_config.json", {"model_args": {"trust_remote_code": True}})
     again = st_plugins.load(folder, device="cpu")
     assert np.array_equal(again.encode(sentences), whitened.encode(sentences))
     assert not ran.exists()

@@ -267,7 +267,7 @@ def test_bad_input(tokens: TokenEmbeddings, make: Callable[[Any], Any], error: A
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), r"model\.safetensors is damaged"),
         (
             lambda folder: (folder / "config.json").write_text('{"embedding_dimension": 9, "special_tokens": {}}'),
-            r"config\.json does not describe a TokenEmbeddings: weights must have shape \(\d+, 9\)",
+            r"config\.json does not describe a TokenEmbeddings: embedding_dimension is 9, but",
         ),
     ],
 )

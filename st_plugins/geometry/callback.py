@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import Self
 
 from st_plugins.geometry.probe import NUMBERS, Probe
+from st_plugins.loading.files import is_there, read_tensors
 
 __all__ = ["GeometryCallback"]
 
@@ -329,8 +330,8 @@ class GeometryCallback(TrainerCallback):
         path = _checkpoint(args, state) / _BEST_FILE
         if self.best_step == state.global_step:
             self.best_weights = _copy_of_weights(model)
-        elif path.is_file():
-            self.best_weights = load_file(path)
+        elif is_there(path):
+            self.best_weights = read_tensors(path)
         else:
             logger.warning(
                 "The weights of step %d, the best so far by %s, are not in %s; the choice goes on among the steps "

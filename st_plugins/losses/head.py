@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from st_plugins import __version__
 from st_plugins.atomic import write_text
+from st_plugins.loading.files import is_there, read_object, read_tensors
 from st_plugins.losses.embedding import ViewLoss
 
 __all__ = ["HeadedLoss", "embedding_dimension"]
@@ -62,15 +62,15 @@ class HeadedLoss(ViewLoss):
             ValueError: The head is another loss's, has other shapes, or is damaged; this one is then left as it is.
         """
         folder = Path(path)
-        if not (folder / _TENSORS).is_file() or not (folder / _RECORD).is_file():
+        if not is_there(folder / _TENSORS) or not is_there(folder / _RECORD):
             raise FileNotFoundError(
                 f"{folder} has no {_TENSORS} with its {_RECORD}; write them with save_head, or give "
                 "HeadCheckpointCallback to the trainer"
             )
         try:
-            state = load_file(folder / _TENSORS)
-            loss = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["loss"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            state = read_tensors(folder / _TENSORS)
+            loss = read_object(folder / _RECORD)["loss"]
+        except (ValueError, KeyError) as error:
             raise ValueError(f"the head in {folder} is damaged ({error}); save it again") from error
         saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
         own = {name: tuple(tensor.shape) for name, tensor in self.head.state_dict().items()}

@@ -12,6 +12,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor
 
 from st_plugins.attention import LayerAttention, capture_attention
+from st_plugins.loading.encoder import load_cross_encoder
 from st_plugins.losses.virt_cache import MapCache, fingerprint, pair_key
 from st_plugins.losses.virt_inputs import PairInputs, TeacherInput, check_tokenizers, take
 from st_plugins.losses.virt_maps import (
@@ -67,7 +68,7 @@ class TeacherMaps:
         if distance == "kl" and target == "logits":
             raise ValueError("distance='kl' compares distributions, but target='logits' has none; choose 'mse'")
         if isinstance(teacher, str | Path):
-            teacher = CrossEncoder(str(teacher), device=str(student.device))
+            teacher = load_cross_encoder(teacher, str(student.device))
         if not isinstance(teacher, CrossEncoder):
             raise TypeError(f"teacher must be a CrossEncoder or the path of one, got {type(teacher).__name__}")
         for model in (student, teacher):

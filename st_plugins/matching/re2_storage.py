@@ -8,14 +8,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from st_plugins import __version__
-from st_plugins.matching.re2 import RE2Config, RE2Schedule, fold_weight_norm
+from st_plugins.loading.files import is_there, read_object, read_tensors, shapes
+from st_plugins.loading.sizes import check_sizes
+from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule, fold_weight_norm
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
-from st_plugins.modules.storage import read_json
 
 __all__ = ["SOURCES", "Source", "StoredMatcher", "read_weights", "write"]
 
@@ -77,10 +77,10 @@ class StoredMatcher:
 
     def __init__(self, folder: Path) -> None:
         for name in (_RECORD, _TENSORS, _SOURCE):
-            if not (folder / name).exists():
+            if not (folder / name).is_dir() and not is_there(folder / name):
                 raise FileNotFoundError(f"{folder} has no {name}; give a folder that RE2Matcher.save wrote")
         self.path, self.tensors = folder / _RECORD, folder / _TENSORS
-        record = read_json(self.path)
+        record = read_object(self.path)
         if record.get("type") != _TYPE:
             raise ValueError(f"{self.path} is of a {record.get('type')!r}, not of an {_TYPE}")
         unknown = sorted(set(record) - {"library", "type", "trained", *_KEYS})
@@ -92,9 +92,27 @@ class StoredMatcher:
             self.schedule = RE2Schedule.from_dict(record["schedule"])
             self.labels: list[str] | None = record["labels"]
             self.trained: dict[str, Any] | None = record.get("trained")
+            if not isinstance(self.labels, list | None):
+                raise TypeError(f"labels must be a list of names or null, got {self.labels!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} does not describe an {_TYPE}: {error!r}") from error
         self.source = kind.load(folder / _SOURCE)
+
+    def check_sizes(self) -> None:
+        """Compare what the folder says of the network with its tensors, before memory is asked for.
+
+        Raises:
+            ValueError: They do not fit each other; the message names the sizes.
+        """
+        labels = 1 if self.labels is None else len(self.labels)
+        check_sizes(
+            "RE2",
+            {**self.config.to_dict(), "num_labels": labels},
+            shapes(self.tensors),
+            str(self.path),
+            lambda: fold_weight_norm(RE2(self.config, self.source.width, labels)),
+            _TENSORS,
+        )
 
 
 def read_weights(network: nn.Module, file: Path) -> None:
@@ -108,6 +126,6 @@ def read_weights(network: nn.Module, file: Path) -> None:
         ValueError: The file is damaged, or of another network; the message names it.
     """
     try:
-        fold_weight_norm(network).load_state_dict(load_file(file))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{file} is damaged or does not fit the network: {error}") from error
+        fold_weight_norm(network).load_state_dict(read_tensors(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit the network: {error}") from error

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.cross_encoder import CrossEncoderModelCardData
 from torch import Tensor, nn
@@ -20,9 +19,11 @@ from typing_extensions import Self
 
 from st_plugins import __version__
 from st_plugins.atomic import atomic_folder
-from st_plugins.io import load as load_model
+from st_plugins.loading.encoder import load_encoder
+from st_plugins.loading.files import is_there, read_object, read_tensors, shapes
+from st_plugins.loading.sizes import check_sizes
 from st_plugins.matching.inputs import TokenVectors, as_pairs, checked, encode, encode_batch, padded, resolve_prompt
-from st_plugins.matching.interaction import PairHead, attended_means, check_fusion, pair_means
+from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
 from st_plugins.matching.outputs import (
     Activation,
     activated,
@@ -34,7 +35,6 @@ from st_plugins.matching.outputs import (
 )
 from st_plugins.modes import evaluating
 from st_plugins.modules.special_tokens import special_token_ids
-from st_plugins.modules.storage import read_json
 
 __all__ = ["VIRTPairClassifier"]
 
@@ -331,24 +331,28 @@ class VIRTPairClassifier(nn.Module):
         """
         folder = Path(path).expanduser()
         for file in (_RECORD, _TENSORS):
-            if not (folder / file).is_file():
+            if not is_there(folder / file):
                 raise FileNotFoundError(f"{folder} has no {file}; give a folder that VIRTPairClassifier.save wrote")
-        record = read_json(folder / _RECORD)
+        record = read_object(folder / _RECORD)
         if record.get("type") != cls.__name__:
             raise ValueError(f"{folder / _RECORD} is of a {record.get('type')!r}, not of a {cls.__name__}")
         unknown = sorted(set(record) - {"library", "type", *_OPTIONS})
         if unknown:
             logger.warning("Ignoring %s in %s: written by a newer version?", unknown, folder / _RECORD)
-        model = load_model(folder, device)
         try:
             num_labels, *options = (record[name] for name in _OPTIONS)
+        except KeyError as error:
+            raise ValueError(f"{folder / _RECORD} does not describe a {cls.__name__}: {error!r}") from error
+        _check_head(record, folder)
+        model = load_encoder(folder, device)
+        try:
             classifier = cls(model, num_labels, **dict(zip(_OPTIONS[1:], options, strict=True)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / _RECORD} does not describe a {cls.__name__}: {error!r}") from error
         try:
-            classifier.head.load_state_dict(load_file(folder / _TENSORS))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ValueError(f"{folder / _TENSORS} is damaged or does not fit the encoder: {error}") from error
+            classifier.head.load_state_dict(read_tensors(folder / _TENSORS))
+        except RuntimeError as error:
+            raise ValueError(f"{folder / _TENSORS} does not fit the encoder: {error}") from error
         return classifier.eval()
 
     def _score(self, first: list[Tensor], second: list[Tensor], batch_size: int) -> Tensor:
@@ -368,3 +372,19 @@ class VIRTPairClassifier(nn.Module):
                 raise ValueError(f"the token vectors of pairs {bad[:8]} hold NaN or infinity; encode them again")
             logits[rows] = self.head(means).to(logits.dtype)
         return logits
+
+
+def _check_head(record: dict[str, Any], folder: Path) -> None:
+    """Compare what the record says of the head with its tensors, before memory is asked for."""
+    held = shapes(folder / _TENSORS)
+    fusion = record["fusion"]
+    check_fusion(fusion)
+    columns = held.get("inner.weight", (0, 0))[-1]
+    check_sizes(
+        "PairHead",
+        {name: record[name] for name in _OPTIONS},
+        held,
+        str(folder / _RECORD),
+        lambda: PairHead(columns // FUSIONS[fusion], record["num_labels"], fusion, record["hidden"], 0.0),
+        _TENSORS,
+    )

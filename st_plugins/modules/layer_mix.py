@@ -50,7 +50,7 @@ def recipe_weights(recipe: str, num_hidden_layers: int) -> Tensor:
         raise ValueError(
             f"recipe {recipe!r} needs an encoder with layers, but num_hidden_layers is {num_hidden_layers}"
         )
-    weights = torch.zeros(num_hidden_layers + 1)
+    weights = torch.zeros(num_hidden_layers + 1, device="cpu")
     for index in RECIPES[recipe]:
         weights[index] += 1.0 / len(RECIPES[recipe])
     return weights

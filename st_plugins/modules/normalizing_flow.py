@@ -18,6 +18,7 @@ from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
 from st_plugins import __version__
+from st_plugins.loading.files import read_object
 from st_plugins.modules import storage
 from st_plugins.modules.flow import CouplingKind, Flow, PermutationKind
 from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
@@ -349,7 +350,7 @@ class NormalizingFlow(StoredModule):
             ValueError: The file is damaged.
         """
         record = find(storage.RECORD)
-        known = storage.read_json(record)
+        known = read_object(record)
         try:
             self._sources = {str(name): int(rows) for name, rows in known["sources"].items()}
             self._history = [dict(entry) for entry in known["history"]]

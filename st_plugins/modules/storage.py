@@ -13,10 +13,11 @@ from safetensors.numpy import load_file, save_file
 from sentence_transformers.base.modules import Module
 
 from st_plugins import __version__
+from st_plugins.loading.files import read_object, regular
 from st_plugins.modules.moments import Moments
 from st_plugins.modules.transform import Transform
 
-__all__ = ["RECORD", "TENSORS", "checksum", "find", "read", "read_json", "write"]
+__all__ = ["RECORD", "TENSORS", "checksum", "find", "read", "write"]
 
 TENSORS = "model.safetensors"
 RECORD = "fit.json"
@@ -88,7 +89,7 @@ def read(
     Raises:
         ValueError: A file is damaged, or the two do not belong together; the message names it.
     """
-    record = read_json(record_path)
+    record = read_object(record_path)
     try:
         tensors = load_file(tensors_path)
         quartic, resolution = tensors["statistics.scalars"].tolist()
@@ -128,25 +129,4 @@ def find(module: type[Module], name: str, model: str, subfolder: str, **hub: Any
     path = module.load_file_path(model, filename=name, subfolder=subfolder, **hub)
     if path is None:
         raise ValueError(f"{name} is missing from {Path(model) / subfolder}; save the model again")
-    return Path(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: The file is not UTF-8, not JSON, or not an object; the message names it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
+    return regular(Path(path))

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from st_plugins.loading.files import Shapes, read_object, read_tensors, shapes
+from st_plugins.loading.sizes import check_sizes
 from st_plugins.modules import storage
 from st_plugins.modules.configured import ConfiguredModule
 
@@ -95,7 +96,7 @@ class StoredModule(ConfiguredModule):
             return storage.find(cls, name, model_name_or_path, subfolder, **hub)
 
         config = find(cls.config_file_name)
-        return cls.read((init_defaults or {}) | storage.read_json(config), config, find)
+        return cls.read((init_defaults or {}) | read_object(config), config, find)
 
     @classmethod
     def read(cls, values: dict[str, Any], config: Path, find: Callable[[str], Path]) -> Self:
@@ -113,10 +114,8 @@ class StoredModule(ConfiguredModule):
             ValueError: A file is missing, damaged, or does not fit the others; the message names it.
         """
         tensors = find(storage.TENSORS)
-        try:
-            state = load_file(tensors)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{tensors} is damaged: {error}") from error
+        cls.check_stored(values, shapes(tensors), str(config))
+        state = read_tensors(tensors)
         module = cls.from_config(values, str(config), **cls.load_parts(find, state))
         try:
             module.load_state_dict(state)
@@ -124,6 +123,21 @@ class StoredModule(ConfiguredModule):
             raise ValueError(f"{tensors} does not fit {config}: {error}") from error
         module.load_record(find)
         return module
+
+    @classmethod
+    def check_stored(cls, values: dict[str, Any], held: Shapes, where: str) -> None:
+        """Compare the configuration with the shapes of the tensors, before memory is asked for.
+
+        Args:
+            values: The configuration.
+            held: The shapes, by name.
+            where: The configuration's file, for messages.
+
+        Raises:
+            ValueError: They do not fit each other; the message names the module and the sizes.
+        """
+        known = {key: value for key, value in values.items() if key in cls.config_keys}
+        check_sizes(cls.__name__, known, held, where, lambda: cls(**known))
 
     @classmethod
     def load_parts(cls, find: Callable[[str], Path], state: dict[str, Tensor]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import Self
 
+from st_plugins.loading.files import Shapes
+from st_plugins.loading.sizes import check_whole
 from st_plugins.modules.stored import StoredModule
 
 __all__ = ["TokenEmbeddings"]
@@ -252,6 +254,26 @@ class TokenEmbeddings(StoredModule, InputModule):
         """
         super().save(output_path)
         self.tokenizer.backend_tokenizer.save(str(Path(output_path) / _TOKENIZER))
+
+    @classmethod
+    def check_stored(cls, values: dict[str, Any], held: Shapes, where: str) -> None:
+        """Compare the width with the table's; how many rows it must have, the tokenizer says.
+
+        Args:
+            values: The configuration.
+            held: The shapes, by name.
+            where: The configuration's file, for messages.
+
+        Raises:
+            ValueError: They do not fit each other; the message names both.
+        """
+        check_whole(values, where)
+        table = held.get("embedding.weight", ())
+        if set(held) != {"embedding.weight"} or len(table) != 2 or table[1] != values.get("embedding_dimension"):
+            raise ValueError(
+                f"{where} does not describe a {cls.__name__}: embedding_dimension is "
+                f"{values.get('embedding_dimension')!r}, but its tensors are {held}; save the model again"
+            )
 
     @classmethod
     def load_parts(cls, find: Callable[[str], Path], state: dict[str, Tensor]) -> dict[str, Any]:

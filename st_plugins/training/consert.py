@@ -207,7 +207,7 @@ def train_consert(
         words = selection_in_words(select, step, steps, dev, defined=defined)
         with target.write() as folder:
             _save(adapted, folder)
-            final = io.load(folder, device=str(arguments.device))
+            final = io.load_sentence_transformer(folder, str(arguments.device))
             after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
             comparison = None if before is None or after is None else compare(after, before, seed=seed)
             result = TrainingResult(
@@ -326,7 +326,7 @@ def _choose(
         return last, False
     if select == "dev" and step != last:
         # Not by load_best_model_at_end: the host only logs it when that fails.
-        best = io.load(checkpoints.of_step(step), device="cpu")
+        best = io.load_sentence_transformer(checkpoints.of_step(step), "cpu")
         trainer.model.load_state_dict(best.state_dict())
     return step, True
 

@@ -131,7 +131,7 @@ def name_of(model: SentenceTransformer | str | Path) -> str:
 
 def prepared(model: SentenceTransformer | str | Path, max_length: int | None) -> SentenceTransformer:
     """Return a float32 copy with a new model card, made of modules that load anywhere."""
-    loaded = model if isinstance(model, SentenceTransformer) else io.load(model, device="cpu")
+    loaded = model if isinstance(model, SentenceTransformer) else io.load_sentence_transformer(model, "cpu")
     for module in loaded:
         if not type(module).__module__.startswith("sentence_transformers."):
             raise ValueError(

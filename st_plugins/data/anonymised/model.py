@@ -30,9 +30,10 @@ from st_plugins.data.anonymised.masking import (
 )
 from st_plugins.data.anonymised.pairs import AnonymisedPairs
 from st_plugins.data.anonymised.tokens import label_token_ids
+from st_plugins.loading.files import is_there, read_object
+from st_plugins.loading.staging import staged
 from st_plugins.matching.inputs import as_pairs
 from st_plugins.modes import evaluating
-from st_plugins.modules.storage import read_json
 
 __all__ = ["LabelTokenModel"]
 
@@ -295,16 +296,18 @@ class LabelTokenModel(nn.Module):
             ValueError: A file is damaged, or the files do not fit each other; the message names the folder.
         """
         folder = Path(path).expanduser()
-        if not (folder / _RECORD).is_file():
+        if not is_there(folder / _RECORD):
             raise FileNotFoundError(f"{folder} has no {_RECORD}; give a folder that LabelTokenModel.save wrote")
-        record = read_json(folder / _RECORD)
+        record = read_object(folder / _RECORD)
         if record.get("type") != cls.__name__:
             raise ValueError(f"{folder / _RECORD} is of a {record.get('type')!r}, not of a {cls.__name__}")
         try:
-            encoder = AutoModelForMaskedLM.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-            model = cls(encoder, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+            with staged(folder) as stage:
+                encoder = AutoModelForMaskedLM.from_pretrained(
+                    stage.path, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                )
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(stage.path, local_files_only=True)
+            model = cls(encoder, tokenizer)
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} is damaged or does not hold a {cls.__name__}: {error}") from error
         if list(model.classes) != record.get("classes"):

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins import __version__
-from st_plugins.modules.storage import read_json
+from st_plugins.loading.files import read_object, read_tensors, regular
 
 __all__ = ["RECORD", "TokenTable", "read_record", "write_record"]
 
@@ -149,13 +148,13 @@ class TokenTable(nn.Module):
         """
         record = read_record(folder, cls.__name__, (_TOKENIZER, _TENSORS))
         try:
-            tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+            tokenizer = Tokenizer.from_file(str(regular(folder / _TOKENIZER)))
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"{folder / _TOKENIZER} is damaged: {error}") from error
         try:
-            weights = load_file(folder / _TENSORS)["weights"]
-        except (SafetensorError, OSError, KeyError) as error:
-            raise ValueError(f"{folder / _TENSORS} is damaged or of something else: {error}") from error
+            weights = read_tensors(folder / _TENSORS)["weights"]
+        except KeyError as error:
+            raise ValueError(f"{folder / _TENSORS} is of something else: {error}") from error
         if weights.ndim != 2 or weights.shape[1] != record.get("width"):
             raise ValueError(
                 f"{folder / _TENSORS} has vectors of shape {tuple(weights.shape)}, but {folder / RECORD} says width "
@@ -195,7 +194,7 @@ def read_record(folder: Path, kind: str, files: tuple[str, ...] = ()) -> dict[st
     for name in (RECORD, *files):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}; give a folder that {kind}.save wrote")
-    record = read_json(folder / RECORD)
+    record = read_object(folder / RECORD)
     if record.get("type") != kind:
         raise ValueError(f"{folder / RECORD} is of a {record.get('type')!r}, not of a {kind}")
     return record

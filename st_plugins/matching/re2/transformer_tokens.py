@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from st_plugins.io import load as load_model
+from st_plugins.loading.encoder import load_encoder
 from st_plugins.matching.interaction import content_tokens
 from st_plugins.matching.re2.token_table import read_record, write_record
 from st_plugins.modes import evaluating
@@ -46,7 +46,7 @@ class TransformerTokens(nn.Module):
 
     def __init__(self, model: SentenceTransformer | str | Path, trainable: bool = False) -> None:
         super().__init__()
-        found = model if isinstance(model, SentenceTransformer) else load_model(model, "cpu")
+        found = model if isinstance(model, SentenceTransformer) else load_encoder(model, "cpu")
         self.tokenizer: Any = getattr(found, "tokenizer", None)
         if not hasattr(self.tokenizer, "all_special_ids"):
             raise ValueError(

@@ -1,0 +1,130 @@
+"""Files of a model folder: regular ones only, read without trusting what they say about their size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["is_there", "read_json", "read_object", "read_tensors", "regular", "shapes"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def is_there(file: Path) -> bool:
+    """Return whether a file can be read: False where there is nothing.
+
+    Args:
+        file: The file; a link counts as what it points to.
+
+    Returns:
+        True for a regular file.
+
+    Raises:
+        ValueError: There is something else of that name (a pipe would be waited for without end).
+    """
+    if file.is_file():
+        return True
+    if file.exists() or file.is_symlink():
+        kind = "a folder" if file.is_dir() else "a link to nothing" if not file.exists() else "a pipe or a device"
+        raise ValueError(f"{file} is {kind}, not a regular file; copy or download the model again")
+    return False
+
+
+def regular(file: Path) -> Path:
+    """Return the file itself.
+
+    Args:
+        file: A file that must be there.
+
+    Returns:
+        The same path.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: It is no regular file.
+    """
+    if not is_there(file):
+        raise FileNotFoundError(f"{file} does not exist")
+    return file
+
+
+def read_json(file: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no regular file, not UTF-8 or not JSON; the message names it.
+    """
+    try:
+        return json.loads(regular(file).read_bytes().decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged, not valid JSON ({error}); copy or download it again") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no regular file, not JSON, or not an object; the message names it.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def shapes(file: Path) -> Shapes:
+    """Return the shapes of the tensors in a safetensors file; the numbers themselves are not read.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The shape of each tensor, by name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no regular file, or damaged; the message names it.
+    """
+    try:
+        with safe_open(regular(file), framework="np") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors in a safetensors file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no regular file, or damaged; the message names it.
+    """
+    try:
+        return load_file(regular(file))
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error

@@ -1,0 +1,63 @@
+"""Models of the hub, or of its local cache, as folders: only the files that loading uses are fetched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS
+
+__all__ = ["local_folder"]
+
+_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.bpe", "*.codes", "*.spm", "*.tiktoken", "*.vocab", "README.md")
+_WEIGHTS = ("model", "model-*", "adapter_model", "matcher", "pair_head")
+_NEEDED = [*_FILES, *(f"{place}{name}.safetensors" for name in _WEIGHTS for place in ("", "*/"))]
+_NOT_NEEDED = ["onnx/*", "openvino/*", "checkpoint-*/*", "*/onnx/*", "*/openvino/*"]
+
+
+def local_folder(
+    name: str | Path,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    organization: str = "sentence-transformers",
+) -> Path:
+    """Return the folder of a model, which is fetched from the hub if it is none of this machine.
+
+    Args:
+        name: A folder, or a hub id.
+        revision: Branch, tag or commit on the hub.
+        token: For the hub.
+        organization: Whose model it is where the id does not say so, as in the host.
+
+    Returns:
+        The folder; for a hub id that of its snapshot in the cache.
+
+    Raises:
+        FileNotFoundError: It is neither.
+        ValueError: It is a file.
+    """
+    given = str(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"path {given!r} is a file; give the model folder that contains it")
+    if isinstance(name, Path) or given.startswith((".", "/", "~")) or "\\" in given or given.count("/") > 1:
+        raise FileNotFoundError(f"model folder {given!r} does not exist")
+    stock = "/" in given or given.lower() in ORIGINAL_TRANSFORMER_MODELS
+    cache = os.getenv("SENTENCE_TRANSFORMERS_HOME")
+    try:
+        found = snapshot_download(
+            given if stock else f"{organization}/{given}",
+            revision=revision,
+            token=token,
+            cache_dir=cache,
+            allow_patterns=_NEEDED,
+            ignore_patterns=_NOT_NEEDED,
+        )
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{given!r} is no folder here, and no model of the hub that can be had: {error}"
+        ) from error
+    return Path(found)
