@@ -123,7 +123,7 @@ def _assembled(stage: Stage, device: str | None, dtype: torch.dtype | None) -> S
     config: dict[str, Any] = read_object(file) if file.is_file() else {}
     if config.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise ValueError(f"{file} says model_type {config['model_type']!r}; only SentenceTransformer can be loaded")
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    modules: Any = OrderedDict()
     names = [str(row.get("name", position)) for position, row in enumerate(stage.rows)]
     for name, row in zip(names, stage.rows, strict=True):
         modules[name] = stage.classes[row["type"]].load(

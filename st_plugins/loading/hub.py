@@ -57,7 +57,5 @@ def local_folder(
             ignore_patterns=_NOT_NEEDED,
         )
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{given!r} is no folder here, and no model of the hub that can be had: {error}"
-        ) from error
+        raise FileNotFoundError(f"{given!r} is no folder, and cannot be had from the hub: {error}") from error
     return Path(found)

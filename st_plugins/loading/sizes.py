@@ -113,7 +113,7 @@ def check_model_sizes(folder: Path, config: Mapping[str, Any], shapes: Shapes, n
             most = max(largest, _MOST_POSITIONS)
         else:
             most = _MOST_TIMES**4 * max(_MOST_LAYERS, largest)
-        if type(value) is not int or not least <= value <= most or (_LOOP.match(key) and value > 16 * _MOST_LAYERS):
+        if type(value) is not int or not least <= value <= most or (_LOOP.match(key) and value > 2 * _MOST_LAYERS):
             raise ValueError(
                 f"{named} has {key}: {value!r}, which is no size of it (the largest in its file is {largest}); "
                 "copy or download it again"

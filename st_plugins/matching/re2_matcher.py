@@ -92,12 +92,8 @@ class RE2Matcher(nn.Module):
             raise TypeError(f"source must be {', '.join(SOURCES)}, got {type(source).__name__}")
         if isinstance(config, str) and config not in CONFIGURATIONS:
             raise ValueError(f"config must be {', '.join(map(repr, CONFIGURATIONS))} or an RE2Config, got {config!r}")
-<<<<<<< HEAD
         if labels is not None:
             check_classes(labels)
-=======
-        _check_labels(labels)
->>>>>>> 1af3ae1 (fix: a model folder runs no code: only checked files are shown to the host)
         self.source = source
         self.config = RE2Config.named(config) if isinstance(config, str) else config
         self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
@@ -386,20 +382,15 @@ class RE2Matcher(nn.Module):
         """
         stored = StoredMatcher(Path(path).expanduser())
         try:
-            _check_labels(stored.labels)
-            stored.check_sizes()
+            if stored.labels is not None:
+                check_classes(stored.labels)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{stored.path} does not describe an RE2Matcher: {error}") from error
+        stored.check_sizes()
+        try:
             matcher = cls(stored.source, stored.config, stored.labels)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{stored.path} does not describe an RE2Matcher: {error}") from error
         matcher.schedule, matcher.trained = stored.schedule, stored.trained
         read_weights(matcher.network, stored.tensors)
         return matcher.to(device or "cpu").eval()
-
-
-def _check_labels(labels: Sequence[str] | None) -> None:
-    if labels is not None and (
-        isinstance(labels, str)
-        or not all(isinstance(label, str) for label in labels)
-        or not 1 < len(labels) == len(set(labels))
-    ):
-        raise ValueError(f"labels must be at least two different names, or None for a score; got {labels!r}")

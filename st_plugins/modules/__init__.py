@@ -21,3 +21,7 @@ __all__ = [
     "TokenEmbeddings",
     "Whitening",
 ]
+
+# What a model folder records is public: modules.json says st_plugins.modules.Whitening, wherever the class is written.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
