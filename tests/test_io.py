@@ -20,8 +20,10 @@ from st_plugins.modules import Whitening
 @pytest.fixture
 def whitened(model: SentenceTransformer, sentences: list[str]) -> SentenceTransformer:
     model.prompts = {"query": "a ", "passage": "the "}
-    model.default_prompt_name, model.similarity_fn_name, model.truncate_dim = "passage", "euclidean", 3
-    return whiten(model, sentences, 4)
+    model.default_prompt_name, model.similarity_fn_name = "passage", "euclidean"
+    whitened = whiten(model, sentences, 4)
+    whitened.truncate_dim = 3
+    return whitened
 
 
 @pytest.fixture
