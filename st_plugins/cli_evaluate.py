@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_plugins.cli_models import check_model, load_model, pair_evaluator, refuse_unused_measuring
+from st_plugins.cli_models import check_model, evaluated, pair_evaluator, refuse_unused_measuring
 from st_plugins.cli_options import (
     BatchOption,
     ColumnOption,
@@ -18,8 +18,12 @@ from st_plugins.cli_options import (
     LengthOption,
     ModelArgument,
     PairsOption,
+    PromptNameOption,
+    PromptOption,
+    RoutesOption,
     ScoreOption,
     SeedOption,
+    SimilarityOption,
     SplitOption,
     TasksOption,
     Text1Option,
@@ -32,7 +36,8 @@ __all__ = ["compare", "evaluate"]
 
 # What a stored result was measured with is in it.
 _MEASURED_BEFORE = (
-    *("data", "tasks", "pairs", "text1", "text2", "score", "split", "similarity", "prompt"),
+    *("data", "tasks", "pairs", "text1", "text2", "score", "split", "similarity"),
+    *("prompt", "prompt_name", "routes"),
     *("dtype", "device", "batch_size", "max_seq_length"),
 )
 
@@ -52,7 +57,10 @@ def evaluate(
     texts: Annotated[Path | None, typer.Option(help="Unlabelled texts to whiten the floor on.")] = None,
     column: ColumnOption = None,
     floor: Annotated[bool, typer.Option("--floor/--no-floor", help="Score random token vectors too.")] = True,
-    similarity: Annotated[str, typer.Option(help="cosine, dot, euclidean or manhattan.")] = "cosine",
+    similarity: SimilarityOption = None,
+    prompt: PromptOption = None,
+    prompt_name: PromptNameOption = None,
+    routes: RoutesOption = None,
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     bootstrap_samples: Annotated[int, typer.Option(help="Resamples behind each interval.", min=0)] = 1000,
     seed: SeedOption = 0,
@@ -98,13 +106,15 @@ def evaluate(
         column=column,
         floor=floor,
         similarity=similarity,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        routes=routes,
         confidence=confidence,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
         batch_size=batch_size,
     )
-    loaded = load_model(model, dtype, device, max_seq_length)
-    result = evaluator.evaluate(loaded, model_name=model)
+    result = evaluated(evaluator, model, dtype, device, max_seq_length)
     written = write_reports(result, targets) if targets else []
     print_result(terminal(), result)
     if written:
@@ -126,6 +136,10 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the comparison of an earlier run.")] = False,
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     bootstrap_samples: Annotated[int, typer.Option(help="Resamples.", min=1)] = 1000,
+    similarity: SimilarityOption = None,
+    prompt: PromptOption = None,
+    prompt_name: PromptNameOption = None,
+    routes: RoutesOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
@@ -134,6 +148,9 @@ def compare(
 ) -> None:
     """Say which of A and B is better and by how much, or that they are not separable, by paired bootstrap.
 
+    Each model is measured as it is used: with its own length, similarity, prompts and routes. An option that changes
+    them holds for the models evaluated here; a stored result that was measured with another one is refused.
+
     [bold]Examples[/bold]
 
       st-plugins compare results/before results/after
@@ -141,7 +158,7 @@ def compare(
       st-plugins compare ./model-a ./model-b --tasks stsb,sickr --data ./data
     """
     from st_plugins.atomic import file_target
-    from st_plugins.console import comparison_table, verdict
+    from st_plugins.console import comparison_table, print_warnings, verdict
     from st_plugins.evaluators import SuiteResult
     from st_plugins.evaluators import compare as compare_results
 
@@ -168,15 +185,17 @@ def compare(
             split=split,
             floor=False,
             bootstrap_samples=0,
+            similarity=similarity,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            routes=routes,
             seed=seed,
             batch_size=batch_size,
         )
     else:
         refuse_unused(context, "beside two stored results", *_MEASURED_BEFORE)
     results = [
-        evaluator.evaluate(load_model(name, dtype, device, max_seq_length), model_name=name)
-        if result is None
-        else result
+        evaluated(evaluator, name, dtype, device, max_seq_length) if result is None else result
         for name, result in zip((a, b), stored, strict=True)
     ]
     comparison = compare_results(
@@ -186,6 +205,8 @@ def compare(
         target.write_text(comparison.to_json())
     terminal().print(comparison_table(comparison, {task.name: task.title for task in results[0].tasks}))
     say(verdict(comparison))
+    warnings = [text for result in results for text in result.warnings]
+    print_warnings(terminal(), [*warnings, *comparison.notes])
     for name, distances in comparison.fit_distances.items():
         listed = ", ".join(f"{key.removeprefix('fit_').replace('_', ' ')} {v:.3g}" for key, v in distances.items())
         say(f"{name}: the whitening's fit texts lie this far from the evaluated texts: {listed}")

@@ -16,6 +16,9 @@ from st_plugins.cli_options import (
     DtypeOption,
     LengthOption,
     ModelArgument,
+    PromptNameOption,
+    PromptOption,
+    RouteOption,
     SeedOption,
     refuse_unused,
 )
@@ -31,6 +34,9 @@ def geometry(
     column: ColumnOption = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the numbers of an earlier run.")] = False,
+    prompt: PromptOption = None,
+    prompt_name: PromptNameOption = None,
+    route: RouteOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = None,
@@ -46,9 +52,10 @@ def geometry(
     import json
 
     from st_plugins.atomic import file_target
-    from st_plugins.console import geometry_table
+    from st_plugins.console import geometry_table, print_warnings
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators.encoding import distinct, encode_longest_first
+    from st_plugins.evaluators.measuring import way_of_texts
     from st_plugins.geometry import geometry as describe
 
     check_model(model)
@@ -60,12 +67,19 @@ def geometry(
         target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"isoscore": ')
     sentences, _ = distinct([read_texts(texts, column)])
     loaded = load_model(model, dtype, device, max_seq_length)
+    way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
     embeddings = encode_longest_first(
-        loaded, sentences, [len(text) for text in sentences], batch_size=batch_size, show_progress_bar=True
+        loaded,
+        sentences,
+        [len(text) for text in sentences],
+        batch_size=batch_size,
+        show_progress_bar=True,
+        arguments=way.arguments,
     )
     numbers = describe(embeddings, seed=seed)
     if target is not None:
         target.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
     terminal().print(geometry_table(f"{model} on {len(sentences):,} distinct texts", numbers))
+    print_warnings(terminal(), [warning] if warning else [])
     if output is not None:
         say(f"wrote {output}")

@@ -12,11 +12,11 @@ from st_plugins.cli_options import Dtype, refuse_unused
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from st_plugins.evaluators import STSSuiteEvaluator
+    from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
 
-__all__ = ["MEASURING", "check_model", "load_model", "pair_evaluator", "refuse_unused_measuring"]
+__all__ = ["MEASURING", "check_model", "evaluated", "load_model", "pair_evaluator", "refuse_unused_measuring"]
 
-MEASURING = ("similarity", "confidence", "bootstrap_samples")
+MEASURING = ("similarity", "prompt", "prompt_name", "routes", "confidence", "bootstrap_samples")
 
 
 def pair_evaluator(
@@ -65,15 +65,35 @@ def refuse_unused_measuring(
 
 def load_model(name: str, dtype: Dtype, device: str | None, max_seq_length: int | None) -> SentenceTransformer:
     """Load a model with the precision and the length that the options ask for."""
+    model = _loaded(name, dtype, device)
+    _limit(model, max_seq_length)
+    return model
+
+
+def evaluated(
+    evaluator: STSSuiteEvaluator, name: str, dtype: Dtype, device: str | None, max_seq_length: int | None
+) -> SuiteResult:
+    """Load and evaluate a model; its own length is recorded beside the one that was asked for."""
+    from st_plugins.evaluators.measuring import length_of
+
+    model = _loaded(name, dtype, device)
+    own = {"max_seq_length": length_of(model)}
+    _limit(model, max_seq_length)
+    return evaluator.evaluate(model, model_name=name, own=own)
+
+
+def _loaded(name: str, dtype: Dtype, device: str | None) -> SentenceTransformer:
     import torch
 
     from st_plugins.io import load_sentence_transformer
-    from st_plugins.lengths import check_length, set_length
 
     model = load_sentence_transformer(name, device)
-    if dtype is not Dtype.float32:
-        model = model.to(getattr(torch, dtype.value))
+    return model if dtype is Dtype.float32 else model.to(getattr(torch, dtype.value))
+
+
+def _limit(model: SentenceTransformer, max_seq_length: int | None) -> None:
+    from st_plugins.lengths import check_length, set_length
+
     if max_seq_length is not None:
         set_length(model, max_seq_length)
     check_length(model)
-    return model

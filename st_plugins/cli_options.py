@@ -18,8 +18,13 @@ __all__ = [
     "LengthOption",
     "ModelArgument",
     "PairsOption",
+    "PromptNameOption",
+    "PromptOption",
+    "RouteOption",
+    "RoutesOption",
     "ScoreOption",
     "SeedOption",
+    "SimilarityOption",
     "SplitOption",
     "TasksOption",
     "Text1Option",
@@ -54,6 +59,23 @@ SplitOption = Annotated[str, typer.Option(help="Split of the tasks.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the weights.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (default: the best there is).")]
 BatchOption = Annotated[int, typer.Option(help="Sentences per batch.", min=1)]
+SimilarityOption = Annotated[
+    str | None, typer.Option(help="cosine, dot, euclidean or manhattan (default: the model's own).")
+]
+PromptOption = Annotated[
+    str | None, typer.Option(help="Text to put before each text (default: the model's own prompts).")
+]
+PromptNameOption = Annotated[str | None, typer.Option(help="The same by its name among the model's prompts.")]
+RoutesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="'query,document': encode the first texts as queries and the second as documents; 'default': neither "
+        "(default: by the names of the columns)."
+    ),
+]
+RouteOption = Annotated[
+    str | None, typer.Option(help="'query' or 'document': encode the texts as such (default: by the column's name).")
+]
 LengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many tokens.", min=3)]
 SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0)]
 

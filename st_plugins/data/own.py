@@ -55,7 +55,7 @@ def read_pairs(
     name = name or path.name.split(".")[0]
     empty = sum(not text.strip() for text in [*texts1, *texts2])
     warnings = (f"{name}: {empty:,} of the {2 * len(scores):,} texts are empty",) if empty else ()
-    return Pairs(name, texts1, texts2, np.asarray(scores), source=str(path), warnings=warnings)
+    return Pairs(name, texts1, texts2, np.asarray(scores), source=str(path), warnings=warnings, columns=(text1, text2))
 
 
 def read_texts(path: str | Path, column: str | None = None) -> list[str]:

@@ -24,6 +24,8 @@ class Pairs:
         title: Name as printed (``STS12``); defaults to ``name``.
         source: Where the pairs came from: a file, a hub id with revision, or ``"own pairs"``.
         warnings: Sentences for the report, such as a row count that differs from the published one.
+        columns: Names of the two columns the texts came from: of "question" and "answer" a model encodes the first as
+            a query and the second as a document.
 
     Raises:
         ValueError: The four columns differ in length, there is no pair, or a score is not finite.
@@ -42,6 +44,7 @@ class Pairs:
     title: str = ""
     source: str = "own pairs"
     warnings: tuple[str, ...] = ()
+    columns: tuple[str, str] = ("sentence1", "sentence2")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sentences1", list(self.sentences1))

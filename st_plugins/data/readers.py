@@ -15,7 +15,7 @@ from st_plugins.data.own import read_pairs, read_texts
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.tasks import Split, Task, resolve_tasks
 
-__all__ = ["DATA_VARIABLE", "load_task", "load_tasks", "read_pairs", "read_texts"]
+__all__ = ["DATA_VARIABLE", "load_task", "load_tasks", "pairs_of", "read_pairs", "read_texts"]
 
 DATA_VARIABLE = "ST_PLUGINS_DATA"
 """Environment variable that names the data folder."""
@@ -63,6 +63,32 @@ def load_tasks(
         One entry a task.
     """
     return [load_task(task, data, split) for task in resolve_tasks(tasks)]
+
+
+def pairs_of(tasks: str | Iterable[str | Task | Pairs], data: str | Path | None, split: str) -> list[Pairs]:
+    """Read what is named and keep what is given as pairs.
+
+    Args:
+        tasks: As for :func:`load_tasks`, and pairs.
+        data: See :func:`load_task`.
+        split: See :func:`load_task`.
+
+    Returns:
+        One entry a task.
+
+    Raises:
+        ValueError: No task is named, or two have one name.
+    """
+    pairs: list[Pairs] = []
+    for task in [tasks] if isinstance(tasks, str) else tasks:
+        pairs += [task] if isinstance(task, Pairs) else load_tasks(task, data, split)
+    if not pairs:
+        raise ValueError(f"tasks={tasks!r} names no task; give 'en', 'zh', task names or Pairs")
+    names = [task.name for task in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"tasks: the name {sorted(twice)[0]!r} occurs twice; every task needs its own")
+    return pairs
 
 
 def _read_local(task: Task, split: Split, folder: Path) -> Pairs:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from st_plugins.evaluators.measuring import check_alike
 from st_plugins.evaluators.result import Difference, SuiteResult, TaskResult
 from st_plugins.evaluators.statistics import bootstrap, difference, holm, resample_counts, spearman
 
 __all__ = ["Comparison", "compare"]
+
+_MACHINE = ("machine", "torch_threads")
 
 
 @dataclass
@@ -70,7 +73,9 @@ def compare(
         where a correlation does not exist; undefined tasks do not count as tests, and make the average undefined.
 
     Raises:
-        ValueError: The results have different tasks or pairs, or were stored without similarities.
+        ValueError: The results have different tasks or pairs, were stored without similarities, or were measured
+            differently: with another length, similarity, prompt, routes, truncation or target whitening that is not
+            the model's own, or one model with two of them.
 
     Example:
         >>> from st_plugins.data.miniature import untrained_encoder
@@ -87,6 +92,7 @@ def compare(
     names = [task.name for task in a.tasks]
     if names != [task.name for task in b.tasks]:
         raise ValueError(f"the results have different tasks: {names} and {[task.name for task in b.tasks]}")
+    notes = _measured_alike(a, b)
     values, samples = {}, {}
     for first, second in zip(a.tasks, b.tasks, strict=True):
         gold, systems = _paired(first, second)
@@ -107,7 +113,7 @@ def compare(
         average=difference(float(mean[0] - mean[1]), mean_samples[0] - mean_samples[1], confidence),
         scores=scores | {"avg": (float(mean[0]), float(mean[1]))},
         fit_distances=_fit_distances(a) | _fit_distances(b),
-        notes=_undefined_resamples(values, samples),
+        notes=notes + _undefined_resamples(values, samples),
     )
 
 
@@ -122,6 +128,24 @@ def _paired(first: TaskResult, second: TaskResult) -> tuple[np.ndarray, np.ndarr
             f"task {first.name!r}: a result was stored without similarities; evaluate with keep_similarities=True"
         )
     return np.array(first.gold), np.array([first.similarities, second.similarities])
+
+
+def _measured_alike(a: SuiteResult, b: SuiteResult) -> list[str]:
+    """Refuse what was measured differently; say what else differs."""
+    names = str(a.model["name"]), str(b.model["name"])
+    for name, result in zip(names, (a, b), strict=True):
+        if "measured" not in result.settings:
+            raise ValueError(
+                f"the result of {name!r} does not say how it was measured (length, similarity, prompts); evaluate it "
+                "again"
+            )
+    same = a.model.get("weights") is not None and a.model.get("weights") == b.model.get("weights")
+    notes = check_alike(a.settings["measured"], b.settings["measured"], names, same)
+    versions = sorted(key for key in a.versions if key not in _MACHINE and a.versions[key] != b.versions.get(key))
+    if versions:
+        told = ", ".join(f"{key} {a.versions[key]} and {b.versions.get(key, 'none')}" for key in versions)
+        notes.append(f"the two were measured with different versions: {told}")
+    return notes
 
 
 def _undefined_resamples(values: dict[str, np.ndarray], samples: dict[str, np.ndarray]) -> list[str]:

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 
 import st_plugins
+from st_plugins.evaluators.measuring import fingerprint
 from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.whitening import Whitening
 
@@ -41,8 +42,9 @@ def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[
         name: Name or path to show; by default the one the model card knows.
 
     Returns:
-        ``name``, ``modules`` (class and configuration), ``pooling``, ``dimension``, ``dtype``, ``device``,
-        ``max_seq_length``, ``similarity_fn_name``, ``prompts``, ``default_prompt_name`` and ``parameters``.
+        ``name``, ``weights`` (a checksum that tells models apart), ``modules`` (class and configuration), ``pooling``,
+        ``dimension``, ``dtype``, ``device``, ``max_seq_length``, ``similarity_fn_name``, ``prompts``,
+        ``default_prompt_name`` and ``parameters``.
     """
     modules = []
     pooling = None
@@ -56,6 +58,7 @@ def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[
         modules.append(entry)
     first = next(iter(model.parameters()), torch.empty(0))
     return {
+        "weights": fingerprint(model, modules),
         "name": name or model.model_card_data.model_name or model.model_card_data.base_model or "SentenceTransformer",
         "modules": modules,
         "pooling": _plain(pooling),

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["distinct", "encode_longest_first", "watch_input"]
+from st_plugins.evaluators.measuring import Way
+
+__all__ = ["Encoded", "distinct", "encode_longest_first", "encode_ways", "same_input", "watch_input"]
 
 _BATCHES_A_CALL = 16
 
@@ -44,6 +50,7 @@ def encode_longest_first(
     batch_size: int,
     show_progress_bar: bool,
     description: str = "Encoding",
+    arguments: Mapping[str, Any] | None = None,
 ) -> NDArray[np.float32]:
     """Encode sentences in batches of like length, in evaluation mode; the model's mode is restored.
 
@@ -58,6 +65,7 @@ def encode_longest_first(
         batch_size: Sentences a batch.
         show_progress_bar: Whether to show one progress bar.
         description: Its label.
+        arguments: More arguments of ``model.encode``: a prompt, a task.
 
     Returns:
         Embeddings, float32, shape (M, d).
@@ -77,6 +85,7 @@ def encode_longest_first(
                     batch_size=batch_size,
                     show_progress_bar=False,
                     convert_to_tensor=True,
+                    **(arguments or {}),
                 )
                 vectors = batch.to(device="cpu", dtype=torch.float32).numpy()
                 if embeddings is None:
@@ -94,6 +103,105 @@ def encode_longest_first(
             f"{sentences[bad[0]][:80]!r}; try dtype float32 or check the model's weights"
         )
     return embeddings
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Embeddings of texts that were encoded in one or several ways.
+
+    Args:
+        embeddings: Embeddings, shape (R, d).
+        place: For each way the row of each text, -1 where it was not encoded in this way.
+    """
+
+    embeddings: NDArray[np.float32]
+    place: dict[Way, NDArray[np.intp]]
+
+    def rows(self, sides: tuple[Way, Way], found: tuple[NDArray[np.intp], ...]) -> tuple[NDArray[np.intp], ...]:
+        """Return the embeddings' rows of a task's texts.
+
+        Args:
+            sides: How the two sides were encoded.
+            found: Row of each first, second and further text among the texts.
+
+        Returns:
+            The same for the embeddings; further texts go with the first side.
+        """
+        first, second = (self.place[way] for way in sides)
+        return first[found[0]], second[found[1]], first[found[2]]
+
+
+def encode_ways(
+    model: SentenceTransformer,
+    sentences: Sequence[str],
+    wanted: Sequence[tuple[Way, NDArray[np.intp]]],
+    lengths: Sequence[int],
+    *,
+    tokens: Sequence[Sequence[int]] | None,
+    batch_size: int,
+    show_progress_bar: bool,
+) -> Encoded:
+    """Encode each text once in each way in which it is wanted.
+
+    Args:
+        model: The model.
+        sentences: The M texts.
+        wanted: Ways, each with the rows of the texts that are wanted in it.
+        lengths: Tokens (or characters) of each text.
+        tokens: Token ids of each text, if they are known.
+        batch_size: Texts a batch.
+        show_progress_bar: Whether to show a progress bar for each way.
+
+    Returns:
+        The embeddings.
+    """
+    blocks: list[NDArray[np.float32]] = []
+    place: dict[Way, NDArray[np.intp]] = {}
+    start = 0
+    for way in dict.fromkeys(way for way, _ in wanted):
+        rows = np.unique(np.concatenate([rows for other, rows in wanted if other == way]))
+        alike = np.arange(len(rows))
+        if tokens is not None and not way.prompt:  # a prompt may run together with the text's first letters
+            alike = same_input(model, [tokens[row] for row in rows])
+        encoded, back = np.unique(alike, return_inverse=True)
+        chosen = rows[encoded]
+        block = encode_longest_first(
+            model,
+            [sentences[row] for row in chosen],
+            [lengths[row] for row in chosen],
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            description=f"Encoding ({way.route})" if way.route else "Encoding",
+            arguments=way.arguments,
+        )
+        blocks.append(block)
+        place[way] = np.full(len(sentences), -1, dtype=np.intp)
+        place[way][rows] = start + back
+        start += len(block)
+    return Encoded(blocks[0] if len(blocks) == 1 else np.concatenate(blocks), place)
+
+
+def same_input(model: SentenceTransformer, tokens: Sequence[Sequence[int]]) -> NDArray[np.intp]:
+    """Return for each text the first one that the model cannot tell from it: "A dog" and "a dog" where case is lost.
+
+    In two batches such texts would get embeddings that differ by rounding. Texts as long as the model's limit are
+    left alone, since what is cut off may differ.
+
+    Args:
+        model: The model.
+        tokens: Token ids of each text.
+
+    Returns:
+        Row numbers, shape (M,).
+    """
+    if not isinstance(model[0], Transformer | StaticEmbedding):  # others may see more of a text than its tokens
+        return np.arange(len(tokens))
+    longest = max(map(len, tokens), default=0)
+    seen: dict[tuple[int, ...], int] = {}
+    return np.array(
+        [row if len(ids) == longest else seen.setdefault(tuple(ids), row) for row, ids in enumerate(tokens)],
+        dtype=np.intp,
+    )
 
 
 @contextlib.contextmanager

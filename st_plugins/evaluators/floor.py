@@ -27,7 +27,14 @@ from st_plugins.evaluators.scoring import TaskScores, equal_rows
 from st_plugins.evaluators.statistics import difference, holm, interval
 from st_plugins.modules.whitening import Whitening
 
-__all__ = ["bag_of_random_vectors", "floor_result", "random_token_vectors", "token_ids", "whiten_bag"]
+__all__ = [
+    "bag_of_random_vectors",
+    "floor_embeddings",
+    "floor_result",
+    "random_token_vectors",
+    "token_ids",
+    "whiten_bag",
+]
 
 _BLOCK_IDS = 4096
 _TOKENIZE_ROWS = 8192
@@ -132,6 +139,37 @@ def whiten_bag(raw: NDArray[np.float32], fit: NDArray[np.float32]) -> NDArray[np
     whitening = Whitening(raw.shape[1]).fit(fit)
     rows, back = np.unique(equal_rows(raw), return_inverse=True)  # equal bags stay equal: a product rounds by place
     return np.asarray(whitening.transform(raw[rows]), dtype=np.float32)[back]
+
+
+def floor_embeddings(
+    model: SentenceTransformer,
+    tokens: Sequence[Sequence[int]],
+    dimension: int,
+    seed: int,
+    texts: Sequence[str] | None,
+    *,
+    each_task: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+    """Return the floor's embeddings of the evaluated texts, raw and whitened.
+
+    Args:
+        model: The model, for its tokenizer.
+        tokens: Token ids of each evaluated text.
+        dimension: Dimension of the random vectors.
+        seed: Their seed.
+        texts: What the whitening is fitted on; None for the evaluated texts.
+        each_task: Whether each task's own texts are whitened later instead.
+
+    Returns:
+        Both matrices, and what the whitening was fitted on, in words.
+    """
+    raw = bag_of_random_vectors(tokens, dimension, seed)
+    if each_task:
+        return raw, raw, "each task's own texts"
+    if texts is None:
+        return raw, whiten_bag(raw, raw), f"the {len(raw):,} evaluated sentences"
+    fit = bag_of_random_vectors(token_ids(model, texts), dimension, seed)
+    return raw, whiten_bag(raw, fit), f"{len(fit):,} unlabelled texts"
 
 
 def floor_result(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA_VERSION", "Difference", "FloorResult", "Score", "SuiteResult", "TaskResult"]
+__all__ = ["SCHEMA_VERSION", "BinaryScores", "Difference", "FloorResult", "Score", "SuiteResult", "TaskResult"]
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +50,25 @@ class Difference:
     verdict: str
 
 
+@dataclass(frozen=True)
+class BinaryScores:
+    """What is measured beside the correlations where the gold scores have two values.
+
+    Args:
+        negative: The lower gold score.
+        positive: The higher one.
+        positives: Number of pairs that have it.
+        auc: Area under the ROC curve: the chance that a positive pair is more similar than a negative one.
+        average_precision: Area under the precision-recall curve, by steps; the share of positives is chance.
+    """
+
+    negative: float
+    positive: float
+    positives: int
+    auc: Score
+    average_precision: Score
+
+
 @dataclass
 class TaskResult:
     """Scores of one task.
@@ -66,6 +85,9 @@ class TaskResult:
         warnings: What the reader or the scorer wants the user to know.
         gold: Gold scores, one a pair, or None when not kept.
         similarities: Model similarities, one a pair, or None when not kept.
+        highest: Highest Spearman that similarities without ties can reach on these gold scores; 1 where no gold scores
+            are tied.
+        binary: AUC and average precision, where the gold scores have two values.
     """
 
     name: str
@@ -79,6 +101,8 @@ class TaskResult:
     warnings: list[str] = field(default_factory=list)
     gold: list[float] | None = None
     similarities: list[float] | None = None
+    highest: float = math.nan
+    binary: BinaryScores | None = None
 
 
 @dataclass
@@ -108,7 +132,9 @@ class SuiteResult:
 
     Args:
         model: Name or path, modules, pooling, dimension, dtype, max_seq_length, ... as plain JSON values.
-        settings: similarity, confidence, bootstrap_samples, seed, batch_size.
+        settings: similarity, confidence, bootstrap_samples, seed, batch_size; ``"measured"`` holds for similarity,
+            max_seq_length, prompts, routes, truncate_dim, target_whitening and dtype what was used and what is the
+            model's own.
         tasks: One entry a task, in the order asked for.
         average: Mean over the tasks, keys ``"spearman_all"``, ``"spearman_mean"``, ``"spearman_wmean"`` and the
             same with ``pearson``.
@@ -165,6 +191,11 @@ class SuiteResult:
             task["subsets"] = {name: _nan_for_null(subset) for name, subset in task["subsets"].items()}
             if task["similarities"] is not None:
                 task["similarities"] = [math.nan if value is None else value for value in task["similarities"]]
+            if task.get("highest", math.nan) is None:
+                task["highest"] = math.nan
+            if task.get("binary") is not None:
+                scores = {key: Score(**_nan_for_null(task["binary"][key])) for key in ("auc", "average_precision")}
+                task["binary"] = BinaryScores(**{**task["binary"], **scores})
             tasks.append(TaskResult(**task))
         floor = raw["floor"]
         if floor is not None:

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_plugins.data.pairs import Pairs
+from st_plugins.evaluators.gold import binary_scores, highest_spearman
 from st_plugins.evaluators.result import Score, TaskResult
 from st_plugins.evaluators.statistics import bootstrap, correlation, interval, resample_counts, spearman
+from st_plugins.modules.whitening import Whitening
 
 __all__ = [
     "CONVENTIONS",
@@ -20,6 +22,7 @@ __all__ = [
     "equal_rows",
     "pair_similarities",
     "score_task",
+    "system_similarities",
     "task_result",
 ]
 
@@ -106,6 +109,37 @@ def equal_rows(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:
     return np.array([seen.setdefault(row, index) for index, row in enumerate(rows)], dtype=np.intp)
 
 
+def system_similarities(
+    systems: Sequence[NDArray[np.float32]],
+    found: Sequence[tuple[NDArray[np.intp], ...]],
+    similarity: str,
+    target_whitening: int | None,
+) -> Array:
+    """Return the similarities of one task's pairs under the model and, if there are more systems, its floor.
+
+    Args:
+        systems: Embeddings of the model, and perhaps of the raw and the whitened floor.
+        found: For each system the rows of the first, second and further texts.
+        similarity: That of the model; the floor's is cosine.
+        target_whitening: None, or to how many dimensions (0 for all) model and whitened floor are whitened on the
+            task's own texts, both sides and the further ones.
+
+    Returns:
+        Similarities, shape (S, N).
+    """
+    result = np.empty((len(systems), len(found[0][0])))
+    for index, (vectors, rows) in enumerate(zip(systems, found, strict=False)):
+        first, second, _ = rows
+        if target_whitening is not None and index != 1:
+            dimension = (target_whitening or None) if index == 0 else None
+            fitted = Whitening(vectors.shape[1], dimension).fit(vectors[np.concatenate(rows)])
+            texts, back = np.unique(equal_rows(vectors)[np.concatenate([first, second])], return_inverse=True)
+            vectors = np.asarray(fitted.transform(vectors[texts]), dtype=np.float32)
+            first, second = np.split(back, 2)
+        result[index] = pair_similarities(vectors, first, second, similarity if index == 0 else "cosine")
+    return result
+
+
 @dataclass
 class TaskScores:
     """Scores of S systems on one task: the values, and their distribution over the resamples.
@@ -116,6 +150,7 @@ class TaskScores:
         spearman_samples: Per convention: shape (S, B).
         pearson_samples: The same with Pearson's r.
         subsets: Per sub-dataset and system: ``{"pairs", "spearman", "pearson"}`` of the first system.
+        counts: The resamples, shape (B, N).
     """
 
     spearman: dict[str, Array]
@@ -123,6 +158,7 @@ class TaskScores:
     spearman_samples: dict[str, Array]
     pearson_samples: dict[str, Array]
     subsets: dict[str, dict[str, float]]
+    counts: NDArray[np.uint8]
 
 
 def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: int) -> TaskScores:
@@ -154,7 +190,7 @@ def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: in
         for kind in ("mean", "wmean"):
             values_rho[kind], values_r[kind] = values_rho["all"], values_r["all"]
             samples_rho[kind], samples_r[kind] = rho, r
-        return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets)
+        return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets, counts)
 
     labels = np.array(pairs.subsets)
     sizes, parts = [], []
@@ -171,7 +207,7 @@ def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: in
     for kind, weight in weights.items():
         columns = [np.tensordot(weight, np.stack(column), axes=1) for column in zip(*parts, strict=True)]
         values_rho[kind], values_r[kind], samples_rho[kind], samples_r[kind] = columns
-    return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets)
+    return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets, counts)
 
 
 def _subset(pairs: int, rho: Array, r: Array) -> dict[str, float]:
@@ -220,6 +256,8 @@ def task_result(
         warnings=warnings,
         gold=pairs.scores.tolist() if keep_similarities else None,
         similarities=similarities.tolist() if keep_similarities else None,
+        highest=highest_spearman(pairs.scores),
+        binary=binary_scores(pairs.scores, similarities, scores.counts, confidence),
     )
 
 

@@ -18,7 +18,16 @@ from scipy.stats import rankdata
 
 from st_plugins.evaluators.result import Difference, Score
 
-__all__ = ["bootstrap", "correlation", "difference", "holm", "interval", "resample_counts", "spearman"]
+__all__ = [
+    "binary_bootstrap",
+    "bootstrap",
+    "correlation",
+    "difference",
+    "holm",
+    "interval",
+    "resample_counts",
+    "spearman",
+]
 
 Array = NDArray[np.float64]
 
@@ -172,6 +181,44 @@ def bootstrap(gold: Array, systems: Array, counts: NDArray[np.uint8]) -> tuple[A
             rho[index, rows] = _weighted(_moments(ranker(block), block, total), gold_ranks, block)
             r[index, rows] = _weighted(_moments(system, block, total), gold_values, block)
     return rho, r
+
+
+def binary_bootstrap(
+    positive: NDArray[np.bool_], similarities: Array, counts: NDArray[np.uint8]
+) -> tuple[Array, Array]:
+    """Return AUC and average precision on each resample, both exact under ties and as scikit-learn defines them.
+
+    Args:
+        positive: Which pairs are positive, shape (N,).
+        similarities: Similarities, shape (N,).
+        counts: Resamples from :func:`resample_counts`, shape (B, N).
+
+    Returns:
+        AUC and average precision, each of shape (B,); NaN where a resample has positives only, or none.
+
+    Example:
+        >>> positive = np.array([True, False, True, False])
+        >>> auc, precision = binary_bootstrap(positive, np.array([0.9, 0.8, 0.7, 0.1]), np.ones((1, 4), np.uint8))
+        >>> auc.tolist(), precision.round(4).tolist()
+        ([0.75], [0.8333])
+    """
+    auc, precision = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
+    ranker = _Ranker(similarities)
+    falling = _Ranker(-similarities)
+    last = np.append(falling.starts[1:], len(similarities)) - 1  # of each group of equal similarities, best first
+    for block, total, rows in _blocks(counts):
+        hits = block * positive
+        found = hits.sum(axis=1)
+        others = total - found
+        mixed = (found > 0) & (others > 0)
+        above = np.einsum("bn,bn->b", hits, ranker(block)) - found * (found + 1) / 2
+        np.divide(above, found * others, out=auc[rows], where=mixed)
+        right = np.cumsum(hits.take(falling.order, axis=1), axis=1)[:, last]
+        seen = np.cumsum(block.take(falling.order, axis=1), axis=1)[:, last]
+        share = np.divide(right, seen, out=np.zeros_like(right), where=seen > 0)
+        gained = np.diff(right, axis=1, prepend=0.0)
+        np.divide((gained * share).sum(axis=1), found, out=precision[rows], where=mixed)
+    return auc, precision
 
 
 def _blocks(counts: NDArray[np.uint8]) -> Iterator[tuple[Array, Array, slice]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,26 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from typing_extensions import Self
 
 from st_plugins.data.pairs import Pairs
-from st_plugins.data.readers import load_tasks
+from st_plugins.data.readers import pairs_of
 from st_plugins.evaluators.describe import describe_model, library_versions
-from st_plugins.evaluators.encoding import distinct, encode_longest_first, watch_input
-from st_plugins.evaluators.floor import bag_of_random_vectors, floor_result, token_ids, whiten_bag
+from st_plugins.evaluators.encoding import Encoded, distinct, encode_ways, watch_input
+from st_plugins.evaluators.floor import floor_embeddings, floor_result, token_ids
+from st_plugins.evaluators.gold import reversed_scale
+from st_plugins.evaluators.measuring import Way, measured, parse_routes, ways_of
 from st_plugins.evaluators.result import SuiteResult
 from st_plugins.evaluators.scoring import (
     CONVENTIONS,
     SIMILARITIES,
     average,
-    equal_rows,
-    pair_similarities,
     score_task,
+    system_similarities,
     task_result,
 )
-from st_plugins.geometry import Gaussian, bhattacharyya_distance, geometry, kl_divergence, wasserstein_distance
+from st_plugins.evaluators.space import fit_distance, is_collapsed, space_of_pairs
 from st_plugins.lengths import check_length
 from st_plugins.modules.whitening import Whitening
 
 __all__ = ["STSSuiteEvaluator"]
-
-logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
@@ -48,6 +47,12 @@ class STSSuiteEvaluator(BaseEvaluator):
     concatenated year (the "all" convention of SBERT, SimCSE and ConSERT), ``sts12_spearman_cosine_mean`` and
     ``sts12_spearman_cosine_wmean`` are the mean over its sub-datasets, plain and weighted by size (BERT-flow,
     BERT-whitening), ``pearson`` likewise; ``avg_spearman_cosine``, the mean over the tasks, is the primary metric.
+    Where gold has two values there are ``atec_auc_cosine`` and ``atec_ap_cosine`` (average precision) too. The last
+    part is the similarity that was used; before the first call ``primary_metric`` takes cosine for granted.
+
+    What is measured is what the user runs: the model's own length, prompts, routes and similarity, unless an argument
+    says otherwise; all of it is recorded, so that :func:`~st_plugins.evaluators.compare` can refuse unlike results.
+
     The three conventions differ by up to 20 points and never belong in one table.
 
     Intervals are percentile bootstrap intervals over pairs; the average resamples within each task. The floor is
@@ -58,7 +63,8 @@ class STSSuiteEvaluator(BaseEvaluator):
             of names, or of :class:`~st_plugins.data.pairs.Pairs`.
         data: Folder with the data; default is the environment variable ``ST_PLUGINS_DATA``, else the hub.
         batch_size: Sentences per batch.
-        similarity: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"`` (distances are negated).
+        similarity: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"`` (distances are negated). None takes the
+            model's own (``similarity_fn_name``); the floor is always scored by cosine.
         confidence: Coverage of the intervals.
         bootstrap_samples: Number of resamples; 0 switches the intervals off.
         seed: Seed of the resamples and of the floor's random vectors.
@@ -75,7 +81,12 @@ class STSSuiteEvaluator(BaseEvaluator):
         geometry: Whether to describe the geometry of the embeddings.
         keep_similarities: Whether the result keeps gold score and similarity of each pair
             (:func:`~st_plugins.evaluators.compare` needs them).
-        show_progress_bar: Whether to show the one progress bar; default: when there are more than 2,000 sentences.
+        show_progress_bar: Whether to show the progress bar; default: when there are more than 2,000 sentences.
+        prompt: Prompt of all texts; None takes the model's own.
+        prompt_name: Its name among the model's prompts.
+        routes: How the two sides are encoded: ``"query,document"`` by ``encode_query`` and ``encode_document``,
+            ``"default"`` by plain ``encode``. None goes by the names of the columns of own pairs: ``question`` and
+            ``answer``, ``query`` and ``passage`` are such, others are not.
 
     Raises:
         ValueError: An unknown task, similarity, split, or a number out of its range.
@@ -98,7 +109,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         tasks: str | Sequence[str | Pairs] = "en",
         data: str | Path | None = None,
         batch_size: int = 32,
-        similarity: str = "cosine",
+        similarity: str | None = None,
         confidence: float = 0.95,
         bootstrap_samples: int = 1000,
         seed: int = 0,
@@ -112,9 +123,12 @@ class STSSuiteEvaluator(BaseEvaluator):
         geometry: bool = True,
         keep_similarities: bool = True,
         show_progress_bar: bool | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        routes: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if similarity not in SIMILARITIES:
+        if similarity is not None and similarity not in SIMILARITIES:
             raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
         if not 0 < confidence < 1:
             raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
@@ -124,7 +138,7 @@ class STSSuiteEvaluator(BaseEvaluator):
             )
         if floor_texts is not None and (isinstance(floor_texts, str) or len(floor_texts) < 2):
             raise ValueError("floor_texts must be a list of at least two texts, or None for the evaluated texts")
-        self.pairs = _read(tasks, data, split)
+        self.pairs = pairs_of(tasks, data, split)
         self.batch_size = batch_size
         self.similarity = similarity
         self.confidence = confidence
@@ -138,7 +152,10 @@ class STSSuiteEvaluator(BaseEvaluator):
         self.geometry = geometry
         self.keep_similarities = keep_similarities
         self.show_progress_bar = show_progress_bar
-        self.primary_metric = f"avg_spearman_{similarity}"
+        self.prompt = prompt
+        self.prompt_name = prompt_name
+        self.routes = parse_routes(routes)
+        self.primary_metric = f"avg_spearman_{similarity or 'cosine'}"
         more = target_texts or {}
         unknown = sorted(set(more) - {pairs.name for pairs in self.pairs})
         if unknown:
@@ -189,44 +206,65 @@ class STSSuiteEvaluator(BaseEvaluator):
         """
         result = self.evaluate(model)
         metrics = self.metrics(result)
+        self.primary_metric = f"avg_spearman_{result.settings['similarity']}"
         if output_path is not None:
             self._append_csv(Path(output_path), metrics, epoch, steps)
         prefixed: dict[str, float] = self.prefix_name_to_metrics(metrics, self.name)
         self.store_metrics_in_model_card_data(model, prefixed, epoch, steps)
         return prefixed
 
-    def evaluate(self, model: SentenceTransformer, model_name: str | None = None) -> SuiteResult:
+    def evaluate(
+        self, model: SentenceTransformer, model_name: str | None = None, *, own: Mapping[str, Any] | None = None
+    ) -> SuiteResult:
         """Evaluate and return everything that was found.
 
         Args:
             model: The model.
             model_name: Name or path to show in the report.
+            own: Settings of the model before you changed them, to be recorded beside those that were used:
+                ``max_seq_length``, ``truncate_dim``, ``dtype``.
 
         Returns:
             The result; ``st_plugins.evaluators.write_reports`` puts it on disk.
 
         Raises:
-            ValueError: The model gave a NaN or infinite embedding, or its ``max_seq_length`` is more than its encoder
-                can read.
+            ValueError: The model gave a NaN or infinite embedding, has no such route or prompt, or its
+                ``max_seq_length`` is more than its encoder can read.
         """
         check_length(model)
+        similarity = self.similarity or str(model.similarity_fn_name)
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f"the model's similarity is {similarity!r}; give one of {', '.join(SIMILARITIES)} (similarity=)"
+            )
         warnings: list[str] = []
+        ways = self._ways(model, warnings)
         tokens = self._tokens(model, self.sentences, warnings)
-        lengths = [len(row) for row in tokens] if tokens is not None else [len(text) for text in self.sentences]
-        show = len(self.sentences) > 2000 if self.show_progress_bar is None else self.show_progress_bar
-        embeddings, fit_distance = self._encode(model, lengths, show)
+        encoded, fitted_on = self._encode(model, ways, tokens)
+        embeddings = encoded.embeddings
         zero = int(np.all(embeddings == 0, axis=1).sum())
         if zero:
             warnings.append(f"{zero} sentences have a zero embedding (their cosine with anything counts as 0)")
+        if is_collapsed(embeddings):
+            embeddings[:] = embeddings[0]
+            warnings.append("all sentences have the same embedding, but for rounding: the model has collapsed")
 
         systems = [embeddings]
         fitted = ""
         if self.floor and tokens is not None:
-            raw, whitened, fitted = self._floor(model, tokens, embeddings.shape[1])
+            raw, whitened, fitted = floor_embeddings(
+                model,
+                tokens,
+                embeddings.shape[1],
+                self.seed,
+                self.floor_texts,
+                each_task=self.target_whitening is not None,
+            )
             systems += [raw, whitened]
         scores, results = [], []
-        for pairs, rows in zip(self.pairs, self._rows, strict=True):
-            similarities = self._similarities(systems, rows)
+        rows_of_model = [encoded.rows(sides, rows) for sides, rows in zip(ways.values(), self._rows, strict=True)]
+        for pairs, rows, own_rows in zip(self.pairs, self._rows, rows_of_model, strict=True):
+            similarities = system_similarities(systems, [own_rows, rows, rows], similarity, self.target_whitening)
             task = score_task(pairs, similarities, bootstrap_samples=self.bootstrap_samples, seed=self.seed)
             scores.append(task)
             results.append(
@@ -239,10 +277,23 @@ class STSSuiteEvaluator(BaseEvaluator):
                 )
             )
         names = [pairs.name for pairs in self.pairs]
+        floor = None
+        if len(systems) == 3:
+            floor = floor_result(names, scores, embeddings.shape[1], fitted, self.confidence)
+        for found in results:
+            found.warnings += reversed_scale(found, floor)
         self.last_result = SuiteResult(
             model=describe_model(model, model_name),
             settings={
-                "similarity": self.similarity,
+                "similarity": similarity,
+                "measured": measured(
+                    model,
+                    own or {},
+                    similarity=similarity,
+                    target_whitening=self.target_whitening,
+                    ways=ways,
+                    own_ways={pairs.name: ways_of(model, pairs.title, pairs.columns)[:2] for pairs in self.pairs},
+                ),
                 "confidence": self.confidence,
                 "bootstrap_samples": self.bootstrap_samples,
                 "seed": self.seed,
@@ -253,12 +304,12 @@ class STSSuiteEvaluator(BaseEvaluator):
             },
             tasks=results,
             average=average(scores, self.confidence),
-            floor=floor_result(names, scores, embeddings.shape[1], fitted, self.confidence)
-            if len(systems) == 3
-            else None,
-            geometry=self._geometry(embeddings) | fit_distance if self.geometry else {},
+            floor=floor,
+            geometry=space_of_pairs(embeddings, self.pairs, rows_of_model, self.seed) | fitted_on
+            if self.geometry
+            else {},
             versions=library_versions(),
-            warnings=warnings + [warning for task in results for warning in task.warnings],
+            warnings=warnings + [warning for found in results for warning in found.warnings],
         )
         return self.last_result
 
@@ -272,9 +323,14 @@ class STSSuiteEvaluator(BaseEvaluator):
             Floats in [-1, 1]; NaN where a correlation is undefined.
         """
         metrics: dict[str, float] = {}
+        similarity = result.settings["similarity"]
+        for task in result.tasks:
+            if task.binary is not None:
+                metrics[f"{task.name}_auc_{similarity}"] = task.binary.auc.value
+                metrics[f"{task.name}_ap_{similarity}"] = task.binary.average_precision.value
         for metric in ("spearman", "pearson"):
             for kind in CONVENTIONS:
-                suffix = f"{metric}_{self.similarity}" + ("" if kind == "all" else f"_{kind}")
+                suffix = f"{metric}_{similarity}" + ("" if kind == "all" else f"_{kind}")
                 for task in result.tasks:
                     metrics[f"{task.name}_{suffix}"] = getattr(task, metric)[kind].value
                 metrics[f"avg_{suffix}"] = result.average[f"{metric}_{kind}"].value
@@ -288,7 +344,8 @@ class STSSuiteEvaluator(BaseEvaluator):
         """
         return {
             "tasks": [pairs.name for pairs in self.pairs],
-            "similarity": self.similarity,
+            "similarity": self.similarity or "the model's own",
+            "prompt": self.prompt or self.prompt_name,
             "confidence": self.confidence,
             "bootstrap_samples": self.bootstrap_samples,
             "seed": self.seed,
@@ -309,65 +366,46 @@ class STSSuiteEvaluator(BaseEvaluator):
                 warnings.append(f"no floor: {error}")
             return None
 
+    def _ways(self, model: SentenceTransformer, warnings: list[str]) -> dict[str, tuple[Way, Way]]:
+        """Return how the sides of each task are encoded; say where that may not be how the model is used."""
+        ways = {}
+        for pairs in self.pairs:
+            first, second, warning = ways_of(
+                model, pairs.title, pairs.columns, self.routes, self.prompt, self.prompt_name
+            )
+            ways[pairs.name] = (first, second)
+            warnings += [warning] if warning else []
+        return ways
+
     def _encode(
-        self, model: SentenceTransformer, lengths: list[int], show: bool
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        self, model: SentenceTransformer, ways: Mapping[str, tuple[Way, Way]], tokens: list[list[int]] | None
+    ) -> tuple[Encoded, dict[str, Any]]:
         """Encode; when the model holds a Whitening, measure how far its fit texts lie from these."""
+        lengths = [len(row) for row in tokens] if tokens is not None else [len(text) for text in self.sentences]
+        show = len(self.sentences) > 2000 if self.show_progress_bar is None else self.show_progress_bar
+        # Of the further texts of the target whitening nobody says which side they are; they go with the first one.
+        wanted = [
+            (way, rows)
+            for sides, found in zip(ways.values(), self._rows, strict=True)
+            for way, rows in zip((*sides, sides[0]), found, strict=True)
+        ]
         whitening = next((module for module in model if isinstance(module, Whitening)), None)
-        if whitening is None or not self.geometry:
-            return self._embeddings(model, lengths, show), {}
-        seen = Whitening(whitening.embedding_dimension)
-        with watch_input(whitening, seen.partial_fit):
-            embeddings = self._embeddings(model, lengths, show)
-        return embeddings, _fit_distance(whitening, seen)
-
-    def _embeddings(self, model: SentenceTransformer, lengths: list[int], show: bool) -> NDArray[np.float32]:
-        return encode_longest_first(model, self.sentences, lengths, batch_size=self.batch_size, show_progress_bar=show)
-
-    def _floor(
-        self, model: SentenceTransformer, tokens: list[list[int]], dimension: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
-        """Return the floor's embeddings, raw and whitened, and what the whitening was fitted on."""
-        raw = bag_of_random_vectors(tokens, dimension, self.seed)
-        if self.target_whitening is not None:
-            return raw, raw, "each task's own texts"
-        if self.floor_texts is None:
-            return raw, whiten_bag(raw, raw), f"the {len(raw):,} evaluated sentences"
-        fit = bag_of_random_vectors(token_ids(model, self.floor_texts), dimension, self.seed)
-        return raw, whiten_bag(raw, fit), f"{len(fit):,} unlabelled texts"
-
-    def _similarities(self, systems: list[NDArray[np.float32]], rows: tuple[NDArray[np.intp], ...]) -> Array:
-        """Return the similarities (S, N) of one task under every system."""
-        first, second, _ = rows
-        kinds = [self.similarity, "cosine", "cosine"]
-        whitened = [False, False, False]
-        if self.target_whitening is not None:
-            whitened = [True, False, True]
-        result = np.empty((len(systems), len(first)))
-        for index, system in enumerate(systems):
-            vectors, a, b = system, first, second
-            if whitened[index]:
-                dimension = (self.target_whitening or None) if index == 0 else None
-                fitted = Whitening(system.shape[1], dimension).fit(system[np.concatenate(rows)])
-                texts, back = np.unique(equal_rows(system)[np.concatenate([first, second])], return_inverse=True)
-                vectors = np.asarray(fitted.transform(system[texts]), dtype=np.float32)
-                a, b = np.split(back, 2)
-            result[index] = pair_similarities(vectors, a, b, kinds[index])
-        return result
-
-    def _geometry(self, embeddings: NDArray[np.float32]) -> dict[str, Any]:
-        """Describe the space; alignment is over the pairs with gold in the top fifth of their task's range."""
-        if len(embeddings) < 2:
-            return {}
-        sides: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
-        for pairs, rows in zip(self.pairs, self._rows, strict=True):
-            low, high = pairs.scores.min(), pairs.scores.max()
-            positive = pairs.scores >= low + 0.8 * (high - low)
-            for side, row in zip(sides, rows, strict=False):
-                side.append(row[positive] if high > low else row[:0])
-        first, second = (np.concatenate(side) for side in sides)
-        positives = (embeddings[first], embeddings[second]) if len(first) > 1 else None
-        return geometry(embeddings, positives=positives, seed=self.seed)
+        watched: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        seen = None
+        if whitening is not None and self.geometry:
+            seen = Whitening(whitening.embedding_dimension)
+            watched = watch_input(whitening, seen.partial_fit)
+        with watched:
+            encoded = encode_ways(
+                model,
+                self.sentences,
+                wanted,
+                lengths,
+                tokens=tokens,
+                batch_size=self.batch_size,
+                show_progress_bar=show,
+            )
+        return encoded, {} if seen is None or whitening is None else fit_distance(whitening, seen)
 
     def _append_csv(self, folder: Path, metrics: dict[str, float], epoch: int, steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -378,35 +416,3 @@ class STSSuiteEvaluator(BaseEvaluator):
             if new:
                 writer.writerow(["epoch", "steps", *metrics])
             writer.writerow([epoch, steps, *metrics.values()])
-
-
-def _read(tasks: str | Sequence[str | Pairs], data: str | Path | None, split: str) -> list[Pairs]:
-    """Read what is named, keep what is given as pairs, and refuse two tasks of one name."""
-    pairs: list[Pairs] = []
-    if isinstance(tasks, str):
-        pairs = load_tasks(tasks, data, split)
-    else:
-        for task in tasks:
-            pairs += [task] if isinstance(task, Pairs) else load_tasks(task, data, split)
-    if not pairs:
-        raise ValueError(f"tasks={tasks!r} names no task; give 'en', 'zh', task names or Pairs")
-    names = [task.name for task in pairs]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"tasks: the name {sorted(twice)[0]!r} occurs twice; every task needs its own")
-    return pairs
-
-
-def _fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:
-    """Return distances between the Gaussian a whitening was fitted on and that of the evaluated texts."""
-    if whitening.count < 2 or seen.count < 2:
-        return {}
-    fit, here = (
-        Gaussian(np.asarray(w.center, np.float64), np.asarray(w.covariance, np.float64), w.count)
-        for w in (whitening, seen)
-    )
-    return {
-        "fit_kl_divergence": kl_divergence(here, fit),
-        "fit_bhattacharyya_distance": bhattacharyya_distance(here, fit),
-        "fit_wasserstein_distance": wasserstein_distance(here, fit),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def _log_table(history: Sequence[Mapping[str, Any]]) -> str:
     """Return the steps at which something was measured, with the latest training loss logged up to each."""
     columns = {"geometry_alignment": "alignment", "geometry_uniformity": "uniformity"}
     columns |= {"geometry_mean_random_cosine": "mean cosine", "geometry_effective_rank": "effective rank"}
-    dev = "eval_avg_spearman_cosine"
+    keys = [key for entry in history for key in entry if re.fullmatch("eval_avg_spearman_[a-z]+", key)]
+    dev = keys[0] if keys else ""  # it ends in the model's similarity
     measured: dict[int, dict[str, str]] = {}
     loss = ""
     for entry in history:

@@ -43,7 +43,7 @@ __all__ = ["train_consert"]
 logger = logging.getLogger(__name__)
 
 _FLOOR_TEXTS = 20_000  # as many texts as the floor is whitened on; it keeps a vector of each
-_DEV_METRIC = "eval_avg_spearman_cosine"
+_DEV_METRIC = "eval_avg_spearman_"  # and the model's similarity
 
 
 def train_consert(
@@ -194,7 +194,8 @@ def train_consert(
         "bf16": bf16,
     }
     checkpoints = CheckpointFolder(target.path, {**settings, "model": content})
-    arguments = _arguments(checkpoints.path, settings, steps, device, show_progress_bar)
+    metric = f"{_DEV_METRIC}{adapted.similarity_fn_name}"
+    arguments = _arguments(checkpoints.path, settings, steps, device, show_progress_bar, metric)
     start = checkpoints.open(resume=resume, overwrite=overwrite)
     try:
         adapted.to(arguments.device)
@@ -232,7 +233,7 @@ def train_consert(
 
 
 def _arguments(
-    folder: Path, settings: dict[str, Any], steps: int, device: str | None, show_progress_bar: bool
+    folder: Path, settings: dict[str, Any], steps: int, device: str | None, show_progress_bar: bool, metric: str
 ) -> SentenceTransformerTrainingArguments:
     check_device(device)
     every = settings["eval_steps"]
@@ -254,7 +255,7 @@ def _arguments(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=None,  # CheckpointCallback deletes old ones
-        metric_for_best_model=_DEV_METRIC if settings["select"] == "dev" else None,
+        metric_for_best_model=metric if settings["select"] == "dev" else None,
         greater_is_better=True,
         logging_steps=min(every, max(1, steps // 20)),
         report_to="none",

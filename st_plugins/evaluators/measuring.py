@@ -1,0 +1,337 @@
+"""How texts became vectors: the prompt and the route of each side, what was used and what the model does by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+
+__all__ = ["Way", "check_alike", "fingerprint", "length_of", "measured", "parse_routes", "way_of_texts", "ways_of"]
+
+Routes = tuple[str | None, str | None]
+
+_QUERIES = {"query", "queries", "question", "questions"}
+_DOCUMENTS = {"document", "documents", "doc", "docs", "passage", "passages", "answer", "answers", "context", "corpus"}
+_PROMPT_NAMES = {"query": ["query"], "document": ["document", "passage", "corpus"]}  # as the host looks them up
+_MODALITIES = ("text", "image", "audio", "video", "message")
+_SAMPLED = 64  # values of each tensor in a fingerprint: any training moves one of them
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one side of the pairs is encoded.
+
+    Args:
+        route: The host's ``task`` (``"query"``, ``"document"``), None for none or when the model does not take one.
+        prompt: Text put before each text; None for none.
+    """
+
+    route: str | None
+    prompt: str | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What ``model.encode`` is called with."""
+        chosen = {"task": self.route, "prompt": self.prompt}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+def parse_routes(routes: str | Sequence[str] | None) -> Routes | None:
+    """Return the routes of the first and the second texts.
+
+    Args:
+        routes: ``"query,document"`` or a list of two; one name for both sides; ``"default"`` for plain ``encode``;
+            None to go by the names of the columns.
+
+    Returns:
+        Two routes, where None is plain ``encode``; or None.
+
+    Raises:
+        ValueError: There are more than two.
+
+    Example:
+        >>> parse_routes("query, document"), parse_routes("default"), parse_routes(None)
+        (('query', 'document'), (None, None), None)
+    """
+    if routes is None:
+        return None
+    names = [name.strip() for name in (routes.split(",") if isinstance(routes, str) else routes)]
+    if not 1 <= len(names) <= 2 or not all(names):
+        raise ValueError(f"routes={routes!r}: give one for each side, such as 'query,document', or 'default'")
+    first, second = (None if name == "default" else name for name in (names[0], names[-1]))
+    return first, second
+
+
+def ways_of(
+    model: SentenceTransformer,
+    title: str,
+    columns: tuple[str, str],
+    routes: Routes | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+) -> tuple[Way, Way, str]:
+    """Return how the two sides of a task are encoded, and a warning when that may not be how the model is used.
+
+    Args:
+        model: The model.
+        title: Name of the task, for messages.
+        columns: Names of the columns that the texts came from; may be empty.
+        routes: From :func:`parse_routes`; None goes by the names of the columns: ``encode_query`` and
+            ``encode_document`` where they are like "question" and "answer", plain ``encode`` elsewhere.
+        prompt: Prompt of both sides instead of the model's.
+        prompt_name: Its name among the model's prompts.
+
+    Returns:
+        The two ways and a sentence, empty when there is nothing to say.
+
+    Raises:
+        ValueError: The model has no such route or prompt, or no default route where one is needed.
+    """
+    if prompt is None and prompt_name is not None and prompt_name not in model.prompts:
+        raise ValueError(f"prompt_name={prompt_name!r}: the model has {_listed(model.prompts) or 'no prompts'}")
+    if prompt is None and prompt_name is not None:
+        prompt = model.prompts[prompt_name]
+    names = _routes(model)
+    chosen = _by_columns(columns, names) if routes is None else routes
+    for route in chosen:
+        if route is None and names and not _has_default(model):
+            raise ValueError(
+                f"{title}: the model has no default route, and {_told_by(columns)} which of its routes "
+                f"{_listed(names)} a text takes; give routes (--routes)"
+            )
+        known = {*names, *model.prompts, *(() if names else _PROMPT_NAMES)}
+        if route is not None and route not in known:
+            raise ValueError(f"routes names {route!r}, which the model does not have; it has {_listed(known)}")
+    first, second = (_way(model, route, prompt, names) for route in chosen)
+    warning = ""
+    others = {_way(model, route, prompt, names) for route in (None, *(names or _PROMPT_NAMES))}
+    if routes is None and chosen == (None, None) and len(others) > 1:
+        what = f"the routes {_listed(names)}" if names else "prompts of its own for 'query' and 'document'"
+        warning = (
+            f"{title}: the model has {what}, but {_told_by(columns)} which text is which: all were encoded by plain "
+            "encode, with its default route and prompt. Where some are queries, say so with routes (--routes "
+            "query,document)"
+        )
+    return first, second, warning
+
+
+def way_of_texts(
+    model: SentenceTransformer,
+    column: str = "",
+    route: str | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+) -> tuple[Way, str]:
+    """Return how texts that are no pairs are encoded, and a warning as :func:`ways_of` does.
+
+    Args:
+        model: The model.
+        column: Name of the column that the texts came from, if it has one.
+        route: ``"query"``, ``"document"``, another route of the model or ``"default"``; None goes by the column.
+        prompt: Prompt instead of the model's.
+        prompt_name: Its name among the model's prompts.
+
+    Returns:
+        The way and a sentence, empty when there is nothing to say.
+    """
+    routes = parse_routes(route)
+    names = _routes(model)
+    side = column if column in names else _side(column)
+    if routes is None and side is not None and (not names or side in names):
+        routes = side, side
+    way, _, warning = ways_of(model, "the texts", (column, column), routes, prompt, prompt_name)
+    return way, warning
+
+
+def _way(model: SentenceTransformer, route: str | None, prompt: str | None, names: Sequence[str]) -> Way:
+    if prompt is None:
+        wanted = _PROMPT_NAMES.get(route or "", [route] if route else [])
+        name = next((name for name in wanted if name in model.prompts), model.default_prompt_name)
+        prompt = model.prompts.get(name) if name else None
+    if not prompt and not model.default_prompt_name:
+        prompt = None  # an empty prompt says something only where a default one is to be left out
+    takes = route in names if names else "task" in model.get_model_kwargs()
+    return Way(route if takes else None, prompt)
+
+
+def _routes(model: SentenceTransformer) -> list[str]:
+    """Return the tasks that the model's routers tell apart."""
+    found: dict[str, None] = {}
+    for module in model.modules():
+        if isinstance(module, Router):
+            found |= {name: None for name in module.sub_modules if name not in _MODALITIES}
+            found |= {task: None for task, _ in module.route_mappings if task}
+    return list(found)
+
+
+def _has_default(model: SentenceTransformer) -> bool:
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    return all(
+        module.default_route is not None
+        or "text" in module.sub_modules
+        or any(task is None and kind in (None, "text") for task, kind in module.route_mappings)
+        for module in routers
+    )
+
+
+def _by_columns(columns: tuple[str, str], names: Sequence[str]) -> Routes:
+    first, second = columns
+    if first in names and second in names:
+        return first, second
+    sides = _side(first), _side(second)
+    if set(sides) == {"query", "document"} and (not names or {"query", "document"} <= set(names)):
+        return sides
+    return None, None
+
+
+def _side(column: str) -> str | None:
+    words = set(re.findall("[a-z]+", column.lower()))
+    query, document = bool(words & _QUERIES), bool(words & _DOCUMENTS)
+    return None if query == document else "query" if query else "document"
+
+
+def _told_by(columns: Sequence[str]) -> str:
+    return f"the columns {_listed(columns)} do not say" if all(columns) else "nothing says"
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+# ---------------------------------------------------------------------------------------------- record and comparison
+
+
+def measured(
+    model: SentenceTransformer,
+    own: Mapping[str, Any],
+    *,
+    similarity: str,
+    target_whitening: int | None,
+    ways: Mapping[str, tuple[Way, Way]],
+    own_ways: Mapping[str, tuple[Way, Way]],
+) -> dict[str, dict[str, Any]]:
+    """Return how a model was measured, as plain JSON values: for each setting what was used and what is its own.
+
+    Args:
+        model: The model as it was measured.
+        own: Its own settings where the caller changed them: ``max_seq_length``, ``truncate_dim``, ``dtype``.
+        similarity: The similarity that was used.
+        target_whitening: As for the evaluator.
+        ways: How the sides of each task were encoded, by its name.
+        own_ways: How they are encoded when nobody says otherwise.
+
+    Returns:
+        ``{"used": ..., "own": ...}`` by name of the setting.
+    """
+    first = next(iter(model.parameters()), torch.empty(0))
+    used = {
+        "similarity": similarity,
+        "max_seq_length": length_of(model),
+        "prompts": {name: [way.prompt or None for way in sides] for name, sides in ways.items()},
+        "routes": {name: [way.route for way in sides] for name, sides in ways.items()},
+        "truncate_dim": model.truncate_dim,
+        "target_whitening": target_whitening,
+        "dtype": str(first.dtype).removeprefix("torch."),
+    }
+    theirs = used | {
+        "similarity": str(model.similarity_fn_name),
+        "prompts": {name: [way.prompt or None for way in sides] for name, sides in own_ways.items()},
+        "routes": {name: [way.route for way in sides] for name, sides in own_ways.items()},
+        "target_whitening": None,
+        **own,
+    }
+    return {name: {"used": value, "own": theirs[name]} for name, value in used.items()}
+
+
+def length_of(model: SentenceTransformer) -> int | None:
+    """Return the model's length limit in tokens; None where it has none.
+
+    Args:
+        model: The model; static embeddings say infinity.
+
+    Returns:
+        The limit.
+    """
+    length = model.max_seq_length
+    return int(length) if length and math.isfinite(length) else None
+
+
+def fingerprint(model: SentenceTransformer, modules: Sequence[Mapping[str, Any]]) -> str:
+    """Return a checksum of what the model is, whatever its length limit: modules, and some values of every tensor.
+
+    Args:
+        model: The model.
+        modules: Its modules with their configuration, as ``describe_model`` lists them.
+
+    Returns:
+        Hexadecimal text.
+    """
+    plain = [
+        [module["type"], {k: v for k, v in module["config"].items() if k != "max_seq_length"}] for module in modules
+    ]
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        step = max(1, flat.numel() // _SAMPLED)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(flat[::step].to(device="cpu", dtype=torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_alike(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str], same: bool) -> list[str]:
+    """Refuse two results of which one was measured in another way, and say what differs otherwise.
+
+    Two models may each have a length, similarity and prompt of their own. A setting that somebody changed on one side,
+    or that differs between two measurements of one model, would be taken for a difference of the models.
+
+    Args:
+        a: What :func:`measured` returned for the first.
+        b: The same for the second.
+        names: Names of the two models.
+        same: Whether they are the same model.
+
+    Returns:
+        One sentence for each setting that differs and may.
+
+    Raises:
+        ValueError: A setting differs that may not; the message names it.
+    """
+    notes = []
+    for setting in a:
+        one, two = a[setting], b.get(setting, {"used": None, "own": None})
+        if one["used"] == two["used"]:
+            continue
+        told = " and ".join(_told(name, value) for name, value in zip(names, (one, two), strict=True))
+        changed = same or any(value["used"] != value["own"] for value in (one, two))
+        if changed and setting != "dtype":  # what half precision costs is a question of its own
+            raise ValueError(
+                "the two were measured differently, which would be taken for a difference of the models: "
+                f"{setting} is {told}; evaluate both with the same {setting}"
+            )
+        notes.append(f"{setting} is {told}")
+    return notes
+
+
+def _told(name: str, value: Mapping[str, Any]) -> str:
+    own = "" if value["used"] == value["own"] else f" (the model's own is {_short(value['own'])})"
+    return f"{_short(value['used'])} for {name!r}{own}"
+
+
+def _short(value: Any) -> str:
+    """Return a setting in words; of tasks that are all alike, one."""
+    if isinstance(value, Mapping):
+        different = {json.dumps(sides, ensure_ascii=False): sides for sides in value.values()}
+        if len(different) > 1:
+            return "; ".join(f"{task}: {_short(sides)}" for task, sides in sorted(value.items()))
+        value = next(iter(different.values()), None)
+    if isinstance(value, list):
+        return repr(value[0]) if value[0] == value[-1] else " and ".join(map(repr, value))
+    return str(value)

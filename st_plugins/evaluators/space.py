@@ -1,0 +1,86 @@
+"""How the embeddings of the evaluated texts lie in space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_plugins.data.pairs import Pairs
+from st_plugins.geometry import Gaussian, bhattacharyya_distance, geometry, kl_divergence, wasserstein_distance
+from st_plugins.modules.whitening import Whitening
+
+__all__ = ["fit_distance", "is_collapsed", "space_of_pairs"]
+
+_EQUAL = 1e-6  # of the largest value: what float32 and the place in a batch make of equal numbers
+
+
+def is_collapsed(embeddings: NDArray[np.float32]) -> bool:
+    """Say whether all texts have one embedding, but for rounding.
+
+    Args:
+        embeddings: Embeddings, shape (M, d).
+
+    Returns:
+        True for two and more rows that are equal.
+
+    Example:
+        >>> is_collapsed(np.array([[1.0, 5.0], [1.0000001, 5.0]])), is_collapsed(np.array([[1.0, 5.0], [1.1, 5.0]]))
+        (True, False)
+    """
+    return len(embeddings) > 1 and bool(np.ptp(embeddings, axis=0).max() <= _EQUAL * np.abs(embeddings).max())
+
+
+def space_of_pairs(
+    embeddings: NDArray[np.float32],
+    tasks: Sequence[Pairs],
+    rows: Sequence[tuple[NDArray[np.intp], ...]],
+    seed: int,
+) -> dict[str, Any]:
+    """Describe the space; alignment is over the pairs with gold in the top fifth of their task's range.
+
+    Args:
+        embeddings: Embeddings, shape (M, d).
+        tasks: The tasks.
+        rows: For each task the rows of its first and second texts.
+        seed: Seed of the sample behind the uniformity.
+
+    Returns:
+        The numbers of :func:`st_plugins.geometry.geometry`; nothing for fewer than two rows.
+    """
+    if len(embeddings) < 2:
+        return {}
+    sides: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
+    for pairs, found in zip(tasks, rows, strict=True):
+        low, high = pairs.scores.min(), pairs.scores.max()
+        positive = pairs.scores >= low + 0.8 * (high - low)
+        for side, row in zip(sides, found, strict=False):
+            side.append(row[positive] if high > low else row[:0])
+    first, second = (np.concatenate(side) for side in sides)
+    positives = (embeddings[first], embeddings[second]) if len(first) > 1 else None
+    return geometry(embeddings, positives=positives, seed=seed)
+
+
+def fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:
+    """Return distances between the Gaussian a whitening was fitted on and that of the evaluated texts.
+
+    Args:
+        whitening: The model's whitening.
+        seen: Another one, which saw the evaluated texts.
+
+    Returns:
+        Three distances by name; nothing where either saw fewer than two texts.
+    """
+    if whitening.count < 2 or seen.count < 2:
+        return {}
+    fit, here = (
+        Gaussian(np.asarray(w.center, np.float64), np.asarray(w.covariance, np.float64), w.count)
+        for w in (whitening, seen)
+    )
+    return {
+        "fit_kl_divergence": kl_divergence(here, fit),
+        "fit_bhattacharyya_distance": bhattacharyya_distance(here, fit),
+        "fit_wasserstein_distance": wasserstein_distance(here, fit),
+    }
