@@ -295,6 +295,7 @@ def _encoded(
 ) -> Iterator[Tensor]:
     """Yield the embeddings block by block under a progress bar."""
     hidden = None if show_progress_bar is None else not show_progress_bar  # None: tqdm looks for a terminal
+    task: dict[str, Any] = {} if route is None else {"task": route}
     with tqdm(total=len(sentences), desc=title, unit="texts", disable=hidden) as bar:
         for start in range(0, len(sentences), _BLOCK):
             block = sentences[start : start + _BLOCK]
@@ -304,7 +305,7 @@ def _encoded(
                 batch_size=batch_size,
                 show_progress_bar=False,
                 convert_to_tensor=True,
-                **({} if route is None else {"task": route}),
+                **task,
             )
             bar.update(len(block))
 

@@ -11,7 +11,6 @@ from st_plugins.cli_models import check_model
 from st_plugins.cli_options import (
     ColumnOption,
     DeviceOption,
-    LengthOption,
     ModelArgument,
     refuse_unused,
 )
@@ -45,7 +44,13 @@ def consert(
         str, typer.Option(help="The two views: augmentations with their rates, '+' for both in one view.")
     ] = "feature-cutoff:0.2,token-shuffle",
     no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Switch the encoder's own dropout off.")] = False,
-    max_seq_length: LengthOption = 64,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option(help="Cut texts to this many tokens in training only (default: the model's own limit).", min=3),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Goes before each text (default: the model's own default prompt).")
+    ] = None,
     mini_batch_size: Annotated[
         int | None, typer.Option(help="Texts encoded at a time, for batches that do not fit into memory.", min=1)
     ] = None,
@@ -108,7 +113,8 @@ def consert(
         temperature=temperature,
         views=[view.strip() for view in views.split(",")],
         encoder_dropout=not no_dropout,
-        max_length=max_seq_length,
+        max_seq_length=max_seq_length,
+        prompt=prompt,
         mini_batch_size=mini_batch_size,
         dev=None if dev is None else read_pairs(dev, text1, text2, score),
         eval_steps=eval_steps,

@@ -42,6 +42,12 @@ def whiten(
     keep_plugin: Annotated[
         bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
     ] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="Goes before each text (default: the model's own default prompt).")
+    ] = None,
+    route: Annotated[
+        str | None, typer.Option(help="Whose texts these are in a model with routes: query, document.")
+    ] = None,
     shrinkage: Annotated[str, typer.Option(help="0 to 1, or 'ledoit-wolf'.")] = "0",
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale the whitened vectors to length 1.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")] = False,
@@ -100,6 +106,8 @@ def whiten(
         output_dimension,
         shrinkage=kind,
         normalize=normalize,
+        prompt=prompt,
+        route=route,
         batch_size=batch_size,
         source=texts.name,
     )

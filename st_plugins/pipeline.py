@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 from torch import nn
 
-__all__ = ["gives_unit_length", "rebuild"]
+__all__ = ["default_prompt", "gives_unit_length", "rebuild"]
 
 _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
 
@@ -79,3 +79,22 @@ def gives_unit_length(module: nn.Module) -> bool:
     if isinstance(module, Router):
         return all(gives_unit_length(route[-1]) for route in module.sub_modules.values())  # type: ignore[index]
     return isinstance(module, Normalize) or getattr(module, "normalize", False) is True
+
+
+def default_prompt(model: SentenceTransformer) -> str | None:
+    """Return what the model puts before a text when nothing else is said.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The prompt, or None.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> encoder = untrained_encoder(dimension=16)
+        >>> encoder.prompts, encoder.default_prompt_name = {"x": "find: "}, "x"
+        >>> default_prompt(encoder)
+        'find: '
+    """
+    return None if model.default_prompt_name is None else model.prompts.get(model.default_prompt_name)

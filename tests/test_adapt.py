@@ -51,7 +51,7 @@ def test_equals_fitting_on_the_encoded_sentences(
 
 
 def unit_lengths(vectors: np.ndarray) -> np.ndarray:
-    return np.abs(np.linalg.norm(vectors, axis=1) - 1)
+    return np.asarray(np.abs(np.linalg.norm(vectors, axis=1) - 1))
 
 
 def test_before_the_normalize_with_the_prompt(model: SentenceTransformer, sentences: list[str]) -> None:
@@ -129,11 +129,11 @@ def test_routes_are_named(model: SentenceTransformer, make_model: MakeModel, sen
     routed = SentenceTransformer(modules=[router], device="cpu").eval()
     for fit in (whiten, fit_flow):
         with pytest.raises(ValueError, match="the model has the routes 'document', 'query'"):
-            fit(routed, sentences)  # type: ignore[operator]
+            fit(routed, sentences)
         with pytest.raises(ValueError, match="route is 'answer'"):
-            fit(routed, sentences, route="answer")  # type: ignore[operator]
+            fit(routed, sentences, route="answer")
         with pytest.raises(ValueError, match="the model has no routes"):
-            fit(model, sentences, route="query")  # type: ignore[operator]
+            fit(model, sentences, route="query")
     whitened: Any = whiten(routed, sentences, 5, route="query")
     np.testing.assert_allclose(whitened[1].center, routed.encode_query(sentences).mean(axis=0), atol=1e-5)
 

@@ -72,12 +72,13 @@ def test_a_plain_model_with_an_honest_card(
 ) -> None:
     output = tmp_path / "adapted"
     texts = [*sentences, sentences[0], "", "  ", "dog"]  # one token is a text
-    result = run(str(encoder_folder), texts, output, dev=dev, source="corpus.txt", max_length=16)
+    result = run(str(encoder_folder), texts, output, dev=dev, source="corpus.txt", max_seq_length=16)
     assert [path.name for path in tmp_path.iterdir()] == ["adapted"]
     types = [row["type"] for row in json.loads((output / "modules.json").read_text("utf-8"))]
     assert all(name.startswith("sentence_transformers.") for name in types)
     plain = SentenceTransformer(str(output), device="cpu")
-    assert np.array_equal(plain.encode(sentences), result.model.encode(sentences)) and plain.max_seq_length == 16
+    assert np.array_equal(plain.encode(sentences), result.model.encode(sentences))
+    assert plain.max_seq_length == SentenceTransformer(str(encoder_folder), device="cpu").max_seq_length != 16
     assert (result.texts, result.duplicates, result.empty, result.steps) == (61, 1, 2, 6)
     losses = [entry["loss"] for entry in result.log if "loss" in entry]
     assert losses[-1] < losses[0]

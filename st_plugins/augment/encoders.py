@@ -16,8 +16,8 @@ is biased by the distance between slots. `TokenShuffle` therefore does one of tw
     are pooled. Absolute positions, if there are any, stay with the slots, so that both kinds of positions agree about
     the new order; this is why MPNet, and DeBERTa with absolute positions, are shuffled so.
 
-For an encoder with absolute positions and full attention both are the same function of the permutation, unless
-something else goes by slots, as Nyströmformer's convolution does.
+For an encoder with absolute positions and full attention the one is the other with the inverse permutation, unless
+something else goes by slots, as Nyströmformer's convolution does; over random permutations both are the same.
 
 ==============================  ======================================  ==================
 model_type                      token embeddings are the output of      shuffled

@@ -13,6 +13,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_plugins.geometry.embeddings import geometry
+from st_plugins.pipeline import default_prompt
 
 __all__ = ["NUMBERS", "Probe"]
 
@@ -105,17 +106,12 @@ class Probe:
                 module.training = not isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm)  # they would learn
             passes: tuple[list[Tensor], list[Tensor]] = ([], [])
             for start in range(0, len(texts), self.batch_size):
-                # As encode does it: with the model's default prompt.
-                batch = model.preprocess(texts[start : start + self.batch_size], prompt=_default_prompt(model))
+                batch = model.preprocess(texts[start : start + self.batch_size], prompt=default_prompt(model))
                 for embeddings in passes:
                     features = batch_to_device(dict(batch), model.device)
                     embeddings.append(model(features)["sentence_embedding"])
         first, second = (_finite(torch.cat(embeddings), texts) for embeddings in passes)
         return first, second
-
-
-def _default_prompt(model: SentenceTransformer) -> str | None:
-    return model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
 
 
 def _finite(tensor: Tensor, texts: list[str]) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator, compare
 from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.losses import ConSERTLoss
+from st_plugins.pipeline import default_prompt
 from st_plugins.training.card import add_section, consert_section, selection_in_words
 from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
 from st_plugins.training.devices import check_device, check_placement
@@ -34,7 +35,9 @@ from st_plugins.training.preparation import (
     fingerprint,
     name_of,
     prepared,
+    prompted,
     selection,
+    training_length,
 )
 from st_plugins.training.result import TrainingResult
 
@@ -58,7 +61,8 @@ def train_consert(
     temperature: float = 0.1,
     views: Sequence[Any] = ("feature-cutoff:0.2", "token-shuffle"),
     encoder_dropout: bool = True,
-    max_length: int | None = 64,
+    max_seq_length: int | None = None,
+    prompt: str | None = None,
     mini_batch_size: int | None = None,
     dev: Pairs | None = None,
     eval_steps: int | None = None,
@@ -103,8 +107,11 @@ def train_consert(
         temperature: τ of the loss.
         views: The two views, as for the loss.
         encoder_dropout: Whether the encoder's dropout is on; off in the published unsupervised base model.
-        max_length: Texts are cut to this many tokens, in training and in the finished model; None leaves the model's
-            own limit. Static embeddings have none, and are not cut.
+        max_seq_length: Texts are cut to this many tokens in training, which saves time where they are long. None, or
+            more than the model's own limit, is that limit, which stays that of the model and of what is measured in
+            any case.
+        prompt: What goes before each text, in training and when measured; None is the model's default prompt, if it
+            has one. It is not stored: the finished model has the prompts that it had.
         mini_batch_size: Texts encoded at a time, for batches that do not fit into memory.
         dev: Scored pairs, to evaluate before, during and after.
         eval_steps: Steps between evaluations (and checkpoints); None makes ten in a run.
@@ -126,8 +133,8 @@ def train_consert(
         ModuleNotFoundError: The packages of the extra ``train`` are missing.
         NonFiniteLossError: The loss became NaN or infinite; the message has the step and the texts.
         TypeError: ``texts`` is one string, or holds something else.
-        ValueError: A setting is out of its range, there are fewer texts than a batch has, or the model has modules
-            that plain sentence-transformers would not load.
+        ValueError: A setting is out of its range, there are fewer texts than a batch has, or the model has routes, or
+            modules that plain sentence-transformers would not load.
 
     Example:
         >>> import tempfile
@@ -148,9 +155,12 @@ def train_consert(
 
     Reference:
         Yan et al., "ConSERT: A Contrastive Framework for Self-Supervised Sentence Representation Transfer" (2021),
-        arXiv 2105.11741. The defaults are those of the unsupervised base model's script, except that dropout is on.
-        The script keeps the step with the best labelled score on STS-B dev and stops after ten evaluations without a
-        better one; here nothing is stopped early.
+        arXiv 2105.11741. The defaults for epochs, batch size, learning rate, warm-up, weight decay, clipping,
+        temperature and views are those of the unsupervised base model's script. Elsewhere we differ: the script
+        switches the encoder's dropout off (here ``encoder_dropout=False``), cuts texts to 64 word pieces and the
+        special tokens (``max_seq_length=66``), uses AdamW without bias correction, half precision and the seed 1,
+        keeps the step with the best labelled score on STS-B dev and stops after ten evaluations without a better one.
+        Here nothing is stopped early, and the last incomplete batch of an epoch is left out.
     """
     check_installed()
     read = None if isinstance(model, SentenceTransformer) else model
@@ -164,7 +174,7 @@ def train_consert(
             "least), or give more texts"
         )
     name = name_of(model)
-    adapted = prepared(model, max_length)
+    adapted = prepared(model)
     content = fingerprint(adapted)
     loss = ConSERTLoss(
         adapted,
@@ -185,7 +195,8 @@ def train_consert(
         "temperature": temperature,
         "views": [view_config(view, adapted) for view in loss.views],
         "encoder_dropout": encoder_dropout,
-        "max_length": adapted.max_seq_length if isinstance(adapted.max_seq_length, int) else None,
+        "max_seq_length": training_length(adapted, max_seq_length),
+        "prompt": default_prompt(adapted) if prompt is None else prompt,
         "mini_batch_size": mini_batch_size,
         "eval_steps": every,
         "select": select,
@@ -200,16 +211,19 @@ def train_consert(
     try:
         adapted.to(arguments.device)
         evaluator = None if dev is None else STSSuiteEvaluator([dev], floor_texts=kept[:_FLOOR_TEXTS], seed=seed)
-        before = None if evaluator is None else evaluator.evaluate(adapted, "before")
-        trainer, geometry = _trainer(adapted, loss, arguments, kept, settings, dev, checkpoints, callbacks)
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
-        steps = trainer.state.global_step
-        step, defined = _choose(trainer, geometry, checkpoints, select)
-        words = selection_in_words(select, step, steps, dev, defined=defined)
+        with prompted(adapted, prompt):
+            before = None if evaluator is None else evaluator.evaluate(adapted, "before")
+            adapted.float()  # after it was measured as it is
+            trainer, geometry = _trainer(adapted, loss, arguments, kept, settings, dev, checkpoints, callbacks)
+            trainer.train(resume_from_checkpoint=None if start is None else str(start))
+            steps = trainer.state.global_step
+            step, defined = _choose(trainer, geometry, checkpoints, select)
+            words = selection_in_words(select, step, steps, dev, defined=defined)
         with target.write() as folder:
             _save(adapted, folder)
             final = io.load_sentence_transformer(folder, str(arguments.device))
-            after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
+            with prompted(final, prompt):
+                after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
             comparison = None if before is None or after is None else compare(after, before, seed=seed)
             result = TrainingResult(
                 final,
@@ -249,6 +263,7 @@ def _arguments(
         max_grad_norm=1.0,
         seed=settings["seed"],
         bf16=settings["bf16"],
+        prompts=settings["prompt"] or None,
         use_cpu=device == "cpu",
         eval_strategy="no" if settings["dev"] is None else "steps",
         eval_steps=every,
@@ -308,6 +323,8 @@ def _trainer(
             *callbacks,
         ],
     )
+    collator: Any = trainer.data_collator
+    collator.max_length = settings["max_seq_length"]
     geometry.attach(trainer)
     if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins import io
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.describe import describe_model
 from st_plugins.geometry.probe import NUMBERS
-from st_plugins.lengths import positions, set_length
+from st_plugins.lengths import positions
 from st_plugins.pipeline import rebuild
 
 __all__ = [
@@ -29,7 +31,9 @@ __all__ = [
     "fingerprint",
     "name_of",
     "prepared",
+    "prompted",
     "selection",
+    "training_length",
 ]
 
 logger = logging.getLogger(__name__)
@@ -129,8 +133,8 @@ def name_of(model: SentenceTransformer | str | Path) -> str:
     return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
 
 
-def prepared(model: SentenceTransformer | str | Path, max_length: int | None) -> SentenceTransformer:
-    """Return a float32 copy with a new model card, made of modules that load anywhere."""
+def prepared(model: SentenceTransformer | str | Path) -> SentenceTransformer:
+    """Return a copy with a new model card, made of modules that load anywhere."""
     loaded = model if isinstance(model, SentenceTransformer) else io.load_sentence_transformer(model, "cpu")
     for module in loaded:
         if not type(module).__module__.startswith("sentence_transformers."):
@@ -138,15 +142,43 @@ def prepared(model: SentenceTransformer | str | Path, max_length: int | None) ->
                 f"the model has a {type(module).__name__}, which plain sentence-transformers does not load; fold it "
                 "first (st_plugins.fold), or train the encoder without it"
             )
-    adapted = rebuild(loaded, list(loaded)).float()
-    if max_length is not None and not isinstance(adapted[0], StaticEmbedding):  # which has no limit to set
-        there = positions(adapted) or max_length
-        if max_length > there:
-            logger.warning(
-                "max_seq_length=%d is more than the encoder's %d positions; texts are cut to %d tokens",
-                *(max_length, there, there),
+    for module in loaded.modules():
+        if isinstance(module, Router):
+            raise ValueError(
+                f"the model has the routes {', '.join(map(repr, module.sub_modules))}, and a training on unlabelled "
+                "texts could only take one of them; use ConSERTLoss in SentenceTransformerTrainer, whose "
+                "router_mapping says which"
             )
-        set_length(adapted, min(max_length, there))
+    adapted = rebuild(loaded, list(loaded))
     # A folder's name says nothing about a model of that name on the hub.
     adapted.model_card_data.local_files_only = True
     return adapted
+
+
+def training_length(model: SentenceTransformer, max_seq_length: int | None) -> int | None:
+    """Return how many tokens of a text are trained on; None where the model has no limit that could be lower."""
+    if max_seq_length is not None and max_seq_length < 3:
+        raise ValueError(f"max_seq_length={max_seq_length} leaves no token between the special ones; use at least 3")
+    own = model.max_seq_length
+    if not isinstance(own, int) or isinstance(model[0], StaticEmbedding):
+        return None
+    there = positions(model) or own
+    if max_seq_length is not None and max_seq_length > there:
+        logger.warning(
+            "max_seq_length=%d is more than the encoder's %d positions; texts are cut to %d tokens",
+            *(max_seq_length, there, min(own, there)),
+        )
+    cut = min(own, there, max_seq_length or own)
+    return cut if cut < 10**9 else None  # tokenizers without a limit of their own say 1e30, and cannot cut there
+
+
+@contextlib.contextmanager
+def prompted(model: SentenceTransformer, prompt: str | None) -> Iterator[None]:
+    """Make a prompt the model's default one for a block; None leaves it as it is."""
+    before = model.prompts, model.default_prompt_name
+    if prompt is not None:
+        model.prompts, model.default_prompt_name = {**model.prompts, "training": prompt}, "training"
+    try:
+        yield
+    finally:
+        model.prompts, model.default_prompt_name = before
