@@ -88,6 +88,7 @@ def train(
     max_seq_length: LengthOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints of a killed run.")] = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Train RE2 to classify or score pairs of texts: word vectors, convolutions and alignment, fast on a CPU.
@@ -165,9 +166,13 @@ def train(
         patience=patience,
         seed=seed,
         device=device,
+        checkpoints=target.path,
+        resume=resume,
+        overwrite=overwrite,
     )
     with target.write() as folder:
         matcher.save(folder)
+    found.remove_checkpoints()
     say(found.summary())
     say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins predict use it")
 

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule, TransformerTokens, WordVectors
-from st_plugins.matching.re2_training import BestWeightsCallback, shortened
+from st_plugins.matching.re2_checkpoints import BestWeightsCallback
+from st_plugins.matching.re2_training import shortened
 
 CONFIG = RE2Config(blocks=1, encoder_layers=1, hidden=8, dropout=0.0)
 QUIET = {"device": "cpu", "show_progress_bar": False}

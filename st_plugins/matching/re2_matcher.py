@@ -146,6 +146,9 @@ class RE2Matcher(nn.Module):
         device: str | None = None,
         show_progress_bar: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
+        checkpoints: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> MatcherTraining:
         """Train in place, in the trainer of transformers, and keep the weights that are best on ``dev``.
 
@@ -174,14 +177,21 @@ class RE2Matcher(nn.Module):
             device: ``"cpu"``, ``"cuda"`` or ``"mps"``; None takes the best there is.
             show_progress_bar: Whether to show a progress bar and what is logged.
             callbacks: More callbacks for the trainer.
+            checkpoints: The folder that the matcher is going to be saved to. Beside it, in ``NAME.checkpoints``, lies
+                what ``resume`` needs, saved each epoch and every two minutes; call ``remove_checkpoints`` of what is
+                returned once the matcher is saved. None keeps none.
+            resume: Go on from the checkpoints of a killed `fit`, to the same weights as if it had not been killed;
+                without any, start from the beginning. Build the matcher as it was then: same seed, same texts.
+            overwrite: Whether checkpoints left by another training may be deleted.
 
         Returns:
             What was done; the matcher itself is in evaluation mode, where it was trained.
 
         Raises:
+            FileExistsError: There are checkpoints, and neither ``resume`` nor ``overwrite`` is on.
             ModuleNotFoundError: The packages of the extra ``train`` are missing.
-            ValueError: The data or a setting does not suit, a class has no pair to learn it from, or the loss became
-                NaN.
+            ValueError: The data or a setting does not suit, a class has no pair to learn it from, the loss became
+                NaN, or the checkpoints are of a training with other data, settings or weights; the message names one.
         """
         from st_plugins.matching.re2_training import train_matcher
         from st_plugins.training.preparation import check_installed
@@ -201,6 +211,8 @@ class RE2Matcher(nn.Module):
             judged = LabelledPairs.read(dev, self.labels, "dev")
         if self.labels is not None:
             check_occurring(pairs, judged, self.labels)
+        if resume and checkpoints is None:
+            raise ValueError("resume needs checkpoints, the folder that the matcher is going to be saved to")
         for name, value in (("patience", patience), ("eval_steps", eval_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or None, got {value}")
@@ -218,6 +230,9 @@ class RE2Matcher(nn.Module):
             device=device,
             show_progress_bar=show_progress_bar,
             callbacks=callbacks,
+            checkpoints=checkpoints,
+            resume=resume,
+            overwrite=overwrite,
         )
 
     def predict(

@@ -6,8 +6,9 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,26 +17,28 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    EvalPrediction,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EvalPrediction, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from st_plugins.matching.labelled import LabelledPairs
 from st_plugins.matching.metrics import Accuracy, measure, measure_accuracy
 from st_plugins.matching.re2 import RE2Schedule, normalized_weights
 from st_plugins.matching.re2.embedding import TransformerTokens
+from st_plugins.matching.re2_checkpoints import (
+    BestWeightsCallback,
+    MatcherTrainer,
+    OrderOfLengths,
+    SaveCallback,
+    digest_of,
+    digest_of_pairs,
+    digest_of_state,
+)
+from st_plugins.training.checkpoints import CheckpointCallback, CheckpointFolder
 from st_plugins.training.devices import check_device, check_placement
 
 if TYPE_CHECKING:
     from st_plugins.matching.re2_matcher import RE2Matcher
 
-__all__ = ["BestWeightsCallback", "MatcherTraining", "shortened", "train_matcher"]
+__all__ = ["MatcherTraining", "shortened", "train_matcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class MatcherTraining:
         accuracy: Share of the development pairs that these weights judge right; None without any, and for a ``metric``
             of scores or ranks.
         history: What the trainer logged: losses, learning rates, and scores on the development pairs.
+        checkpoints: The folder of the checkpoints, if there were any; see `remove_checkpoints`.
     """
 
     pairs: int
@@ -69,6 +73,7 @@ class MatcherTraining:
     score: float | None
     accuracy: Accuracy | None
     history: list[dict[str, Any]]
+    checkpoints: Path | None
 
     def summary(self) -> str:
         """Say in words what was done."""
@@ -84,72 +89,13 @@ class MatcherTraining:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return what belongs to a saved matcher, as plain JSON values: all but the history."""
-        return {name: value for name, value in asdict(self).items() if name != "history"}
+        """Return what belongs to a saved matcher, as plain JSON values: all but history and checkpoints."""
+        return {name: value for name, value in asdict(self).items() if name not in ("history", "checkpoints")}
 
-
-class BestWeightsCallback(TrainerCallback):
-    """Keep the trained weights of the best evaluation, stop when there is none better, and put them back at the end.
-
-    They are kept in memory, without frozen ones. Of equal evaluations the first counts.
-
-    Args:
-        model: What is trained.
-        metric: Name of the number to judge by, as the trainer reports it; higher is better.
-        patience: So many evaluations in a row may be no better than the best; None never stops.
-
-    Example:
-        >>> model = nn.Linear(1, 1, bias=False)
-        >>> callback = BestWeightsCallback(model, "eval_f1", patience=1)
-        >>> control = TrainerControl()
-        >>> for weight, value in ((0.5, 0.7), (2.0, 0.6)):
-        ...     _ = model.weight.data.fill_(weight)
-        ...     _ = callback.on_evaluate(None, TrainerState(), control, metrics={"eval_f1": value})
-        >>> callback.restore()
-        >>> control.should_training_stop, model.weight.item()
-        (True, 0.5)
-    """
-
-    def __init__(self, model: nn.Module, metric: str, patience: int | None) -> None:
-        self.model, self.metric, self.patience = model, metric, patience
-        self.best: float | None = None
-        self.step = self._worse = 0
-        self._weights: dict[str, Tensor] = {}
-        self._metrics: dict[str, float] = {}
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keep the weights if they are the best so far; count the evaluations since."""
-        value = (metrics or {})[self.metric]
-        if self.best is None or value > self.best:
-            self.best, self.step, self._worse = value, state.global_step, 0
-            self._metrics = dict(metrics or {})
-            self._weights = {
-                name: weight.detach().clone() for name, weight in self.model.named_parameters() if weight.requires_grad
-            }
-            return
-        self._worse += 1
-        if self.patience is not None and self._worse >= self.patience:
-            control.should_training_stop = True
-
-    def accuracy(self) -> Accuracy | None:
-        """Return the accuracy of the best evaluation, if it was measured."""
-        if "eval_accuracy_value" not in self._metrics:
-            return None
-        return Accuracy(*(self._metrics[f"eval_accuracy_{field.name}"] for field in fields(Accuracy)))
-
-    def restore(self) -> None:
-        """Put the best weights into the model."""
-        with torch.no_grad():
-            for name, weight in self.model.named_parameters():
-                if name in self._weights:
-                    weight.copy_(self._weights[name])
+    def remove_checkpoints(self) -> None:
+        """Delete the checkpoints, to be called once the matcher is saved; without any nothing is done."""
+        if self.checkpoints is not None:
+            CheckpointFolder(self.checkpoints.with_suffix(""), {}).remove()
 
 
 def shortened(schedule: RE2Schedule, pairs: int) -> RE2Schedule:
@@ -192,6 +138,9 @@ def train_matcher(
     device: str | None,
     show_progress_bar: bool,
     callbacks: Sequence[TrainerCallback],
+    checkpoints: str | Path | None,
+    resume: bool,
+    overwrite: bool,
 ) -> MatcherTraining:
     """Train a matcher in place; see `RE2Matcher.fit`.
 
@@ -209,54 +158,87 @@ def train_matcher(
         device: Where to train.
         show_progress_bar: Whether to show a progress bar and what is logged.
         callbacks: More callbacks.
+        checkpoints: Where the matcher is going to be saved; checkpoints lie beside it.
+        resume: Whether to go on from them.
+        overwrite: Whether those of another training may be deleted.
 
     Returns:
         What was done.
 
     Raises:
-        ValueError: The device is not there, or the loss is NaN or infinite.
+        FileExistsError: There are checkpoints, and neither ``resume`` nor ``overwrite`` is on.
+        ValueError: The device is not there, the loss is NaN or infinite, or the checkpoints are of another training.
     """
     check_device(device)
-    schedule = shortened(schedule, len(train))
     steps_an_epoch = math.ceil(len(train) / schedule.batch_size)
     best = None if dev is None else BestWeightsCallback(matcher, f"eval_{metric}", patience)
-    # The trainer wants a folder, and writes nothing to it.
-    with tempfile.TemporaryDirectory() as folder, normalized_weights(matcher.network), _finally_evaluating(matcher):
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=schedule.epochs,
-            per_device_train_batch_size=schedule.batch_size,
-            per_device_eval_batch_size=schedule.batch_size,
-            train_sampling_strategy="group_by_length",
-            max_grad_norm=schedule.gradient_clipping,
-            seed=seed,
-            bf16=bf16,
-            use_cpu=device == "cpu",
-            eval_strategy="no" if dev is None else "epoch" if eval_steps is None else "steps",
-            eval_steps=eval_steps,
-            save_strategy="no",
-            logging_steps=max(1, steps_an_epoch * schedule.epochs // 20),
-            label_names=["labels", "queries"],
-            remove_unused_columns=False,
-            report_to="none",
-            disable_tqdm=not show_progress_bar,
-        )
-        check_placement(arguments, device, "fit uses one: set CUDA_VISIBLE_DEVICES=0")
-        trainer = Trainer(
-            model=_Objective(matcher),
-            args=arguments,
-            data_collator=_collate,
-            train_dataset=_tokenized(matcher, train),
-            eval_dataset=None if dev is None else _tokenized(matcher, dev),
-            compute_metrics=_metrics(metric),
-            optimizers=_optimizer(matcher, schedule, source_learning_rate),
-            callbacks=[*([] if best is None else [best]), *callbacks],
-        )
-        if arguments.disable_tqdm:
-            trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        if best is not None:
-            best.restore()
+    rows, judged = _tokenized(matcher, train), None if dev is None else _tokenized(matcher, dev)
+    kept: CheckpointFolder | None = None
+    start: Path | None = None
+    if checkpoints is not None:
+        settings = {
+            "train": digest_of_pairs(train, matcher.labels),
+            "dev": digest_of_pairs(dev, matcher.labels),
+            "labels": matcher.labels,
+            **matcher.config.to_dict(),
+            **schedule.to_dict(),
+            "metric": metric,
+            "patience": patience,
+            "eval_steps": eval_steps,
+            "source_learning_rate": source_learning_rate,
+            "seed": seed,
+            "bf16": bf16,
+            "source": f"{type(matcher.source).__name__}, {digest_of_state(matcher.source)}",
+            "train_tokens": digest_of([rows["first"][:], rows["second"][:]]),
+            "weights": digest_of_state(matcher.network),
+        }
+        kept = CheckpointFolder(Path(checkpoints), settings)
+        start = kept.open(resume=resume, overwrite=overwrite)
+    schedule = shortened(schedule, len(train))
+    try:
+        with ExitStack() as stack:
+            # Without checkpoints, the trainer wants a folder all the same, and writes nothing to it.
+            folder = stack.enter_context(tempfile.TemporaryDirectory()) if kept is None else str(kept.path)
+            stack.enter_context(normalized_weights(matcher.network))
+            stack.enter_context(_finally_evaluating(matcher))
+            arguments = TrainingArguments(
+                output_dir=folder,
+                num_train_epochs=schedule.epochs,
+                per_device_train_batch_size=schedule.batch_size,
+                per_device_eval_batch_size=schedule.batch_size,
+                max_grad_norm=schedule.gradient_clipping,
+                seed=seed,
+                bf16=bf16,
+                use_cpu=device == "cpu",
+                eval_strategy="no" if dev is None else "steps",  # at an epoch's last step, before it is saved
+                eval_steps=eval_steps or steps_an_epoch,
+                save_strategy="no",  # SaveCallback says when
+                logging_steps=max(1, steps_an_epoch * schedule.epochs // 20),
+                label_names=["labels", "queries"],
+                remove_unused_columns=False,
+                report_to="none",
+                disable_tqdm=not show_progress_bar,
+            )
+            check_placement(arguments, device, "fit uses one: set CUDA_VISIBLE_DEVICES=0")
+            saving = [] if kept is None else [SaveCallback(steps_an_epoch), CheckpointCallback(kept)]
+            trainer = MatcherTrainer(
+                OrderOfLengths(rows["length"], schedule.batch_size, seed),
+                model=_Objective(matcher),
+                args=arguments,
+                data_collator=_collate,
+                train_dataset=rows,
+                eval_dataset=judged,
+                compute_metrics=_metrics(metric),
+                optimizers=_optimizer(matcher, schedule, source_learning_rate),
+                callbacks=[*([] if best is None else [best]), *callbacks, *saving],
+            )
+            if arguments.disable_tqdm:
+                trainer.remove_callback(PrinterCallback)
+            _train(trainer, best, start)
+    except BaseException:
+        if kept is not None:
+            kept.keep_if_useful()
+        raise
     steps = trainer.state.global_step
     found = MatcherTraining(
         pairs=len(train),
@@ -265,11 +247,33 @@ def train_matcher(
         step=steps if best is None else best.step,
         metric=metric,
         score=None if best is None else best.best,
-        accuracy=None if best is None else best.accuracy(),
+        accuracy=None if best is None else _accuracy(best.metrics),
         history=trainer.state.log_history,
+        checkpoints=None if kept is None else kept.path,
     )
     matcher.trained = found.record()
     return found
+
+
+def _train(trainer: MatcherTrainer, best: BestWeightsCallback | None, start: Path | None) -> None:
+    """Train from the beginning or from a checkpoint, and put the best weights into the model."""
+    if start is not None and best is not None:
+        state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+        best.resume(start, state.log_history)
+        if best.is_over:  # it had ended when it was killed
+            trainer.state = state
+            best.restore()
+            return
+    trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    if best is not None:
+        best.restore()
+
+
+def _accuracy(metrics: Mapping[str, float]) -> Accuracy | None:
+    """Return the accuracy among the trainer's metrics, if it was measured."""
+    if "eval_accuracy_value" not in metrics:
+        return None
+    return Accuracy(*(metrics[f"eval_accuracy_{field.name}"] for field in fields(Accuracy)))
 
 
 @contextmanager
@@ -287,6 +291,19 @@ class _Objective(nn.Module):
     def __init__(self, matcher: RE2Matcher) -> None:
         super().__init__()
         self.matcher = matcher
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what is trained: frozen vectors may be large, and a checkpoint does not need them."""
+        frozen = {name for name, weight in self.named_parameters() if not weight.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in frozen}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Read what `state_dict` gave."""
+        missing = self.state_dict().keys() - state_dict.keys()
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        if missing or found.unexpected_keys:
+            raise ValueError(f"the checkpoint is of another network: {sorted([*missing, *found.unexpected_keys])[:4]}")
+        return type(found)([], [])
 
     def forward(
         self, first: dict[str, Tensor], second: dict[str, Tensor], labels: Tensor, queries: Tensor
