@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import Self
 
+from st_plugins.atomic import atomic_file
 from st_plugins.geometry.probe import NUMBERS, Probe
-from st_plugins.loading.files import is_there, read_tensors
+from st_plugins.loading.files import read_tensors
+from st_plugins.resumption import Companion, checkpoint_of
 
 __all__ = ["GeometryCallback"]
 
@@ -51,7 +53,8 @@ class GeometryCallback(TrainerCallback):
 
     When training resumes, ``history`` and the choice are rebuilt from the trainer's log. The best weights travel in
     the checkpoint folder (``geometry_best.safetensors``, written when the best step is not the checkpoint's own);
-    when they are not found in ``output_dir/checkpoint-<step>``, a warning says so and the choice starts anew.
+    when those of this run and step are found neither in ``output_dir`` nor where the checkpoint was written, a warning
+    says so and the choice starts anew.
 
     Args:
         texts: Unlabelled texts like those the model will see. Duplicates are dropped.
@@ -124,6 +127,7 @@ class GeometryCallback(TrainerCallback):
         self._score = _scorer(criterion)
         self._trainer: Any = None
         self._training = False
+        self._companion = Companion(_BEST_FILE)
         self._forget()
 
     def _forget(self) -> None:
@@ -187,8 +191,9 @@ class GeometryCallback(TrainerCallback):
             )
         self._training = True
         self._forget()
+        folder = self._companion.begin(args, state)
         if state.global_step:
-            self._resume(args, state, model)
+            self._resume(folder, state, model)
         if not self.history:
             self._step(state, control, model)
 
@@ -219,11 +224,11 @@ class GeometryCallback(TrainerCallback):
         """Put the best weights beside a checkpoint that does not hold them itself."""
         if self.best_weights is None or self.best_step == state.global_step or not state.is_world_process_zero:
             return
-        path = _checkpoint(args, state) / _BEST_FILE
+        path = checkpoint_of(args, state) / _BEST_FILE
         if path.parent.is_dir():
-            temporary = path.with_suffix(".tmp")
-            save_file(self.best_weights, temporary, {"step": str(self.best_step)})
-            temporary.replace(path)
+            with atomic_file(path) as file:
+                save_file(self.best_weights, file, {"step": str(self.best_step)})
+            self._companion.stamp(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -311,7 +316,7 @@ class GeometryCallback(TrainerCallback):
             self.best_score, self.best_step = score, step
             self.best_weights = _copy_of_weights(model)
 
-    def _resume(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _resume(self, folder: Path | None, state: TrainerState, model: Any) -> None:
         """Rebuild history and choice from the trainer's log; the weights come from the checkpoint."""
         wanted = ["step", *_named(NUMBERS)]
         self.history = [
@@ -327,18 +332,16 @@ class GeometryCallback(TrainerCallback):
                 self.best_score, self.best_step = score, int(entry["step"])
         if self.best_step is None:
             return
-        path = _checkpoint(args, state) / _BEST_FILE
         if self.best_step == state.global_step:
             self.best_weights = _copy_of_weights(model)
-        elif is_there(path):
-            self.best_weights = read_tensors(path)
+        elif folder is not None:
+            self.best_weights = read_tensors(folder / _BEST_FILE)
         else:
             logger.warning(
-                "The weights of step %d, the best so far by %s, are not in %s; the choice goes on among the steps "
-                "from %d.",
+                "The weights of step %d, the best so far by %s, are not found whole with the checkpoint of step %d; "
+                "the choice goes on among the steps from there.",
                 self.best_step,
                 self.criterion,
-                path.parent.name,
                 state.global_step,
             )
             self.best_step, self.best_score = None, -math.inf
@@ -371,10 +374,6 @@ def _scorer(
 
 def _copy_of_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir), f"checkpoint-{state.global_step}")
 
 
 def _from_first_process(value: Any) -> Any:

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from st_plugins import __version__
-from st_plugins.atomic import write_text
+from st_plugins.atomic import atomic_file, write_text
 from st_plugins.loading.files import is_there, read_object, read_tensors
 from st_plugins.losses.embedding import ViewLoss
 
@@ -43,7 +43,8 @@ class HeadedLoss(ViewLoss):
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        save_file(state, folder / _TENSORS)
+        with atomic_file(folder / _TENSORS) as file:
+            save_file(state, file)
         record = {
             "library": f"st-plugins {__version__}",
             "loss": type(self).__name__,

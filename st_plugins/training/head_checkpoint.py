@@ -1,29 +1,40 @@
-"""Keep a loss's head with the checkpoints of its training."""
+"""Keep what a loss trains besides the model with the checkpoints of its training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_plugins.losses.head import HeadedLoss
+from st_plugins.losses.own_parameters import FILE, load_own, own_parameters, save_own
+from st_plugins.resumption import Companion, checkpoint_of
 
 __all__ = ["HeadCheckpointCallback"]
 
+_HEAD = "loss_head.safetensors"
+
 
 class HeadCheckpointCallback(TrainerCallback):
-    """Write a loss's head into every checkpoint, and read it back when a training is resumed.
+    """Write a loss's own parameters into every checkpoint, and read them back when a training is resumed.
 
     The host saves the model, the optimizer and the random state, but no parameters of the loss. Without this a resumed
     training goes on with a new head, and one with ``load_best_model_at_end`` ends with the best model and the last
     head. Deleting old checkpoints deletes their heads too.
 
-    It also clears the head's gradients after each step. sentence-transformers 6.0 clears those of the model only, so
-    that a head would sum up the gradients of all steps; later versions clear both themselves.
+    It takes any loss: those with a head (`HeadedLoss`), the host's (the classifier of ``SoftmaxLoss``), and what wraps
+    them (`RDropLoss`). What is read back is of the run and step of the checkpoint that the training is resumed from,
+    also if that lies in another folder than the new checkpoints; where it is not found, the training does not start.
+
+    It also clears the gradients of these parameters after each step. sentence-transformers 6.0 clears those of the
+    model only, so that a head would sum up the gradients of all steps; later versions clear both themselves.
 
     Args:
-        loss: The loss whose head to keep.
+        loss: The loss that is trained.
+        resume_from_checkpoint: As given to ``trainer.train``; needed only if the checkpoint was moved, and not
+            into the trainer's ``output_dir``.
 
     Example:
         >>> import tempfile
@@ -34,39 +45,54 @@ class HeadCheckpointCallback(TrainerCallback):
         ...     arguments = TrainingArguments(folder)
         ...     _ = callback.on_save(arguments, TrainerState(global_step=5), TrainerControl())
         ...     sorted(path.name for path in Path(folder, "checkpoint-5").iterdir())
-        ['loss_head.json', 'loss_head.safetensors']
+        ['loss_head.json', 'loss_head.safetensors', 'loss_head.safetensors.json']
     """
 
-    def __init__(self, loss: HeadedLoss) -> None:
+    def __init__(self, loss: nn.Module, resume_from_checkpoint: str | Path | None = None) -> None:
         self.loss = loss
+        self._companion = Companion(_HEAD if isinstance(loss, HeadedLoss) else FILE, resume_from_checkpoint)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the head next to the model just saved."""
+        """Write the parameters next to the model just saved."""
         if state.is_world_process_zero:
-            self.loss.save_head(_checkpoint(args, state))
+            folder = checkpoint_of(args, state)
+            if isinstance(self.loss, HeadedLoss):
+                self.loss.save_head(folder)
+            else:
+                save_own(self.loss, folder)
+            self._companion.stamp(args, state)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the head if the training is a resumed one; a checkpoint without a head is an error."""
-        if state.global_step:
-            self.loss.load_head(_checkpoint(args, state))
+        """Read the parameters if the training is a resumed one; a checkpoint without them is an error."""
+        folder = self._companion.begin(args, state)
+        if folder is not None:
+            self._load(folder)
+        elif state.global_step:
+            raise FileNotFoundError(
+                f"the parameters of the {type(self.loss).__name__} at step {state.global_step} are not found whole "
+                f"({self._companion.file}), neither in {args.output_dir} nor where the checkpoint was written: the "
+                "training that wrote it needs HeadCheckpointCallback; for a checkpoint that was moved give "
+                "HeadCheckpointCallback its path (resume_from_checkpoint), too"
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Bring back the head of the best checkpoint, whose model the trainer has just brought back."""
+        """Bring back the parameters of the best checkpoint, whose model the trainer has just brought back."""
         if args.load_best_model_at_end and state.best_model_checkpoint:
-            self.loss.load_head(state.best_model_checkpoint)
+            self._load(Path(state.best_model_checkpoint))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Clear the head's gradients, which belong to the step just made."""
-        for parameter in self.loss.head.parameters():
+        """Clear their gradients, which belong to the step just made."""
+        for parameter in own_parameters(self.loss):
             parameter.grad = None
 
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    # The trainer names checkpoints so, and tells callbacks neither where it saved nor what it resumes from.
-    return Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+    def _load(self, folder: Path) -> None:
+        if isinstance(self.loss, HeadedLoss):
+            self.loss.load_head(folder)
+        else:
+            load_own(self.loss, folder)
