@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from st_plugins import __version__, cli_re2, cli_train
 from st_plugins.cli_demo import demo
@@ -17,7 +18,7 @@ from st_plugins.cli_evaluate import compare, evaluate
 from st_plugins.cli_explain import explain
 from st_plugins.cli_geometry import geometry
 from st_plugins.cli_whiten import whiten
-from st_plugins.terminal import say, shown, survive_encoding
+from st_plugins.terminal import say, shown, survive_encoding, terminal
 
 __all__ = ["app", "main"]
 
@@ -86,15 +87,13 @@ class _Formatter(logging.Formatter):
 def _exit_for_usage(problem: Any) -> None:
     context = problem.ctx
     if (not problem.format_message() and context is not None) or type(problem).__name__ == "NoArgsIsHelpError":
-        say(context.get_help())
+        terminal().print(context.get_help(), soft_wrap=True)
         sys.exit(problem.exit_code)
     where = "st-plugins" if context is None else context.command_path
     _fail(f"{problem.format_message().rstrip('.')} ({where} --help says what there is)", problem.exit_code)
 
 
 def _fail(text: str, code: int) -> None:
-    from rich.text import Text
-
     say(Text.assemble(("error:", "red"), " ", shown(text)), stderr=True)
     sys.exit(code)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
+_By = Literal["word", "token", "sentence", "span"]
+
+
 def explain(
     context: typer.Context,
     model: ModelArgument,
     a: Annotated[str, typer.Argument(help="A text.")],
     b: Annotated[str | None, typer.Argument(help="Another text, to explain the similarity of the two.")] = None,
-    top: Annotated[int, typer.Option(help="Spans, or pairs of spans, to list.", min=1)] = 10,
+    by: Annotated[
+        _By | None,
+        typer.Option(help="What to list and draw (default: word, or span for SpanPooling).", show_default=False),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Words, or pairs of words, to list.", min=1)] = 10,
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Delete tokens and measure whether those named matter.")
     ] = False,
@@ -35,10 +42,10 @@ def explain(
     device: DeviceOption = None,
     max_seq_length: LengthOption = None,
 ) -> None:
-    """Show which spans of two texts make them similar, or which spans one embedding is made of.
+    """Show which words of two texts make them similar, or which words one embedding is made of.
 
-    Works with SpanPooling (spans) and with every mean-pooled model (tokens). The contributions add up to the
-    similarity.
+    Works with every mean-pooled model, and with SpanPooling, whose spans it shows. The contributions add up to the
+    similarity, by word, by token and by sentence.
 
     [bold]Examples[/bold]
 
@@ -65,9 +72,9 @@ def explain(
     loaded = load_model(model, Dtype.float32, device, max_seq_length)
     found: Explanation | PairExplanation
     if b is None:
-        found = explanations.explain(loaded, a, top, prompt=prompt, faithfulness=faithfulness)
+        found = explanations.explain(loaded, a, top, prompt=prompt, by=by, faithfulness=faithfulness)
     else:
-        found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, faithfulness=faithfulness)
+        found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, by=by, faithfulness=faithfulness)
     for name, target in targets.items():
         target.write_text(found.to_html() if name == "--html" else found.to_json())
     terminal().print(found.to_terminal())

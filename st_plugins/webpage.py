@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
-from html import escape
 
-__all__ = ["GENERATOR", "page", "section"]
+from st_plugins.terminal import shown
+
+__all__ = ["GENERATOR", "escape", "page", "section"]
 
 GENERATOR = b'<meta name="generator" content="st-plugins">'  # by which a page is known as written by this library
 
@@ -66,6 +68,22 @@ figure img { display: block; width: 100%; max-width: 560px; height: auto; }
   dl { grid-template-columns: 1fr; } dt { font-weight: 600; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """
+
+
+def escape(text: str) -> str:
+    r"""Return text as HTML that shows it as it is: no tags, no control characters, and no line that is turned around.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        HTML text, fit for an attribute in quotes too.
+
+    Example:
+        >>> escape("<b>\u202e")
+        '&lt;b&gt;\\u202e'
+    """
+    return html.escape(shown(text, lines=True))
 
 
 def page(title: str, body: Iterable[str], style: str = "") -> str:

@@ -47,7 +47,7 @@ def test_one_text(run: Run, folder: str, tmp_path: Path) -> None:
     data = tmp_path / "why.json"
     code, out, _ = run(folder, A, "--json", str(data), "--prompt", "the ", "--max-seq-length", "5")
     found = Explanation.from_json(data.read_text(encoding="utf-8"))
-    assert code == 0 and "Heaviest of 5 tokens" in out
+    assert code == 0 and "Heaviest of 5 words" in out
     assert found.side.tokens[1].kind == "prompt" and found.side.unread > 0
 
 

@@ -152,15 +152,15 @@ def test_numbers_have_two_digits(top: float, scale: float) -> None:
 
 
 def test_long_texts_gather_tokens_and_keep_the_total(make_model: Make) -> None:
-    from st_plugins.explain.report import _token_matrix
+    from st_plugins.explain.report import _matrix
 
     model = make_model("bert")
     model.max_seq_length = 32
     found = explain_pair(model, "a big dog " * 20, "the cat is " * 20)
-    rows, columns, values, shades, top, _ = _token_matrix(found, 5)
+    rows, columns, values, shades, top, _ = _matrix(found, 5)
     assert rows[-1] == "27 more" and values.shape == (6, 6) and len(columns) == 6
     assert values.sum() == pytest.approx(found.similarity, abs=1e-5)
     assert top == np.abs(values[:5, :5]).max() == top * np.abs(shades).max()
     assert not shades[5].any() and not shades[:, 5].any()
-    assert len(_token_matrix(found, 31)[0]) == 32  # "1 more" would be no shorter
+    assert len(_matrix(found, 31)[0]) == 32  # "1 more" would be no shorter
     assert "cut off the last" in found.to_html()

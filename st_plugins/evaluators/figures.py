@@ -117,7 +117,7 @@ def _score_bars(result: SuiteResult) -> Picture:
                 else:
                     axes.plot([100 * score.low, 100 * score.high], [row, row], color=_INK, linewidth=1.2)
         axes.axvline(0, color=_INK, linewidth=0.8)
-        axes.set_yticks(range(len(titles)), titles)
+        axes.set_yticks(range(len(titles)), [_literal(title) for title in titles])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(titles) - 0.5, -0.5)  # first task on top; undefined rows keep their place
         axes.set_xlabel('Spearman × 100 ("all"), with interval')
@@ -199,7 +199,7 @@ def _scatter(task: TaskResult) -> Picture | None:
     def paint(axes: Any) -> None:
         # Rasterized: 1,500 points as a small image instead of 1,500 SVG elements.
         axes.scatter(gold[rows], similarities[rows], s=8, color=_BLUE, alpha=0.4, linewidths=0, rasterized=True)
-        axes.set_title(_label(task.title))
+        axes.set_title(_literal(_label(task.title)))
         axes.set_xlabel("gold score")
         axes.set_ylabel("similarity")
 
@@ -223,6 +223,10 @@ def _points(task: TaskResult) -> tuple[np.ndarray, np.ndarray]:
 
 def _similarity(result: SuiteResult) -> str:
     return f"{result.settings.get('similarity', 'cosine')} similarity"
+
+
+def _literal(text: str) -> str:
+    return text.replace("$", r"\$")  # not the beginning of a formula
 
 
 def _label(text: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from st_plugins.evaluators.figures import Picture, pictures
 from st_plugins.evaluators.result import SuiteResult
 from st_plugins.evaluators.tables import Cell, Table, header, how_to_read, summary, tables
-from st_plugins.webpage import page, section
+from st_plugins.webpage import escape, page, section
 
 __all__ = ["html"]
 

@@ -13,6 +13,7 @@ from st_plugins.atomic import Target, file_target
 from st_plugins.evaluators.html_report import html
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import Cell, Table, header, how_to_read, summary, tables
+from st_plugins.terminal import shown
 from st_plugins.webpage import GENERATOR
 
 __all__ = ["csv_text", "markdown", "report_targets", "write_reports"]
@@ -165,7 +166,7 @@ def _markdown_table(table: Table) -> str:
 
 def _escaped(text: str) -> str:
     """Return text that Markdown shows as it is: no HTML, no emphasis, no link, no broken table row."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = shown(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
     for mark in "\\`*|":
         text = text.replace(mark, "\\" + mark)
     return text.replace("](", "]\\(")

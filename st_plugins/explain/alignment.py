@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,8 @@ from typing_extensions import Self
 
 from st_plugins.explain.render import STYLE, legend_html, matrix_html, matrix_terminal
 from st_plugins.explain.single import to_json
-from st_plugins.webpage import page, section
+from st_plugins.terminal import foreign
+from st_plugins.webpage import escape, page, section
 
 __all__ = ["AlignmentExplanation", "AlignmentMap"]
 
@@ -112,10 +112,14 @@ class AlignmentExplanation:
 
     def to_terminal(self) -> Group:
         """Return a heat map for each block and direction, for ``rich.console.Console().print``."""
-        parts: list[RenderableType] = [Text(self.summary()), Text()]
+        parts: list[RenderableType] = [foreign(self.summary()), Text()]
         for title, rows, columns, values, shades in self._drawn(_TERMINAL_TOKENS):
             # Not the table's own title, which wraps to the width of the table.
-            parts += [Text(title, style="italic"), matrix_terminal(rows, columns, values, shades=shades), Text()]
+            parts += [
+                foreign(title, "italic"),
+                matrix_terminal(rows, columns, values, shades=shades),
+                Text(),
+            ]
         return Group(*parts, Text(_READING))
 
     def to_html(self) -> str:

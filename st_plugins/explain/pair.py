@@ -18,8 +18,9 @@ from st_plugins.explain.eraser import faithfulness as measure
 from st_plugins.explain.parts import Parts, Unit, take_apart
 from st_plugins.explain.single import check_count, to_json
 from st_plugins.explain.spans import Side, Span
+from st_plugins.explain.units import By, check_by, gather
 
-__all__ = ["AlignedPair", "PairExplanation", "explain_pair"]
+__all__ = ["AlignedPair", "Gathered", "PairExplanation", "explain_pair"]
 
 _EPS = 1e-12  # of the host's cosine
 
@@ -36,6 +37,20 @@ class AlignedPair(NamedTuple):
     span_a: Span
     span_b: Span
     contribution: float
+
+
+class Gathered(NamedTuple):
+    """Contributions of words, sentences or tokens.
+
+    Args:
+        units_a: Of the first text.
+        units_b: Of the second text.
+        contributions: ``(units of a, units of b)``, float64.
+    """
+
+    units_a: tuple[Span, ...]
+    units_b: tuple[Span, ...]
+    contributions: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +70,8 @@ class PairExplanation:
             where ``exact``.
         top_k: How many pairs ``top_pairs`` has.
         faithfulness: What deletion says, mean of both texts, if asked for.
+        by: What ``top_pairs`` and the pictures show: ``"word"``, ``"token"``, ``"sentence"``, or ``"span"``, the spans
+            themselves. A word's contributions are sums over its tokens; the total stays the similarity.
     """
 
     a: Side
@@ -67,6 +84,7 @@ class PairExplanation:
     gap: float
     top_k: int
     faithfulness: Faithfulness | None = None
+    by: By = "token"
 
     @property
     def spans_a(self) -> tuple[Span, ...]:
@@ -95,15 +113,31 @@ class PairExplanation:
 
     @property
     def top_pairs(self) -> tuple[AlignedPair, ...]:
-        """The ``top_k`` pairs that add most, in order; the rest of a text is left out."""
-        rows = len(self.spans_a) - (self.a.rest is not None)
-        columns = len(self.spans_b) - (self.b.rest is not None)
-        table = self.contributions[:rows, :columns]
-        best = np.argsort(-table, axis=None, kind="stable")[: self.top_k]
-        return tuple(
-            AlignedPair(self.spans_a[row], self.spans_b[column], float(table[row, column]))
-            for row, column in zip(*np.unravel_index(best, table.shape), strict=True)
+        """The ``top_k`` pairs of words (see ``by``) that add most, in order, without special tokens and the rest."""
+        units_a, units_b, table = self.gathered()
+        rows, columns = (
+            [k for k, unit in enumerate(units) if unit.kind not in ("special", "rest")] for units in (units_a, units_b)
         )
+        listed = table[np.ix_(rows, columns)]
+        best = np.argsort(-listed, axis=None, kind="stable")[: self.top_k]
+        return tuple(
+            AlignedPair(units_a[rows[row]], units_b[columns[column]], float(listed[row, column]))
+            for row, column in zip(*np.unravel_index(best, listed.shape), strict=True)
+        )
+
+    def gathered(self, by: By | None = None) -> Gathered:
+        """Return the contributions added up to words, sentences or tokens.
+
+        Args:
+            by: To what; None takes the explanation's own ``by``.
+
+        Returns:
+            The units of both texts, special tokens and the rest included, and their contributions, ``(units of a,
+            units of b)``; the total is the similarity.
+        """
+        by = self.by if by is None else check_by(by, self.unit)
+        (units_a, table_a), (units_b, table_b) = gather(self.a, by), gather(self.b, by)
+        return Gathered(units_a, units_b, np.asarray(table_a @ self.contributions @ table_b.T))
 
     def to_json(self) -> str:
         """Return everything as JSON text, which :meth:`from_json` reads."""
@@ -147,6 +181,7 @@ def explain_pair(
     *,
     max_spans: int = 512,
     prompt: str | tuple[str, str] | None = None,
+    by: By | None = None,
     faithfulness: bool = False,
 ) -> PairExplanation:
     """Split the similarity of two texts into contributions of their spans, exactly.
@@ -171,6 +206,8 @@ def explain_pair(
             one last row or column, the rest, which is exact as a whole: its vector is the embedding minus the spans
             kept. Memory stays linear in the text.
         prompt: Goes before the texts, as in ``encode``, or one for each; None takes the model's default prompt.
+        by: What to list and draw: ``"word"``, ``"token"`` or ``"sentence"``, with SpanPooling also ``"span"``. None
+            takes spans where there are such, else words. ``contributions`` are those of spans or tokens in any case.
         faithfulness: Whether to measure by deletion how the similarity reacts when tokens of either text are removed.
 
     Returns:
@@ -195,6 +232,8 @@ def explain_pair(
     """
     check_count(top_k, "top_k")
     check_count(max_spans, "max_spans")
+    if by is not None:
+        check_by(by, "span")
     function = str(model.similarity_fn_name)
     if function not in ("cosine", "dot"):
         raise ValueError(
@@ -221,6 +260,7 @@ def explain_pair(
         gap=float(first.alone.sum(0) @ second.alone.sum(0)) / norms - similarity,
         top_k=top_k,
         faithfulness=found,
+        by=check_by(by, first.unit),
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,8 @@ from rich.text import Text
 
 from st_plugins.explain.palette import colour, hexadecimal, ink
 from st_plugins.explain.tokens import Token
+from st_plugins.terminal import shown
+from st_plugins.webpage import escape
 
 __all__ = [
     "STYLE",
@@ -38,8 +39,8 @@ STYLE = """
 .strip mark.minus, .heat td.minus { text-decoration: underline dotted 1px; text-underline-offset: 3px; }
 .heat { width: auto; font-size: .75rem; }
 .heat td { text-align: right; padding: .15rem .25rem; border: 1px solid var(--card); min-width: 2.3rem; }
-.heat thead th { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3rem .15rem; font-weight: 600;
-  text-align: left; max-height: 9rem; overflow: hidden; vertical-align: bottom; background: none; border: 0; }
+.heat thead th { writing-mode: vertical-rl; padding: .3rem .15rem; font-weight: 600;
+  text-align: end; max-height: 9rem; overflow: hidden; vertical-align: bottom; background: none; border: 0; }
 .heat thead td { border: 0; }
 .heat tbody th { text-align: right; white-space: nowrap; min-width: 0; border: 0; padding: .15rem .4rem; }
 .legend { display: flex; align-items: center; gap: .5rem; color: var(--soft); font-size: .85rem; margin: .5rem 0; }
@@ -110,7 +111,7 @@ def strip_terminal(strip: Sequence[Cell], limit: float | None = None) -> Text:
     scale = limit or _limit([cell.value or 0.0 for cell in strip])
     drawn = Text()
     for cell in strip:
-        drawn.append(cell.text, None if cell.value is None else _style(cell.value / scale))
+        drawn.append(shown(cell.text), None if cell.value is None else _style(cell.value / scale))
     return drawn
 
 
@@ -140,10 +141,10 @@ def matrix_terminal(
     table = Table(title=title, box=box.SIMPLE, padding=(0, 0), show_edge=False)
     table.add_column("", justify="right", no_wrap=True)
     for label in columns:
-        table.add_column(Text(f" {label}"), justify="right", no_wrap=False)
+        table.add_column(Text(f" {shown(label)}"), justify="right", no_wrap=False)
     for label, row, tints in zip(rows, values, shades, strict=True):
         drawn = (Text(f" {_number(scale * v)}", style=_style(tint)) for v, tint in zip(row, tints, strict=True))
-        table.add_row(Text(f"{label} "), *drawn)
+        table.add_row(Text(f"{shown(label)} "), *drawn)
     return table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,7 +24,10 @@ from st_plugins.explain.render import (
     strip_terminal,
 )
 from st_plugins.explain.spans import Side, Span
-from st_plugins.webpage import page, section
+from st_plugins.explain.tokens import Token
+from st_plugins.explain.units import By
+from st_plugins.terminal import foreign
+from st_plugins.webpage import escape, page, section
 
 if TYPE_CHECKING:
     from st_plugins.explain.eraser import Faithfulness
@@ -58,14 +60,14 @@ def explanation_terminal(explanation: Explanation) -> Group:
     Returns:
         Something rich prints.
     """
-    table = Table(title=f"Heaviest of {explanation.side.total:,} {explanation.unit}s")
-    for column in ("weight", explanation.unit):
+    table = Table(title=f"Heaviest of {_number_of_units(explanation):,} {explanation.by}s")
+    for column in ("weight", explanation.by):
         table.add_column(column, justify="right" if column == "weight" else "left")
-    for span in explanation.spans:
-        table.add_row(f"{span.weight:.4f}", Text(_shown(span)))
+    for span in explanation.top:
+        table.add_row(f"{span.weight:.4f}", foreign(_shown(span)))
     strip = strip_terminal(cells(explanation.text, explanation.side.tokens, explanation.saliency), _top(explanation))
     parts: list[RenderableType] = [Padding(strip, (1, 0)), table, Text(_weights_line(explanation))]
-    parts += [Text(line) for line in _notes(explanation.side, explanation.unit)]
+    parts += [foreign(line) for line in _notes(explanation.side, explanation.unit)]
     return Group(*parts, *_faithfulness_terminal(explanation.faithfulness))
 
 
@@ -81,15 +83,15 @@ def explanation_html(explanation: Explanation) -> str:
     side = explanation.side
     strip = strip_html(cells(side.text, side.tokens, explanation.saliency), _top(explanation))
     legend = legend_html(_top(explanation), signed=False)
-    rows = [[_shown(span), _place(span), f"{span.weight:.4f}"] for span in explanation.spans]
+    rows = [[_shown(span), _place(span), f"{span.weight:.4f}"] for span in explanation.top]
     body = [
         "<h1>What the embedding is made of</h1>",
         f'<p class="summary">{escape(_weights_line(explanation))}</p>',
         *(f'<p class="note">{escape(line)}</p>' for line in _notes(side, explanation.unit)),
         section("Weight of the tokens", strip + legend),
         section(
-            f"Heaviest of {side.total:,} {explanation.unit}s",
-            _table([explanation.unit, "characters", "weight"], rows),
+            f"Heaviest of {_number_of_units(explanation):,} {explanation.by}s",
+            _table([explanation.by, "characters", "weight"], rows),
         ),
         *_faithfulness_html(explanation.faithfulness),
     ]
@@ -107,24 +109,24 @@ def pair_terminal(explanation: PairExplanation) -> Group:
     """
     strips, limit = _pair_strips(explanation)
     drawn = [Padding(strip_terminal(strip, limit), (0, 0, 1, 0)) for strip in strips]
-    table = Table(title=f"The pairs of {explanation.unit}s that add most to {explanation.similarity:.4f}")
+    table = Table(title=f"The pairs of {explanation.by}s that add most to {explanation.similarity:.4f}")
     table.add_column("contribution", justify="right")
     table.add_column("first text")
     table.add_column("second text")
     for pair in explanation.top_pairs:
-        table.add_row(f"{pair.contribution:+.4f}", Text(_shown(pair.span_a)), Text(_shown(pair.span_b)))
-    tokens = _token_matrix(explanation, _TERMINAL_TOKENS)
+        table.add_row(f"{pair.contribution:+.4f}", foreign(_shown(pair.span_a)), foreign(_shown(pair.span_b)))
+    tokens = _matrix(explanation, _TERMINAL_TOKENS)
     matrix = matrix_terminal(
         tokens.rows,
         tokens.columns,
         tokens.values,
         shades=tokens.shades,
-        title=f"Token by token, × {tokens.scale:,g}",
+        title=f"{_one(explanation).capitalize()} by {_one(explanation)}, × {tokens.scale:,g}",
         scale=tokens.scale,
     )
-    parts: list[RenderableType] = [Text(_total_line(explanation)), Text(), *drawn, table, matrix]
+    parts: list[RenderableType] = [foreign(_total_line(explanation)), Text(), *drawn, table, matrix]
     for line in _pair_notes(explanation):
-        parts.append(Text(line))
+        parts.append(foreign(line))
     return Group(*parts, *_faithfulness_terminal(explanation.faithfulness))
 
 
@@ -141,26 +143,26 @@ def pair_html(explanation: PairExplanation) -> str:
     drawn = "".join(strip_html(strip, limit) for strip in strips)
     signed = bool(min(explanation.saliency_a.min(), explanation.saliency_b.min()) < 0)
     rows = [[_shown(pair.span_a), _shown(pair.span_b), f"{pair.contribution:+.5f}"] for pair in explanation.top_pairs]
-    tokens = _token_matrix(explanation, _PAGE_TOKENS)
+    tokens = _matrix(explanation, _PAGE_TOKENS)
     negative = " Negative ones are brown and underlined." if tokens.values.min() < 0 else ""
     note = f"Contributions × {tokens.scale:,g}: rows are the first text, columns the second.{negative}"
     body = [
         f"<h1>Why {explanation.similarity:.4f}?</h1>",
         f'<p class="summary">{escape(_total_line(explanation))}</p>',
-        section("What each token adds", drawn + legend_html(limit, signed)),
+        section(f"What each {_one(explanation)} adds", drawn + legend_html(limit, signed)),
         section(
-            f"The pairs of {explanation.unit}s that add most",
+            f"The pairs of {explanation.by}s that add most",
             _table(["first text", "second text", "contribution"], rows),
         ),
         section(
-            "Token by token",
+            f"{_one(explanation).capitalize()} by {_one(explanation)}",
             f'<p class="note">{note}</p>'
             + matrix_html(
                 tokens.rows,
                 tokens.columns,
                 tokens.values,
                 shades=tokens.shades,
-                title="Contribution of each pair of tokens",
+                title=f"Contribution of each pair of {_one(explanation)}s",
                 scale=tokens.scale,
             )
             + legend_html(tokens.top, bool(tokens.shades.min() < 0)),
@@ -173,9 +175,23 @@ def pair_html(explanation: PairExplanation) -> str:
 
 def _pair_strips(explanation: PairExplanation) -> tuple[list[list[Cell]], float]:
     """Both texts with their saliencies, and the number that gets full colour in both."""
-    sides = ((explanation.a, explanation.saliency_a), (explanation.b, explanation.saliency_b))
-    limit = float(max(np.abs(values).max() for _, values in sides))
-    return [cells(side.text, side.tokens, values) for side, values in sides], limit
+    shown = explanation.gathered(_one(explanation))
+    found = []
+    for side, units, values in (
+        (explanation.a, shown.units_a, shown.contributions.sum(1)),
+        (explanation.b, shown.units_b, shown.contributions.sum(0)),
+    ):
+        pieces = [
+            Token(unit.text, unit.text, unit.start, unit.end, unit.kind) for unit in units if unit.kind != "rest"
+        ]
+        found.append((side.text, pieces, values[: len(pieces)]))
+    limit = float(max(np.abs(values).max() for _, _, values in found))
+    return [cells(*one) for one in found], limit
+
+
+def _one(explanation: PairExplanation) -> By:
+    """What strips and matrix show: spans overlap, so theirs are tokens."""
+    return "token" if explanation.by == "span" else explanation.by
 
 
 def _top(explanation: Explanation) -> float:
@@ -185,20 +201,29 @@ def _top(explanation: Explanation) -> float:
 
 def _weights_line(explanation: Explanation) -> str:
     unit, total = explanation.unit, explanation.side.total
-    listed = sum(span.weight for span in explanation.spans)
-    whole = sum(span.weight for span in explanation.side.spans)
+    listed = sum(span.weight for span in explanation.top)
+    whole = sum(span.weight for span in explanation.gathered())
     return (
-        f"{total:,} {unit}s; the {len(explanation.spans)} heaviest hold {100 * listed / whole:.1f} % of the weight. "
-        f"Sharpness Σα² = {explanation.sharpness:.4f} (1 for a single {unit}, {1 / total:.4f} for equal weights)."
+        f"{_number_of_units(explanation):,} {explanation.by}s; the {len(explanation.top)} heaviest hold "
+        f"{100 * listed / whole:.1f} % of the weight. Sharpness Σα² = {explanation.sharpness:.4f} (1 for a single "
+        f"{unit}, {1 / total:.4f} for equal weights)."
     )
 
 
+def _number_of_units(explanation: Explanation) -> int:
+    return explanation.side.total if explanation.by == "span" else len(explanation.gathered())
+
+
 def _total_line(explanation: PairExplanation) -> str:
-    rows, columns = explanation.contributions.shape
-    total = float(explanation.contributions.sum())
+    rows, columns = explanation.gathered().contributions.shape
+    shown = explanation.gathered()
+    total = float(shown.contributions.sum())
+    special = [np.array([unit.kind == "special" for unit in units]) for units in (shown.units_a, shown.units_b)]
+    apart = float(shown.contributions[special[0][:, None] | special[1][None, :]].sum())
+    note = f" Pairs with special tokens are {apart:+.4f} of it, and not listed." if any(map(np.any, special)) else ""
     return (
         f"{explanation.similarity_function.capitalize()} similarity {explanation.similarity:.4f}, the sum of {rows} × "
-        f"{columns} contributions of {explanation.unit}s, to within {abs(total - explanation.similarity):.0e}."
+        f"{columns} contributions of {explanation.by}s, to within {abs(total - explanation.similarity):.0e}.{note}"
     )
 
 
@@ -224,7 +249,7 @@ def _pair_notes(explanation: PairExplanation) -> list[str]:
 
 
 class _Matrix(NamedTuple):
-    """Contributions of tokens; gathered tokens have no shade, because their sums would outshine the others."""
+    """Contributions of words; gathered ones have no shade, because their sums would outshine the others."""
 
     rows: list[str]
     columns: list[str]
@@ -234,24 +259,25 @@ class _Matrix(NamedTuple):
     scale: float
 
 
-def _token_matrix(explanation: PairExplanation, most: int) -> _Matrix:
-    """Return the contributions of the tokens that count most, in text order, and of the others as one more."""
-    spreads, labels, single = [], [], []
-    for side, values in ((explanation.a, explanation.saliency_a), (explanation.b, explanation.saliency_b)):
-        spread = side.spread()
-        used = np.flatnonzero(spread.any(axis=0))  # not the special tokens that no span may hold
-        kept = used
-        if len(used) > most + 1:
-            kept = used[np.sort(np.argsort(-np.abs(values[used]), kind="stable")[:most])]
-        names = [side.tokens[k].text for k in kept]
-        chosen = spread[:, kept]
-        if len(kept) < len(used):
-            chosen = np.column_stack([chosen, 1 - chosen.sum(1)])
-            names.append(f"{len(used) - len(kept)} more")
-        spreads.append(chosen)
+def _matrix(explanation: PairExplanation, most: int) -> _Matrix:
+    """Return the contributions of the words (or tokens) that count most, in text order, the others as one more."""
+    shown = explanation.gathered(_one(explanation))
+    units = (shown.units_a, shown.units_b)
+    table, labels, single = shown.contributions, [], []
+    for axis in (0, 1):
+        values, own = table.sum(1 - axis), units[axis]
+        kept = np.array([k for k, unit in enumerate(own) if unit.kind != "rest"])
+        if len(kept) > most + 1:
+            kept = kept[np.sort(np.argsort(-np.abs(values[kept]), kind="stable")[:most])]
+        names = [own[k].text for k in kept]
+        left = np.setdiff1d(np.arange(len(own)), kept)
+        chosen = np.take(table, kept, axis)
+        if len(left):
+            chosen = np.concatenate([chosen, np.take(table, left, axis).sum(axis, keepdims=True)], axis)
+            names.append(f"{len(left)} more")
+        table = chosen
         labels.append(names)
         single.append(len(kept))
-    table = spreads[0].T @ explanation.contributions @ spreads[1]
     top = float(np.abs(table[: single[0], : single[1]]).max())
     shades = np.zeros_like(table)
     shades[: single[0], : single[1]] = table[: single[0], : single[1]] / (top or 1.0)

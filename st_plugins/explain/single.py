@@ -20,6 +20,7 @@ from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
 from st_plugins.explain.parts import Unit, take_apart
 from st_plugins.explain.spans import Side, Span
+from st_plugins.explain.units import By, check_by, gather
 
 __all__ = ["Explanation", "check_count", "explain", "to_json"]
 
@@ -34,6 +35,9 @@ class Explanation:
         saliency: ``(n,)``: weight of every token, that of a span spread evenly over its tokens; sums to 1.
         sharpness: Σ α² over all spans: 1 for a single span, 1 / number of spans when all weigh the same.
         faithfulness: What deletion says about it, if asked for.
+        by: What ``top`` lists: ``"span"``, those of the pooling, or ``"word"``, ``"token"`` or ``"sentence"``, whose
+            weights are the sums of their tokens' shares.
+        top_k: How many ``top`` lists.
     """
 
     side: Side
@@ -41,6 +45,8 @@ class Explanation:
     saliency: NDArray[np.float64]
     sharpness: float
     faithfulness: Faithfulness | None = None
+    by: By = "span"
+    top_k: int = 10
 
     @property
     def text(self) -> str:
@@ -49,9 +55,26 @@ class Explanation:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The heaviest spans, in order of weight."""
+        """The heaviest parts that the pooling itself adds up, in order of weight."""
         spans = [span for span in self.side.spans if span.kind != "rest"]
         return tuple(sorted(spans, key=lambda span: -span.weight))
+
+    @property
+    def top(self) -> tuple[Span, ...]:
+        """The ``top_k`` heaviest words (see ``by``), in order of weight, without special tokens."""
+        spans = [span for span in self.gathered() if span.kind not in ("special", "rest")]
+        return tuple(sorted(spans, key=lambda span: -span.weight)[: self.top_k])
+
+    def gathered(self) -> tuple[Span, ...]:
+        """Return the spans, or all words, tokens or sentences (see ``by``) with their share of the weight."""
+        if self.by == "span":
+            return self.side.spans
+        count = len(self.side.tokens)
+        tokens = tuple(
+            Span(token.text, token.start, token.end, place, place, float(weight), token.kind)
+            for place, (token, weight) in enumerate(zip(self.side.tokens, self.saliency, strict=True))
+        )
+        return gather(dataclasses.replace(self.side, spans=tokens, rest=None, total=count), self.by)[0]
 
     def to_json(self) -> str:
         """Return everything as JSON text, which :meth:`from_json` reads."""
@@ -75,6 +98,8 @@ class Explanation:
             np.array(stored["saliency"]),
             stored["sharpness"],
             None if found is None else Faithfulness.from_dict(found),
+            stored["by"],
+            stored["top_k"],
         )
 
     def to_terminal(self) -> Group:
@@ -96,6 +121,7 @@ def explain(
     top_k: int = 10,
     *,
     prompt: str | None = None,
+    by: By | None = None,
     faithfulness: bool = False,
 ) -> Explanation:
     """Say which spans of a text its embedding is made of.
@@ -109,6 +135,8 @@ def explain(
         text: The text; or a pair of texts that the model reads as one, as with `SelfExplainingLoss`.
         top_k: How many spans to list. All spans count in ``saliency`` and ``sharpness``; none but these gets a vector.
         prompt: Goes before the text, as in ``encode``; None takes the model's default prompt, ``""`` takes none.
+        by: What to list: ``"word"``, ``"token"`` or ``"sentence"``, with SpanPooling also ``"span"``. None takes spans
+            where there are such, else words.
         faithfulness: Whether to measure by deletion how far the embedding moves (its cosine to itself) without the
             most salient tokens, and with them alone.
 
@@ -125,6 +153,8 @@ def explain(
         (1.0, 3)
     """
     check_count(top_k, "top_k")
+    if by is not None:
+        check_by(by, "span")
     parts = take_apart(model, text, top_k, prompt)
     found = None
     if faithfulness:
@@ -134,7 +164,8 @@ def explain(
             return torch.cosine_similarity(embeddings.float(), whole.to(embeddings.device)[None])
 
         found = measure(model, text, parts.saliency, score, gradient=False, prompt=prompt)
-    return Explanation(parts.side, parts.unit, parts.saliency, parts.sharpness, found)
+    shown = check_by(by, parts.unit)
+    return Explanation(parts.side, parts.unit, parts.saliency, parts.sharpness, found, shown, top_k)
 
 
 def check_count(value: int, name: str) -> None:

@@ -14,6 +14,7 @@ from st_plugins.evaluators.comparison import Comparison
 from st_plugins.evaluators.describe import library_versions
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import percent
+from st_plugins.terminal import shown
 from st_plugins.training.result import TrainingResult
 
 __all__ = ["add_section", "consert_section", "selection_in_words"]
@@ -81,11 +82,13 @@ def consert_section(
     parameters = {name.replace("_", " "): _plain(value) for name, value in settings.items() if name not in hidden}
     parameters |= {"optimiser": "AdamW, weight decay 0.01, epsilon 1e-6", "gradient clipping": "norm 1.0"}
     parameters |= {"last incomplete batch": "left out", "schedule": "linear warm-up, linear decay"}
-    data = f"{result.texts:,} distinct texts{f' from `{source}`' if source else ''}, SHA-256 `{settings['texts']}`"
+    data = (
+        f"{result.texts:,} distinct texts{f' from {_code(source)}' if source else ''}, SHA-256 `{settings['texts']}`"
+    )
     lines = [
         "## How this model was made",
-        f"`{settings['model']}`, adapted to unlabelled texts with ConSERT by st-plugins. It fits texts like these; on "
-        "others it may be worse than the model it was made from.",
+        f"{_code(settings['model'])}, adapted to unlabelled texts with ConSERT by st-plugins. It fits texts like "
+        "these; on others it may be worse than the model it was made from.",
         "- **Method**: ConSERT, Yan et al. (2021), [arXiv 2105.11741](https://arxiv.org/abs/2105.11741): two "
         "augmented views of each text attract each other, all other texts in the batch repel.",
         f"- **Texts**: {data}. Left out: {result.duplicates:,} duplicates, {result.empty:,} blank. The training used "
@@ -110,9 +113,16 @@ def consert_section(
     return "\n\n".join(lines)
 
 
+def _code(text: object) -> str:
+    """Return text as Markdown code, whatever backticks are in it."""
+    plain = shown(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
+    return f"{fence} {plain} {fence}" if "`" in plain else f"`{plain}`"
+
+
 def _table(rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table; the first row is the heading."""
-    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(shown(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])
 
 
