@@ -14,6 +14,7 @@ from torch import nn
 from st_plugins.loading.files import read_object
 from st_plugins.loading.hub import local_folder
 from st_plugins.loading.staging import HOST_CONFIG, Stage, staged
+from st_plugins.modules.all_layers import keep_layers
 
 __all__ = ["as_dtype", "load_cross_encoder", "load_encoder"]
 
@@ -80,6 +81,7 @@ def load_encoder(
         except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(_named(error, stage)) from error
         _restore_names(model, stage)
+    keep_layers(model)
     return (model if wanted is None else model.to(wanted)).eval()
 
 
