@@ -21,6 +21,7 @@ from st_plugins.pipeline import gives_unit_length, rebuild
 
 __all__ = ["first_last_avg", "fit_flow", "pooling", "whiten"]
 
+_MODALITIES = ("text", "image", "audio", "video", "message")  # routes that the host chooses by what it is given
 _BLOCK = 4096  # sentences encoded before they are added to the statistics and forgotten
 
 
@@ -258,7 +259,9 @@ def _checked(sentences: Sequence[str], least: int, what: str) -> list[str]:
 
 def _check_route(model: SentenceTransformer, route: str | None) -> None:
     """Refuse to fit on one route of several without being told which."""
-    routes = sorted({name for module in model.modules() if isinstance(module, Router) for name in module.sub_modules})
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    named = {name for router in routers for name in router.sub_modules if name not in _MODALITIES}
+    routes = sorted(named | {task for router in routers for task, _ in router.route_mappings if task})
     if routes and route not in routes:
         raise ValueError(
             f"route is {route!r}, but the model has the routes {', '.join(map(repr, routes))}: say with which of them "

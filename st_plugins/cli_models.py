@@ -55,7 +55,8 @@ def refuse_unused_measuring(
 ) -> None:
     """Refuse options of the measuring that go with other options than those given."""
     if pairs is None and data is None and not always:
-        options = ("tasks", "split", "text1", "text2", "score", "seed", *MEASURING)
+        measuring = (name for name in MEASURING if not name.startswith("prompt"))  # the texts are encoded with it too
+        options = ("tasks", "split", "text1", "text2", "score", "seed", *measuring)
         refuse_unused(context, "without scored pairs (--pairs or --data)", *options)
     elif pairs is not None:
         refuse_unused(context, "beside --pairs", "tasks", "split", "data")

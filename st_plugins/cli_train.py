@@ -12,6 +12,7 @@ from st_plugins.cli_options import (
     ColumnOption,
     DeviceOption,
     ModelArgument,
+    PromptOption,
     refuse_unused,
 )
 from st_plugins.terminal import say, terminal
@@ -48,9 +49,7 @@ def consert(
         int | None,
         typer.Option(help="Cut texts to this many tokens in training only (default: the model's own limit).", min=3),
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Goes before each text (default: the model's own default prompt).")
-    ] = None,
+    prompt: PromptOption = None,
     mini_batch_size: Annotated[
         int | None, typer.Option(help="Texts encoded at a time, for batches that do not fit into memory.", min=1)
     ] = None,

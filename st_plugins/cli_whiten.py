@@ -18,6 +18,9 @@ from st_plugins.cli_options import (
     LengthOption,
     ModelArgument,
     PairsOption,
+    PromptNameOption,
+    PromptOption,
+    RouteOption,
     ScoreOption,
     SeedOption,
     SplitOption,
@@ -42,12 +45,9 @@ def whiten(
     keep_plugin: Annotated[
         bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
     ] = False,
-    prompt: Annotated[
-        str | None, typer.Option(help="Goes before each text (default: the model's own default prompt).")
-    ] = None,
-    route: Annotated[
-        str | None, typer.Option(help="Whose texts these are in a model with routes: query, document.")
-    ] = None,
+    prompt: PromptOption = None,
+    prompt_name: PromptNameOption = None,
+    route: RouteOption = None,
     shrinkage: Annotated[str, typer.Option(help="0 to 1, or 'ledoit-wolf'.")] = "0",
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale the whitened vectors to length 1.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")] = False,
@@ -77,9 +77,10 @@ def whiten(
     """
     from st_plugins import adapt, folding
     from st_plugins.atomic import folder_target
-    from st_plugins.console import print_before_after
+    from st_plugins.console import print_before_after, print_warnings
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators import compare as compare_results
+    from st_plugins.evaluators.measuring import way_of_texts
 
     refuse_unused_measuring(context, pairs=pairs, data=data, always=False)
     check_model(model)
@@ -98,16 +99,19 @@ def whiten(
             column=column,
             seed=seed,
             batch_size=batch_size,
+            prompt=prompt,
+            prompt_name=prompt_name,
         )
     loaded = load_model(model, dtype, device, max_seq_length)
+    way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
     whitened = adapt.whiten(
         loaded,
         sentences,
         output_dimension,
         shrinkage=kind,
         normalize=normalize,
-        prompt=prompt,
-        route=route,
+        prompt=way.prompt,
+        route=way.route,
         batch_size=batch_size,
         source=texts.name,
     )
@@ -124,6 +128,7 @@ def whiten(
         say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
     else:
         print_before_after(terminal(), before, after, compare_results(after, before, seed=seed))
+    print_warnings(terminal(), [warning] if warning else [])
     how = "load it with st_plugins.load" if keep_plugin else "plain SentenceTransformer loads it"
     say(f"wrote {output}: {result.get_embedding_dimension()} dimensions, whitened on {len(sentences):,} texts; {how}")
 

@@ -7,11 +7,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 
-from st_plugins import cli, demo_explain, demo_re2, demo_virt
+from st_plugins import cli, demo_explain, demo_re2, demo_virt, load
 from st_plugins.data import miniature
 from st_plugins.evaluators import SuiteResult
 from st_plugins.evaluators.tables import number
@@ -124,6 +127,53 @@ def test_keep_plugin_keeps_the_module(run: Run, model_folder: str, texts: str, t
     assert code == 0 and "was not measured" in out
     assert "st_plugins.modules.whitening.Whitening" in (output / "modules.json").read_text(encoding="utf-8")
     assert run("geometry", str(output), "--texts", texts)[0] == 0
+
+
+def test_whiten_encodes_and_measures_with_the_prompt(
+    run: Run,
+    model: SentenceTransformer,
+    model_folder: str,
+    sentences: list[str],
+    texts: str,
+    pairs: str,
+    tmp_path: Path,
+) -> None:
+    lines = Path(texts).read_text(encoding="utf-8").splitlines()
+    args = (
+        "whiten",
+        model_folder,
+        "--texts",
+        texts,
+        "--prompt",
+        "the man ",
+        "--keep-plugin",
+        "--pairs",
+        pairs,
+        *COLUMNS,
+    )
+    code, out, err = run(*args, "--output", str(tmp_path / "white"))
+    assert code == 0, err
+    module: Any = load(tmp_path / "white", device="cpu")[2]
+    np.testing.assert_allclose(module.center, model.encode(lines, prompt="the man ").mean(axis=0), atol=1e-5)
+    assert run(*args[:7], "--output", str(tmp_path / "unmeasured"))[0] == 0  # without --pairs it has its effect too
+    measured = ("--pairs", pairs, *COLUMNS, "--prompt", "the man ", "--no-floor", "--output", str(tmp_path / "result"))
+    assert run("evaluate", model_folder, *measured)[0] == 0
+    before = SuiteResult.read(tmp_path / "result").average["spearman_all"].value
+    assert f"{100 * before:.2f}" in out
+
+
+def test_whiten_takes_the_texts_of_one_route(
+    run: Run, make_model: Callable[..., SentenceTransformer], sentences: list[str], texts: str, tmp_path: Path
+) -> None:
+    router = Router.for_query_document([*make_model("roberta")], [*make_model()], default_route="document")
+    model = SentenceTransformer(modules=[router], device="cpu").eval()
+    model.save(str(tmp_path / "routes"), create_model_card=False)
+    args = ("whiten", str(tmp_path / "routes"), "--texts", texts, "--output-dimension", "4", "--keep-plugin")
+    code, _, err = run(*args, "--output", str(tmp_path / "white"))
+    assert code == 1 and "routes 'document', 'query'" in err
+    assert run(*args, "--output", str(tmp_path / "white"), "--route", "query")[0] == 0
+    module: Any = load(tmp_path / "white", device="cpu")[1]
+    np.testing.assert_allclose(module.center, model.encode_query(sentences).mean(axis=0), atol=1e-5)
 
 
 def test_whitening_that_hurts_is_said(
