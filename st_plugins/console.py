@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from st_plugins.evaluators.comparison import Comparison
+from st_plugins.evaluators.reading import TIES_MATTER, highest_in_words
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
-from st_plugins.evaluators.tables import GEOMETRY_MEANINGS, number, percent
+from st_plugins.evaluators.tables import GEOMETRY_MEANINGS, number, percent, tables
+from st_plugins.evaluators.tables import Table as ReportTable
 from st_plugins.terminal import foreign, shown
 
 __all__ = [
@@ -63,7 +65,8 @@ def score_table(result: SuiteResult) -> Table:
         Spearman x 100, convention "all", with intervals.
     """
     confidence = round(100 * result.settings["confidence"])
-    title = f"{result.model['name']}: Spearman x 100, convention 'all', {confidence} % intervals"
+    similarity = result.settings.get("similarity", "cosine")
+    title = f"{result.model['name']}: Spearman x 100 by {similarity}, convention 'all', {confidence} % intervals"
     table = Table(title=foreign(title), show_lines=True)
     table.add_column("row")
     for task in result.tasks:
@@ -75,9 +78,10 @@ def score_table(result: SuiteResult) -> Table:
     if result.floor is not None:
         floor = result.floor
         keys = [*names, "avg"]
-        table.add_row("floor: random token vectors", *(_score(floor.raw[key]) for key in keys))
+        by = "" if result.settings.get("similarity", "cosine") == "cosine" else ", by cosine"
+        table.add_row(f"floor: random token vectors{by}", *(_score(floor.raw[key]) for key in keys))
         table.add_row(
-            foreign(f"floor, whitened on {floor.whitened_on}"), *(_score(floor.whitened[key]) for key in keys)
+            foreign(f"floor, whitened on {floor.whitened_on}{by}"), *(_score(floor.whitened[key]) for key in keys)
         )
         table.add_row("above the floor by", *(_difference(floor.above_raw[key]) for key in keys))
         table.add_row("above the whitened floor by", *(_difference(floor.above_whitened[key]) for key in keys))
@@ -201,9 +205,31 @@ def print_result(console: Console, result: SuiteResult) -> None:
         result: The evaluation.
     """
     console.print(score_table(result))
+    binary = next((table for table in tables(result) if table.title == "Two gold values"), None)
+    if binary is not None:
+        console.print(plain_table(binary))
+    if any(task.highest < TIES_MATTER for task in result.tasks):
+        console.print(foreign(highest_in_words(result)), soft_wrap=True)
     if result.geometry:
         console.print(geometry_table("Geometry of the embeddings", result.geometry))
     print_warnings(console, result.warnings)
+
+
+def plain_table(table: ReportTable) -> Table:
+    """Return a table of the report for the terminal.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The same with its note below.
+    """
+    shown_table = Table(title=foreign(table.title), caption=table.note, show_lines=True)
+    for index, column in enumerate(table.columns):
+        shown_table.add_column(foreign(column), justify="right" if index else "left")
+    for row in table.rows:
+        shown_table.add_row(*(foreign(cell if isinstance(cell, str) else " ".join(cell)) for cell in row))
+    return shown_table
 
 
 def print_warnings(console: Console, warnings: Iterable[str]) -> None:

@@ -50,6 +50,19 @@ def test_reads_gzip_and_plain_without_quoting(tmp_path: Path, file: str, end: st
     assert (pairs.name, pairs.title, pairs.source) == ("sts13", "STS13", str(path))
 
 
+def test_all_of_sick_is_its_three_files_in_order(tmp_path: Path) -> None:
+    header = "sentence1\tsentence2\tscore"
+    for number, part in enumerate(("train", "trial", "test")):
+        write(tmp_path, lines(f"text {number}\tother\t{number + 1}", header=header), f"sts/sick_{part}.tsv.gz")
+    pairs = load_task("sickr-all", tmp_path)
+    assert pairs.sentences1 == ["text 0", "text 1", "text 2"] and pairs.scores.tolist() == [1.0, 2.0, 3.0]
+    assert (pairs.name, pairs.title) == ("sickr_all", "SICK-R all")
+    assert pairs.warnings == ("SICK-R all: 3 pairs, but the published number is 9,927",)
+    (tmp_path / "sts" / "sick_trial.tsv.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sick_trial\.tsv\.gz"):
+        load_task("sickr-all", tmp_path)
+
+
 def test_wrong_counts_are_warned_about(tmp_path: Path) -> None:
     write(tmp_path, lines(*ROWS))
     rows, subsets = load_task("sts13", tmp_path).warnings

@@ -17,6 +17,7 @@ PUBLISHED_TEST_ROWS = {
     "sts16": 1186,
     "stsb": 1379,
     "sickr": 4927,
+    "sickr_all": 9927,
     "atec": 20000,
     "bq": 10000,
     "lcqmc": 12500,
@@ -43,13 +44,20 @@ def test_subsets_add_up_to_the_rows() -> None:
 
 
 def test_every_entry_is_complete_and_consistent() -> None:
-    files = [split.file for task in TASKS.values() for split in task.splits.values()]
+    files = [split.file for name, task in TASKS.items() for split in task.splits.values() if name != "sickr_all"]
     assert len(files) == len(set(files)) == 26
+    whole = TASKS["sickr_all"].splits["test"]
+    parts = TASKS["sickr"].splits
+    assert [whole.file, *whole.more] == [parts[name].file for name in ("train", "dev", "test")]
+    assert whole.rows == sum(split.rows for split in parts.values())
+    assert [TASKS[name].title for name in ("sickr", "sickr_all")] == ["SICK-R test", "SICK-R all"]
     for name, task in TASKS.items():
         assert task.name == name
         assert task.citation and task.licence and task.title
         assert task.kind in ("graded", "binary") and task.language in ("en", "zh")
-        assert task.scale == ((0.0, 1.0) if task.kind == "binary" else (1.0, 5.0) if name == "sickr" else (0.0, 5.0))
+        assert task.scale == (
+            (0.0, 1.0) if task.kind == "binary" else (1.0, 5.0) if name.startswith("sickr") else (0.0, 5.0)
+        )
         assert set(task.hub.splits) <= set(task.splits)
         assert task.hub.dataset.count("/") == 1
         assert task.hub.revision is None or len(task.hub.revision) == 40
@@ -66,6 +74,7 @@ def test_groups_keep_the_published_order() -> None:
     [
         ("stsb,sts12", ["stsb", "sts12"]),
         (" STSB , sickr", ["stsb", "sickr"]),
+        ("sickr-all,sickr", ["sickr_all", "sickr"]),
         (["sts12", "sts12", TASKS["sickr"]], ["sts12", "sickr"]),
         (["sickr", "en"], ["sickr", "sts12", "sts13", "sts14", "sts15", "sts16", "stsb"]),
         (TASKS["stsb_mt_zh"], ["stsb_mt_zh"]),

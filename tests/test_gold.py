@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from st_plugins.console import print_result
 from st_plugins.data import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
-from st_plugins.evaluators.gold import highest_spearman
+from st_plugins.evaluators.gold import highest_spearman, reversed_scale
+from st_plugins.evaluators.html_report import html
+from st_plugins.evaluators.report import csv_text, markdown
+from st_plugins.evaluators.result import Score
 from st_plugins.evaluators.statistics import binary_bootstrap, resample_counts
 
 
@@ -71,6 +79,29 @@ def test_two_gold_values_have_auc_and_average_precision(model: SentenceTransform
     assert _evaluate(model, graded).tasks[0].binary is None
 
 
+def test_reports_of_two_gold_values_say_what_can_be_reached(
+    model: SentenceTransformer, pairs: Pairs, sentences: list[str]
+) -> None:
+    graded = Pairs("graded", sentences[:30], sentences[30:], np.arange(30.0))
+    result = STSSuiteEvaluator([pairs, graded], bootstrap_samples=50, geometry=False).evaluate(model)
+    task = result.tasks[0]
+    assert task.binary is not None
+    highest = f"{100 * task.highest:.2f}"
+    console = Console(file=io.StringIO(), width=200)
+    print_result(console, result)
+    assert isinstance(console.file, io.StringIO)
+    for text in (markdown(result), html(result), console.file.getvalue()):
+        assert "100 is a perfect ranking" not in text and f"{highest} for labels" in text
+        for score in (task.binary.auc, task.binary.average_precision):
+            assert f"{100 * score.value:.2f}" in text
+    rows = {row["task"]: row for row in csv.DictReader(io.StringIO(csv_text(result))) if not row["subset"]}
+    first = next(row for row in csv.DictReader(io.StringIO(csv_text(result))) if row["highest_spearman"])
+    assert float(first["auc"]) == task.binary.auc.value and float(first["highest_spearman"]) == task.highest
+    assert float(first["average_precision_low"]) == task.binary.average_precision.low and rows["avg"]["auc"] == ""
+    alone = STSSuiteEvaluator([graded], bootstrap_samples=0, geometry=False).evaluate(model)
+    assert "100 is a perfect ranking" in markdown(alone) and "Two gold values" not in markdown(alone)
+
+
 @pytest.mark.parametrize("samples", [200, 0])
 def test_a_reversed_scale_is_noticed(model: SentenceTransformer, pairs: Pairs, samples: int) -> None:
     shared = np.array(
@@ -93,9 +124,6 @@ def test_similarities_that_run_the_other_way_are_not_the_scales_fault(
     )
     evaluator = STSSuiteEvaluator([Pairs("own", pairs.sentences1, pairs.sentences2, shared)], bootstrap_samples=50)
     result = evaluator.evaluate(model)
-    from st_plugins.evaluators.gold import reversed_scale
-    from st_plugins.evaluators.result import Score
-
     task = result.tasks[0]
     task.spearman["all"] = Score(-0.6, -0.8, -0.4)
     assert "the model's similarities seem to run the other way" in reversed_scale(task, result.floor)[0]

@@ -96,23 +96,34 @@ def _read_local(task: Task, split: Split, folder: Path) -> Pairs:
         raise FileNotFoundError(
             f"data folder {str(folder)!r} does not exist; correct --data (data=) or the variable {DATA_VARIABLE}"
         )
-    path = folder / split.file
-    path = path if path.is_file() else path.with_suffix("")
-    if not path.is_file():
+    paths = [_existing(task, folder / file) for file in (split.file, *split.more)]
+    names = task.columns
+    texts1: list[str] = []
+    texts2: list[str] = []
+    subsets: list[str] = []
+    scores: list[float] = []
+    for table in map(read_table, paths):
+        texts1 += table.texts(names.text1)
+        texts2 += table.texts(names.text2)
+        subsets += table.texts(names.subset) if names.subset else []
+        scores += table.scores(names.score)
+        for row, fields in enumerate(table.rows):
+            if "" in fields:
+                raise table.error(row, f"{table.columns[fields.index('')]} is empty; no field may be")
+    warnings = _check(task, split, scores, Counter(subsets))
+    source = ", ".join(map(str, paths))
+    columns = (names.text1, names.text2)
+    return Pairs(task.name, texts1, texts2, np.asarray(scores), subsets, task.title, source, warnings, columns)
+
+
+def _existing(task: Task, path: Path) -> Path:
+    found = path if path.is_file() else path.with_suffix("")
+    if not found.is_file():
         raise FileNotFoundError(
-            f"{folder / split.file} (or the same without .gz) does not exist; put the {task.title} pairs there, "
+            f"{path} (or the same without .gz) does not exist; put the {task.title} pairs there, "
             f"or name another folder with --data (data=) or the variable {DATA_VARIABLE}"
         )
-    table = read_table(path)
-    names = task.columns
-    texts1, texts2 = table.texts(names.text1), table.texts(names.text2)
-    subsets = table.texts(names.subset) if names.subset else []
-    scores = table.scores(names.score)
-    for row, fields in enumerate(table.rows):
-        if "" in fields:
-            raise table.error(row, f"{table.columns[fields.index('')]} is empty; no field may be")
-    warnings = _check(task, split, scores, Counter(subsets))
-    return Pairs(task.name, texts1, texts2, np.asarray(scores), subsets, task.title, str(path), warnings)
+    return found
 
 
 def _read_from_hub(task: Task, split_name: str) -> Pairs:

@@ -1,13 +1,15 @@
 """The table of STS tasks: facts only (``tasks.json``), one :class:`Task` for each entry.
 
 STS-B and SICK-R have one sub-dataset each: the published tables score them whole, so the genres inside STS-B are
-not told apart here. The years 2012 to 2016 keep the sub-datasets of the shared tasks.
+not told apart here. SICK-R exists twice: ``sickr`` is the 4,927 test pairs of the published tables, ``sickr_all`` all
+9,927 pairs, as the public leaderboard (MTEB) scores it. The years 2012 to 2016 keep the sub-datasets of the shared
+tasks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -40,11 +42,13 @@ class Split:
         file: Path inside the data folder; the same name without ``.gz`` is accepted too.
         rows: Published number of pairs.
         subsets: Published number of pairs of each sub-dataset; empty when the task is scored whole.
+        more: Further files of the same columns, read after the first.
     """
 
     file: str
     rows: int
     subsets: dict[str, int] = field(default_factory=dict)
+    more: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +171,7 @@ def resolve_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
         if not isinstance(item, str):
             raise TypeError(f"tasks has an item {item!r}; {allowed}")
         for name in (part.strip().lower() for part in item.split(",")):
+            name = name.replace("-", "_")
             if name not in GROUPS and name not in TASKS:
                 raise ValueError(f"tasks={name!r} is not a known task; {allowed}")
             found.update((member, TASKS[member]) for member in GROUPS.get(name, [name]))

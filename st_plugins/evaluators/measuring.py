@@ -14,7 +14,17 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
-__all__ = ["Way", "check_alike", "fingerprint", "length_of", "measured", "parse_routes", "way_of_texts", "ways_of"]
+__all__ = [
+    "Way",
+    "check_alike",
+    "fingerprint",
+    "length_of",
+    "measured",
+    "parse_routes",
+    "setting_in_words",
+    "way_of_texts",
+    "ways_of",
+]
 
 Routes = tuple[str | None, str | None]
 
@@ -321,16 +331,23 @@ def check_alike(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, st
 
 
 def _told(name: str, value: Mapping[str, Any]) -> str:
-    own = "" if value["used"] == value["own"] else f" (the model's own is {_short(value['own'])})"
-    return f"{_short(value['used'])} for {name!r}{own}"
+    own = "" if value["used"] == value["own"] else f" (the model's own is {setting_in_words(value['own'])})"
+    return f"{setting_in_words(value['used'])} for {name!r}{own}"
 
 
-def _short(value: Any) -> str:
-    """Return a setting in words; of tasks that are all alike, one."""
+def setting_in_words(value: Any) -> str:
+    """Return a setting in words; of tasks that are all alike, one.
+
+    Args:
+        value: A plain value, or by task the values of both sides.
+
+    Returns:
+        The words.
+    """
     if isinstance(value, Mapping):
         different = {json.dumps(sides, ensure_ascii=False): sides for sides in value.values()}
         if len(different) > 1:
-            return "; ".join(f"{task}: {_short(sides)}" for task, sides in sorted(value.items()))
+            return "; ".join(f"{task}: {setting_in_words(sides)}" for task, sides in sorted(value.items()))
         value = next(iter(different.values()), None)
     if isinstance(value, list):
         return repr(value[0]) if value[0] == value[-1] else " and ".join(map(repr, value))

@@ -11,8 +11,9 @@ from typing import Any
 
 from st_plugins.atomic import Target, file_target
 from st_plugins.evaluators.html_report import html
+from st_plugins.evaluators.reading import how_to_read
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
-from st_plugins.evaluators.tables import Cell, Table, header, how_to_read, summary, tables
+from st_plugins.evaluators.tables import Cell, Table, header, summary, tables
 from st_plugins.terminal import shown
 from st_plugins.webpage import GENERATOR
 
@@ -21,7 +22,8 @@ __all__ = ["csv_text", "markdown", "report_targets", "write_reports"]
 _METRICS = [f"{metric}_{kind}" for metric in ("spearman", "pearson") for kind in ("all", "mean", "wmean")]
 _COLUMNS = ["model", "system", "task", "subset", "pairs"]
 _COLUMNS += [f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")]
-_COLUMNS += ["p_value", "verdict"]
+_COLUMNS += ["p_value", "verdict", "highest_spearman"]
+_COLUMNS += [f"{metric}{end}" for metric in ("auc", "average_precision") for end in ("", "_low", "_high")]
 _MARKS = {  # by which a file of an earlier report is known
     "result.json": b'"schema_version": ',
     "result.csv": ",".join(_COLUMNS).encode(),
@@ -111,7 +113,8 @@ def csv_text(result: SuiteResult) -> str:
 
     The column ``system`` holds ``model``, ``floor raw``, ``floor whitened``, ``above floor raw`` or ``above floor
     whitened``. A row with a ``subset`` is one sub-dataset, its correlation stands under ``all``; the task ``avg`` is
-    the average. An empty field does not apply, ``nan`` is an undefined number.
+    the average. ``highest_spearman`` is what untied similarities can reach; ``auc`` and ``average_precision`` stand
+    where the gold scores have two values. An empty field does not apply, ``nan`` is an undefined number.
 
     Args:
         result: The evaluation.
@@ -129,6 +132,9 @@ def csv_text(result: SuiteResult) -> str:
         for metric in _METRICS:
             kind = metric.split("_")[1]
             row |= _fields(metric, (task.spearman if metric.startswith("spearman") else task.pearson)[kind])
+        row["highest_spearman"] = task.highest
+        if task.binary is not None:
+            row |= _fields("auc", task.binary.auc) | _fields("average_precision", task.binary.average_precision)
         rows.append(row)
     row = {"system": "model", "task": "avg", "pairs": sum(task.pairs for task in result.tasks)}
     for metric in _METRICS:

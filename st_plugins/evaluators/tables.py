@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from st_plugins.evaluators.measuring import setting_in_words
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 
 __all__ = [
@@ -17,7 +18,7 @@ __all__ = [
     "Cell",
     "Table",
     "header",
-    "how_to_read",
+    "module_name",
     "number",
     "percent",
     "score_cell",
@@ -29,6 +30,10 @@ Cell = str | tuple[str, ...]
 """The text of a table cell; of a tuple, the first part is the main text and the others are small print."""
 
 UNDEFINED = "undefined"
+_BINARY_NOTE = (
+    "AUC is the chance that a positive pair is more similar than a negative one (by chance 50). Average precision is "
+    "by chance the share of positives. Spearman cannot reach 100 here: a perfect ranking scores the highest possible."
+)
 
 _CONVENTIONS = {
     "all": "one correlation over the concatenated sub-datasets",
@@ -182,7 +187,7 @@ def header(result: SuiteResult) -> dict[str, str]:
     """
     model = result.model
     lines = {"Model": str(model.get("name", "unnamed"))}
-    parts = [_module_name(module) for module in model.get("modules") or []]
+    parts = [module_name(module) for module in model.get("modules") or []]
     if model.get("pooling") is not None:
         parts.append(f"pooling {_plain(model['pooling'])}")
     if model.get("dimension") is not None:
@@ -194,7 +199,25 @@ def header(result: SuiteResult) -> dict[str, str]:
         lines["Modules"] = ", ".join(parts)
     if result.settings.get("similarity"):
         lines["Similarity"] = str(result.settings["similarity"])
+    lines |= _measured(result.settings.get("measured") or {})
     lines["Versions"] = ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
+    return lines
+
+
+def _measured(settings: dict[str, Any]) -> dict[str, str]:
+    """Return a line on the prompts and routes that were used, and one on what was not the model's own."""
+    lines = {}
+    for name in ("prompts", "routes"):
+        used = settings.get(name, {}).get("used", {})
+        if any(side is not None for sides in used.values() for side in sides):
+            lines[name.capitalize()] = setting_in_words(used)
+    changed = [
+        f"{_words(name)} {setting_in_words(value['used'])} (own: {setting_in_words(value['own'])})"
+        for name, value in sorted(settings.items())
+        if value["used"] != value["own"]
+    ]
+    if changed:
+        lines["Not the model's own"] = ", ".join(changed)
     return lines
 
 
@@ -210,6 +233,7 @@ def tables(result: SuiteResult) -> list[Table]:
     """
     found = [
         _main(result),
+        _binary(result),
         _conventions(result, "spearman"),
         _conventions(result, "pearson"),
         _subsets(result),
@@ -218,72 +242,6 @@ def tables(result: SuiteResult) -> list[Table]:
         _facts(result),
     ]
     return [table for table in found if table.rows]
-
-
-def how_to_read(result: SuiteResult) -> list[str]:
-    """Return the paragraphs that explain the numbers.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        Paragraphs.
-    """
-    settings = result.settings
-    text = [
-        f"A score is 100 times the correlation between the gold scores of a task and the model's "
-        f"{settings.get('similarity', 'cosine')} similarities. 100 is a perfect ranking, 0 is none.",
-        'The conventions are never mixed in one row. "all" (one correlation over the whole task) is what SBERT, '
-        'SimCSE and ConSERT publish, "wmean" what BERT-flow and BERT-whitening publish. They differ by up to 20 '
-        "points on the same embeddings, so a published number must be compared with the row of its own convention.",
-        "The floor is a bag of random token vectors made with the model's own tokenizer and dimension: nothing in it "
-        "is learned, so it shows what word overlap alone scores. A model that is not better than the whitened floor "
-        "has not shown on these tasks that it knows anything about meaning.",
-    ]
-    if settings.get("bootstrap_samples"):
-        confidence = float(settings.get("confidence", 0.95))
-        text.append(
-            f"Square brackets hold {100 * confidence:g} % bootstrap intervals over {settings['bootstrap_samples']:,} "
-            'resamples of the pairs. "better" and "worse" come from paired resamples (for single tasks corrected for '
-            'their number); "not separable" means that the pairs do not suffice to tell the two apart.'
-        )
-    text.append(_fitted_on(result))
-    text.append(
-        '"undefined" stands where a correlation does not exist, for example because all gold scores are equal. It is '
-        "not zero, and an average over it is undefined too."
-    )
-    return text
-
-
-def _fitted_on(result: SuiteResult) -> str:
-    """Say what was fitted on which texts, above all on those of the test."""
-    text = "No method may see the gold scores."
-    if result.floor is not None:
-        text += f" The floor was whitened on {result.floor.whitened_on}."
-        if "evaluated" in result.floor.whitened_on:
-            text += " Those are the test texts (without their gold scores), which is the floor's best case."
-    modules = [module for module in result.model.get("modules") or [] if _module_name(module) == "Whitening"]
-    if not modules:
-        return f"{text} The model holds no whitening."
-    sources = [name for module in modules for name in _sources(module)]
-    text += (
-        f" The model holds a whitening fitted on {', '.join(sources)}." if sources else " The model holds a whitening."
-    )
-    if "fit_kl_divergence" in result.geometry:
-        text += (
-            " How far its fit texts lie from the evaluated ones is in the geometry table: distances of zero mean that "
-            'it was fitted on the test texts themselves, the published "target" setting, which cannot be compared '
-            "with one fitted on other texts."
-        )
-    return text
-
-
-def _sources(module: dict[str, Any]) -> list[str]:
-    """Return what a whitening says it was fitted on: a mapping from source to number of texts, or names."""
-    sources = module.get("sources") or (module.get("config") or {}).get("sources") or []
-    if isinstance(sources, dict):
-        return [f"{name} ({number(rows)} texts)" for name, rows in sorted(sources.items())]
-    return [str(source) for source in ([sources] if isinstance(sources, str) else sources)]
 
 
 def _task_columns(result: SuiteResult, first: str) -> list[str]:
@@ -307,9 +265,21 @@ def _main(result: SuiteResult) -> Table:
     else:
         note += (
             f" Floor: bag of random token vectors with the model's tokenizer, {floor.dimension} dimensions, whitened "
-            f"on {floor.whitened_on}."
+            f"on {floor.whitened_on}, scored by cosine."
         )
     return Table("Scores and the floor", _task_columns(result, "System"), rows, note)
+
+
+def _binary(result: SuiteResult) -> Table:
+    rows: list[list[Cell]] = []
+    for task in result.tasks:
+        found = task.binary
+        if found is not None:
+            share = f"{found.positives:,} ({percent(found.positives / task.pairs, 1)} %)"
+            scores = (score_cell(found.auc), score_cell(found.average_precision))
+            rows.append([task.title, share, *scores, percent(task.spearman["all"].value), percent(task.highest)])
+    columns = ["Task", "Positives", "AUC × 100", "Average precision × 100", "Spearman × 100", "Highest possible"]
+    return Table("Two gold values", columns, rows, _BINARY_NOTE)
 
 
 def _conventions(result: SuiteResult, metric: str) -> Table:
@@ -367,7 +337,15 @@ def _facts(result: SuiteResult) -> Table:
     return Table("Model and settings", ["What", "Value", "Configuration"], rows, folded=True)
 
 
-def _module_name(module: dict[str, Any]) -> str:
+def module_name(module: dict[str, Any]) -> str:
+    """Return the class of a module without its package.
+
+    Args:
+        module: An entry of ``model["modules"]``.
+
+    Returns:
+        The name.
+    """
     return str(module.get("type", "module")).rsplit(".", 1)[-1]
 
 
