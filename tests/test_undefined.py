@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerControl, TrainerState
 
 from st_plugins.console import comparison_table, print_before_after
 from st_plugins.data import Pairs
@@ -154,10 +155,8 @@ def test_the_callback_restores_nothing_and_says_so(
 ) -> None:
     callback = GeometryCallback(sentences, criterion=lambda numbers: NAN, restore_at_end=True, every=1)
     arguments: Any = SimpleNamespace(load_best_model_at_end=False, output_dir="nowhere")
-    control: Any = SimpleNamespace(should_evaluate=False, should_training_stop=False)
-    state: Any = SimpleNamespace(
-        global_step=0, max_steps=1, is_world_process_zero=True, epoch=None, log_history=[], best_global_step=None
-    )
+    control = TrainerControl()
+    state = TrainerState(max_steps=1, is_world_process_zero=True)
     callback.on_train_begin(arguments, state, control, model=model)
     state.global_step = 1
     callback.on_step_end(arguments, state, control, model=model)
@@ -173,8 +172,8 @@ def test_an_undefined_baseline_is_no_collapse(
     measured = iter([NAN, NAN, 5.0])
     names = ("alignment", "effective_rank", "isoscore", "mean_random_cosine", "uniformity")
     monkeypatch.setattr(callback, "measure", lambda model: dict.fromkeys(names, next(measured)))
-    control: Any = SimpleNamespace(should_training_stop=False)
-    state: Any = SimpleNamespace(global_step=0, is_world_process_zero=True, epoch=None, log_history=[])
+    control = TrainerControl()
+    state = TrainerState(max_steps=1, is_world_process_zero=True)
     arguments: Any = SimpleNamespace(load_best_model_at_end=False)
     with caplog.at_level(logging.WARNING):
         callback.on_train_begin(arguments, state, control, model=model)
