@@ -123,6 +123,18 @@ def test_rank_sorts_the_scores_of_the_pairs(matcher: RE2Matcher, sentences: list
         RE2Matcher(matcher.source, CONFIG, NLI).rank("a dog", documents)
 
 
+def test_equal_texts_have_equal_scores_and_keep_their_order(matcher: RE2Matcher, sentences: list[str]) -> None:
+    longer = [f"{text} {text} {text}" for text in sentences[:20]]  # so that equal pairs would be padded differently
+    documents = [sentences[3], *longer, sentences[3], *sentences[:20], sentences[3]]
+    alike = [row for row, text in enumerate(documents) if text == sentences[3]]
+    for given in (documents, matcher.encode_texts(documents, batch_size=3)):
+        found = matcher.rank("a big dog", given, batch_size=2)
+        assert [entry["corpus_id"] for entry in found if entry["corpus_id"] in alike] == alike
+        assert len({entry["score"] for entry in found if entry["corpus_id"] in alike}) == 1
+    scores = matcher.predict([("a big dog", text) for text in documents], batch_size=1)
+    assert len(set(scores[alike].tolist())) == 1 and len(set(scores.tolist())) == 40
+
+
 def test_each_text_is_embedded_and_encoded_once(
     matcher: RE2Matcher, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,10 +344,32 @@ def test_arguments_that_do_not_suit(matcher: RE2Matcher, caplog: pytest.LogCaptu
     for call in (lambda: matcher.predict([], batch_size=0), lambda: matcher.rank("a", ["b"], batch_size=-1)):
         with pytest.raises(ValueError, match="batch_size must be at least 1, got"):
             call()
-    for inputs in (["a dog"], "a dog", ["a", "b", "c"], [("a", "b"), ("a",)]):
+    wrong: list[Any] = [("a", "b", "c"), None, ("a", None), ("a", math.nan), {"a": "b"}, 3, (1, 2)]
+    for inputs in (["a dog"], "a dog", ["a", "b", "c"], [("a", "b"), ("a",)], *([("a", "b"), item] for item in wrong)):
         with pytest.raises(ValueError, match=r"inputs must be pairs of texts, \(text, text\), but entry [01] is"):
             matcher.predict(inputs)
+    for nothing in (None, {"a": "b"}, 3):
+        with pytest.raises(ValueError, match=r"inputs must be pairs of texts, \(text, text\), got"):
+            matcher.predict(nothing)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"inputs must be pairs of texts, \(text, text\), got"):
+            matcher.explain(nothing)  # type: ignore[arg-type]
+        for method in (lambda given: matcher.rank("a", given), matcher.encode_texts):
+            with pytest.raises(TypeError, match=r"(documents|texts) must be a list of texts, got"):
+                method(nothing)
+    for documents in (["a", None], [("a", "b")], ["a", math.nan]):
+        with pytest.raises(TypeError, match=r"but entry [01] is a (NoneType|tuple|float)"):
+            matcher.rank("a", documents)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="documents must be a list of texts, got 'a dog'; put it into a list"):
+        matcher.rank("a", "a dog")
+    for query in (None, ["a"], 3):
+        with pytest.raises(TypeError, match=r"query must be a text, got a (NoneType|list|int)"):
+            matcher.rank(query, ["a"])  # type: ignore[arg-type]
+    for top_k in (0, -1):
+        with pytest.raises(ValueError, match="top_k must be at least 1, or None for all, got"):
+            matcher.rank("a", ["b", "c"], top_k=top_k)
     nn.init.constant_(matcher.network.prediction.outer.bias, math.nan)
+    with pytest.raises(ValueError, match=r"the logits of pairs \[0, 2\] are NaN or infinite; check the weights"):
+        matcher.predict([("a", "b"), ("a", "b"), ("a", "dog")])
     with pytest.raises(ValueError, match=r"the logits of pairs \[0, 1\] are NaN or infinite; check the weights"):
         matcher.predict([("a", "b"), ("a", "dog")])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from st_plugins.matching.interaction import content_tokens
 
-__all__ = ["TokenVectors", "as_pairs", "checked", "encode", "encode_batch", "padded", "resolve_prompt"]
+__all__ = [
+    "TokenVectors",
+    "as_pairs",
+    "check_documents",
+    "checked",
+    "distinct",
+    "encode",
+    "encode_batch",
+    "padded",
+    "resolve_prompt",
+]
 
 TokenVectors = Tensor | NDArray[np.floating]
 
@@ -37,12 +47,67 @@ def as_pairs(inputs: Any) -> tuple[list[tuple[str, str]], bool]:
         (([('a', 'b'), ('c', 'd')], False), ([('a', 'b')], True))
     """
     given = inputs.tolist() if isinstance(inputs, np.ndarray) else inputs
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"inputs must be pairs of texts, (text, text), got {str(given)[:80]} ({type(given).__name__})"
+        )
     single = isinstance(given, str) or _is_pair(given)
-    pairs = [given] if single else list(given)
+    pairs: list[Any] = [given] if single else list(given)
     for row, pair in enumerate(pairs):
         if not _is_pair(pair):
             raise ValueError(f"inputs must be pairs of texts, (text, text), but entry {row} is {str(pair)[:80]!r}")
     return [(pair[0], pair[1]) for pair in pairs], single
+
+
+def distinct(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Return which items are different, so that equal ones are computed once and get the same number.
+
+    Args:
+        items: Texts or pairs of texts, which are the same if they are equal; anything else if it is one object.
+
+    Returns:
+        The positions of the first of each, and for every item which of those is its like.
+
+    Example:
+        >>> distinct(["a", "b", "a", "c"])
+        ([0, 1, 3], [0, 1, 0, 2])
+    """
+    known: dict[Any, int] = {}
+    first: list[int] = []
+    found = []
+    for row, item in enumerate(items):
+        key = item if isinstance(item, str) or _is_pair(item) else id(item)
+        if key not in known:
+            known[key] = len(first)
+            first.append(row)
+        found.append(known[key])
+    return first, found
+
+
+def check_documents(documents: Any, kinds: tuple[type, ...], name: str = "documents") -> list[Any]:
+    """Return documents as a list, or raise a TypeError.
+
+    Args:
+        documents: A sequence of documents, not one text.
+        kinds: What each may be.
+        name: Name of the argument, for messages.
+
+    Returns:
+        The documents.
+
+    Raises:
+        TypeError: It is no such sequence; the message names the entry.
+    """
+    if isinstance(documents, str | Mapping) or not isinstance(documents, Iterable):
+        raise TypeError(f"{name} must be a list of texts, got {str(documents)[:80]!r}; put it into a list")
+    found = list(documents)
+    for row, document in enumerate(found):
+        if not isinstance(document, kinds):
+            raise TypeError(
+                f"{name} must be texts, or what was encoded of them, but entry {row} is a "
+                f"{type(document).__name__}: {str(document)[:80]}"
+            )
+    return found
 
 
 def _is_pair(item: Any) -> bool:

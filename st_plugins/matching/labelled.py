@@ -15,7 +15,7 @@ from typing_extensions import Self
 from st_plugins.data.files import to_score
 from st_plugins.data.labels import check_labels, class_counts
 
-__all__ = ["LABEL_COLUMNS", "LabelledPairs", "check_classes", "check_occurring"]
+__all__ = ["LABEL_COLUMNS", "LabelledPairs", "check_classes", "check_occurring", "read_train_and_dev"]
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +190,33 @@ def check_occurring(train: LabelledPairs, dev: LabelledPairs | None, classes: Se
             raise ValueError(f"{said}; give some, or leave the names out of labels")
         if missing:
             logger.warning("%s: how well they are told apart has no influence on the weights chosen.", said)
+
+
+def read_train_and_dev(
+    train: Any, dev: Any, classes: Sequence[str] | None, seed: int
+) -> tuple[LabelledPairs, LabelledPairs | None]:
+    """Read what a caller gave to train on and to choose the weights on.
+
+    Args:
+        train: As for `LabelledPairs.read`.
+        dev: The same; or a share of ``train`` to be put aside; or None.
+        classes: Names of the classes; None for scores.
+        seed: Seed of what is put aside.
+
+    Returns:
+        Both.
+
+    Raises:
+        ValueError: As for `LabelledPairs.read` and `LabelledPairs.split`; or a class has no pair to learn it from.
+    """
+    pairs, judged = LabelledPairs.read(train, classes, "train"), None
+    if isinstance(dev, float):
+        pairs, judged = pairs.split(dev, seed)
+    elif dev is not None:
+        judged = LabelledPairs.read(dev, classes, "dev")
+    if classes is not None:
+        check_occurring(pairs, judged, classes)
+    return pairs, judged
 
 
 def _columns(data: Any, name: str) -> list[Sequence[Any]]:

@@ -70,12 +70,18 @@ def ranking(
         return_documents: Whether to return the documents too.
 
     Returns:
-        Best first, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if asked for.
+        Best first, equal ones in their order, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if
+        asked for.
+
+    Raises:
+        ValueError: ``top_k`` is below 1.
 
     Example:
         >>> ranking(torch.tensor([0.25, 0.5]), ["a dog", "a cat"], 1, True)
         [{'corpus_id': 1, 'score': 0.5, 'text': 'a cat'}]
     """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None for all, got {top_k}")
     order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
     return [
         {"corpus_id": row, "score": float(scores[row])} | ({"text": documents[row]} if return_documents else {})

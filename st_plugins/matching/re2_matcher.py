@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from st_plugins.atomic import atomic_folder
-from st_plugins.matching.inputs import as_pairs, padded
-from st_plugins.matching.labelled import LabelledPairs, check_classes, check_occurring
+from st_plugins.matching.inputs import as_pairs, check_documents, distinct, padded
+from st_plugins.matching.labelled import check_classes, read_train_and_dev
 from st_plugins.matching.metrics import check_metric
 from st_plugins.matching.outputs import (
     Activation,
@@ -203,14 +203,7 @@ class RE2Matcher(nn.Module):
         schedule = schedule or self.schedule
         if learning_rate is not None:
             changes["minimum_learning_rate"] = min(learning_rate, schedule.minimum_learning_rate)
-        pairs = LabelledPairs.read(train, self.labels, "train")
-        judged: LabelledPairs | None = None
-        if isinstance(dev, float):
-            pairs, judged = pairs.split(dev, seed)
-        elif dev is not None:
-            judged = LabelledPairs.read(dev, self.labels, "dev")
-        if self.labels is not None:
-            check_occurring(pairs, judged, self.labels)
+        pairs, judged = read_train_and_dev(train, dev, self.labels, seed)
         if resume and checkpoints is None:
             raise ValueError("resume needs checkpoints, the folder that the matcher is going to be saved to")
         for name, value in (("patience", patience), ("eval_steps", eval_steps)):
@@ -250,7 +243,7 @@ class RE2Matcher(nn.Module):
         """Classify or score pairs, as the host's ``CrossEncoder.predict`` does; the training mode is restored after.
 
         Args:
-            inputs: Pairs of texts, or one pair. A text may be empty.
+            inputs: Pairs of texts, or one pair. A text may be empty. Equal pairs get equal numbers.
             prompt_name: As the host's evaluators pass it; there are no prompts, so None.
             prompt: None.
             batch_size: Pairs scored at a time.
@@ -272,16 +265,17 @@ class RE2Matcher(nn.Module):
         shown = shows_progress(show_progress_bar, logger)
         chunk = _BATCHES_A_CHUNK * check_batch_size(batch_size)
         found = [torch.zeros(0, self.num_labels, device=self.device)]
+        rows, places = distinct(pairs)
         with torch.no_grad(), evaluating(self), cached():
-            for begin in tqdm(range(0, len(pairs), chunk), desc="Pairs", disable=not shown):
-                part = pairs[begin : begin + chunk]
+            for begin in tqdm(range(0, len(rows), chunk), desc="Pairs", disable=not shown):
+                part = [pairs[row] for row in rows[begin : begin + chunk]]
                 texts = list(dict.fromkeys(chain.from_iterable(part)))
                 encoded = dict(zip(texts, encode_texts(self.source, self.network, texts, 2 * batch_size), strict=True))
                 first, second = ([encoded[pair[side]] for pair in part] for side in (0, 1))
-                found.append(score_pairs(self.network, first, second, batch_size))
-        scores = activated(torch.cat(found), activation_fn, apply_softmax)
-        rows = converted(scores, convert_to_numpy, convert_to_tensor)
-        return rows[0] if single else rows
+                found.append(score_pairs(self.network, first, second, batch_size, numbers=rows[begin : begin + chunk]))
+        scores = activated(torch.cat(found)[places], activation_fn, apply_softmax)
+        result = converted(scores, convert_to_numpy, convert_to_tensor)
+        return result[0] if single else result
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 128) -> list[EncodedText]:
         """Compute what does not depend on the other text, to be kept for many calls of `rank`.
@@ -294,14 +288,16 @@ class RE2Matcher(nn.Module):
             For each its token vectors and its first encoding, on the CPU: 4 bytes × (width + hidden) a token.
 
         Raises:
-            TypeError: ``texts`` is one text.
+            TypeError: ``texts`` is one text, or holds something else.
         """
-        if isinstance(texts, str):
-            raise TypeError(f"texts must be a list of texts, got {texts!r}; put it into a list")
+        given = check_documents(texts, (str,), "texts")
+        rows, places = distinct(given)
         with torch.no_grad(), evaluating(self), cached():
-            found = encode_texts(self.source, self.network, list(texts), check_batch_size(batch_size))
+            kept = [given[row] for row in rows]
+            found = encode_texts(self.source, self.network, kept, check_batch_size(batch_size))
         # Copies: else a row would keep its whole batch.
-        return [EncodedText(*(rows.to("cpu", copy=True) for rows in text)) for text in found]
+        copies = [EncodedText(*(part.to("cpu", copy=True) for part in text)) for text in found]
+        return [copies[place] for place in places]
 
     def rank(
         self,
@@ -323,19 +319,27 @@ class RE2Matcher(nn.Module):
             activation_fn: As for `predict`.
 
         Returns:
-            Best first, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if asked for.
+            Best first, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if asked for. Equal texts
+            have equal scores, and of equal scores the first comes first.
 
         Raises:
-            ValueError: The matcher has classes, not a score, or the logits are NaN.
+            TypeError: ``query`` is no text, or ``documents`` is no list of texts.
+            ValueError: The matcher has classes, not a score, ``top_k`` is below 1, or the logits are NaN.
         """
         check_ranks(self.num_labels)
         check_batch_size(batch_size)
+        if not isinstance(query, str):
+            raise TypeError(f"query must be a text, got a {type(query).__name__}")
+        given = check_documents(documents, (str, EncodedText))
+        rows, places = distinct(given)
+        kept = [given[row] for row in rows]
         with torch.no_grad(), evaluating(self), cached():
-            texts = [document for document in documents if isinstance(document, str)]
+            texts = [document for document in kept if isinstance(document, str)]
             encoded = iter(encode_texts(self.source, self.network, texts, 2 * batch_size))
-            second = [next(encoded) if isinstance(document, str) else document for document in documents]
-            logits = score_pairs(self.network, encode_texts(self.source, self.network, [query], 1), second, batch_size)
-        return ranking(activated(logits, activation_fn, False), documents, top_k, return_documents)
+            second = [next(encoded) if isinstance(document, str) else document for document in kept]
+            first = encode_texts(self.source, self.network, [query], 1)
+            logits = score_pairs(self.network, first, second, batch_size, numbers=rows)[places]
+        return ranking(activated(logits, activation_fn, False), given, top_k, return_documents)
 
     def explain(self, pair: tuple[str, str]) -> AlignmentExplanation:
         """Return what the tokens of a pair find in each other, block by block.

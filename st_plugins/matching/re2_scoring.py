@@ -73,6 +73,7 @@ def score_pairs(
     second: Sequence[EncodedText],
     batch_size: int,
     maps: list[tuple[Tensor, Tensor]] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Tensor:
     """Compute the logits of pairs, in batches of like length.
 
@@ -82,6 +83,7 @@ def score_pairs(
         second: Second texts.
         batch_size: Pairs at a time.
         maps: A list that gets the alignment maps of each batch.
+        numbers: What the pairs are called in an error; None for their positions.
 
     Returns:
         ``(len(second), num_labels)``.
@@ -103,7 +105,11 @@ def score_pairs(
         found = network(x, x_mask, y, y_mask, maps, x_encoded, y_encoded)
         finite = found.isfinite().all(dim=1)
         if not finite.all():
-            bad = sorted(row for row, is_finite in zip(rows, finite.tolist(), strict=True) if not is_finite)
+            bad = sorted(
+                row if numbers is None else numbers[row]
+                for row, is_finite in zip(rows, finite.tolist(), strict=True)
+                if not is_finite
+            )
             raise ValueError(
                 f"the logits of pairs {bad[:8]} are NaN or infinite; check the weights and the source's vectors, or "
                 "try float32"

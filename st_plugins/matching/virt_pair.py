@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
@@ -22,7 +23,17 @@ from st_plugins.atomic import atomic_folder
 from st_plugins.loading.encoder import load_encoder
 from st_plugins.loading.files import is_there, read_object, read_tensors, shapes
 from st_plugins.loading.sizes import check_sizes
-from st_plugins.matching.inputs import TokenVectors, as_pairs, checked, encode, encode_batch, padded, resolve_prompt
+from st_plugins.matching.inputs import (
+    TokenVectors,
+    as_pairs,
+    check_documents,
+    checked,
+    distinct,
+    encode,
+    encode_batch,
+    padded,
+    resolve_prompt,
+)
 from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
 from st_plugins.matching.outputs import (
     Activation,
@@ -174,14 +185,15 @@ class VIRTPairClassifier(nn.Module):
         prompt = resolve_prompt(self.model, prompt_name, prompt)
         chunk = _BATCHES_A_CHUNK * check_batch_size(batch_size)
         found = [torch.zeros(0, self.num_labels, device=self.model.device)]
+        kept, places = distinct(pairs)
         with torch.no_grad(), evaluating(self):
-            for begin in tqdm(range(0, len(pairs), chunk), desc="Pairs", disable=not shown):
-                part = pairs[begin : begin + chunk]
+            for begin in tqdm(range(0, len(kept), chunk), desc="Pairs", disable=not shown):
+                part = [pairs[row] for row in kept[begin : begin + chunk]]
                 texts = list(dict.fromkeys(chain.from_iterable(part)))
                 tokens = dict(zip(texts, encode(self.model, texts, self.special_ids, prompt, batch_size), strict=True))
                 first, second = ([tokens[pair[side]] for pair in part] for side in (0, 1))
                 found.append(self._score(first, second, batch_size))
-        scores = activated(torch.cat(found), activation_fn, apply_softmax)
+        scores = activated(torch.cat(found)[places], activation_fn, apply_softmax)
         rows = converted(scores, convert_to_numpy, convert_to_tensor)
         return rows[0] if single else rows
 
@@ -279,7 +291,8 @@ class VIRTPairClassifier(nn.Module):
             Best first, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if asked for.
 
         Raises:
-            ValueError: The classifier has classes, not a score; or as for `predict_from_tokens`.
+            TypeError: ``documents`` is no list of texts or token vectors.
+            ValueError: The classifier has classes, not a score; ``top_k`` is below 1; or as for `predict_from_tokens`.
         """
         check_ranks(self.num_labels)
 
@@ -288,10 +301,12 @@ class VIRTPairClassifier(nn.Module):
                 given = self.encode_tokens(given, prompt_name, prompt, batch_size)
             return checked(given, self.width, name)
 
-        first, second = vectors([query], "query"), vectors(documents, "documents")
+        given = check_documents(documents, (str, Tensor, np.ndarray))
+        kept, places = distinct(given)
+        first, second = vectors([query], "query"), vectors([given[row] for row in kept], "documents")
         with torch.no_grad(), evaluating(self):
-            scores = activated(self._score(first, second, check_batch_size(batch_size)), activation_fn, False)
-        return ranking(scores, documents, top_k, return_documents)
+            logits = self._score(first, second, check_batch_size(batch_size))[places]
+        return ranking(activated(logits, activation_fn, False), given, top_k, return_documents)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options: ``VIRTPairClassifier(model, **config)`` builds the same, with a new head."""
