@@ -54,6 +54,11 @@ class LayerAttention(NamedTuple):
         query: ``(B, H, n, d_head)``, after projection and rotary positions, with gradients.
         key: ``(B, H, n, d_head)``; grouped keys are repeated for each of the H heads.
         scaling: What the model multiplies the products with, as a rule ``1 / sqrt(d_head)``.
+
+    Example:
+        >>> layer = LayerAttention(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), scaling=0.5)
+        >>> (layer.query @ layer.key.transpose(2, 3) * layer.scaling)[0, 0, 0].tolist()
+        [2.0, 2.0, 2.0]
     """
 
     query: Tensor

@@ -73,6 +73,10 @@ def check_length(model: SentenceTransformer) -> None:
 
     Raises:
         ValueError: It is, or it is below 1.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> check_length(untrained_encoder())
     """
     length, there = getattr(model, "max_seq_length", None), positions(model)
     if not isinstance(length, int) or length >= _NO_LIMIT:

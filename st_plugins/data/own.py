@@ -59,7 +59,7 @@ def read_pairs(
 
 
 def read_texts(path: str | Path, column: str | None = None) -> list[str]:
-    """Read unlabelled texts.
+    r"""Read unlabelled texts.
 
     Args:
         path: A text file (one text a line), a ``.tsv``, ``.csv`` or ``.jsonl`` file, each with or without ``.gz``;
@@ -72,6 +72,14 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
     Raises:
         FileNotFoundError: There is no such file or folder.
         ValueError: There is no text, the file is broken, or ``column`` is missing or out of place.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "corpus.txt")
+        ...     _ = path.write_text("a dog sleeps\n\na cat eats\n")
+        ...     read_texts(path)
+        ['a dog sleeps', 'a cat eats']
     """
     path = Path(path).expanduser()
     files = [path]

@@ -22,7 +22,7 @@ DATA_VARIABLE = "ST_PLUGINS_DATA"
 
 
 def load_task(task: str | Task, data: str | Path | None = None, split: str = "test") -> Pairs:
-    """Read one task.
+    r"""Read one task.
 
     Without a data folder (argument or environment variable ``ST_PLUGINS_DATA``) the task comes from the Hugging Face
     hub through ``datasets``. Counts that differ from the published ones, and scores outside the scale, become
@@ -40,6 +40,16 @@ def load_task(task: str | Task, data: str | Path | None = None, split: str = "te
     Raises:
         ValueError: The task or split is unknown, or the file is broken; the message names file and line.
         FileNotFoundError: The folder or file is missing, or there is no folder and the hub cannot be used.
+
+    Example:
+        >>> import gzip, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "sts", "stsb_test.tsv.gz")
+        ...     path.parent.mkdir()
+        ...     _ = path.write_bytes(gzip.compress(b"source\tscore\tsentence1\tsentence2\nx\t4.5\ta dog\ta puppy\n"))
+        ...     pairs = load_task("stsb", folder)
+        >>> pairs.scores.tolist(), len(pairs.warnings) > 0  # it says that the other pairs are missing
+        ([4.5], True)
     """
     found = resolve_tasks(task)
     if len(found) != 1:
@@ -52,7 +62,7 @@ def load_task(task: str | Task, data: str | Path | None = None, split: str = "te
 def load_tasks(
     tasks: str | Task | Iterable[str | Task], data: str | Path | None = None, split: str = "test"
 ) -> list[Pairs]:
-    """Read several tasks.
+    r"""Read several tasks.
 
     Args:
         tasks: What :func:`st_plugins.data.resolve_tasks` takes: ``"en"``, ``"zh"``, ``"sts12,stsb"``, a list.
@@ -61,6 +71,15 @@ def load_tasks(
 
     Returns:
         One entry a task.
+
+    Example:
+        >>> import gzip, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "sts", "stsb_test.tsv.gz")
+        ...     path.parent.mkdir()
+        ...     _ = path.write_bytes(gzip.compress(b"source\tscore\tsentence1\tsentence2\nx\t4.5\ta dog\ta puppy\n"))
+        ...     [len(pairs.scores) for pairs in load_tasks("stsb", folder)]
+        [1]
     """
     return [load_task(task, data, split) for task in resolve_tasks(tasks)]
 

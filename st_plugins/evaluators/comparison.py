@@ -29,6 +29,14 @@ class Comparison:
         scores: Per task name and ``"avg"``: the two scores.
         fit_distances: Per model that holds a whitening: how far its fit texts lie from the evaluated texts.
         notes: What the reader should know, one sentence each.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.evaluators import STSSuiteEvaluator
+        >>> evaluator = STSSuiteEvaluator.from_pairs(["a dog", "a cat", "a man"], ["dogs", "a boat", "men"], [4, 1, 3])
+        >>> result = evaluator.evaluate(untrained_encoder())
+        >>> compare(result, result).average.value
+        0.0
     """
 
     first: str

@@ -76,6 +76,16 @@ def write_reports(
     Raises:
         FileExistsError: There is an earlier report and ``overwrite`` is false, or a file that is none of ours.
         OSError: The folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.evaluators import STSSuiteEvaluator
+        >>> evaluator = STSSuiteEvaluator.from_pairs(["a dog", "a cat", "a man"], ["dogs", "a boat", "men"], [4, 1, 3])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = write_reports(evaluator.evaluate(untrained_encoder()), Path(folder, "report"))
+        >>> len(files)
+        4
     """
     targets = report_targets(folder, overwrite=overwrite) if isinstance(folder, str | Path) else list(folder)
     texts = [result.to_json(), csv_text(result), markdown(result), html(result)]

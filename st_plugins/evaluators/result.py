@@ -24,6 +24,10 @@ class Score:
         value: The score, in [-1, 1].
         low: Lower end of the confidence interval.
         high: Upper end of the confidence interval.
+
+    Example:
+        >>> Score(0.532, 0.521, 0.543).value
+        0.532
     """
 
     value: float
@@ -41,6 +45,10 @@ class Difference:
         high: Upper end of its confidence interval.
         p_value: Two-sided bootstrap p-value, corrected when several tasks were compared (Holm).
         verdict: ``"better"``, ``"worse"``, ``"not separable"``, or ``"undefined"`` where nothing could be measured.
+
+    Example:
+        >>> Difference(0.02, 0.01, 0.03, p_value=0.004, verdict="better").value
+        0.02
     """
 
     value: float
@@ -88,6 +96,14 @@ class TaskResult:
         highest: Highest Spearman that similarities without ties can reach on these gold scores; 1 where no gold scores
             are tied.
         binary: AUC and average precision, where the gold scores have two values.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.evaluators import STSSuiteEvaluator
+        >>> evaluator = STSSuiteEvaluator.from_pairs(["a dog", "a cat", "a man"], ["dogs", "a boat", "men"], [4, 1, 3])
+        >>> task = evaluator.evaluate(untrained_encoder()).tasks[0]
+        >>> task.pairs, task.gold
+        (3, [4.0, 1.0, 3.0])
     """
 
     name: str
@@ -116,6 +132,13 @@ class FloorResult:
         above_whitened: Model minus whitened floor, per task name and ``"avg"``.
         dimension: Dimension of the random vectors (the model's output dimension).
         whitened_on: What the whitening was fitted on, in words.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.evaluators import STSSuiteEvaluator
+        >>> evaluator = STSSuiteEvaluator.from_pairs(["a dog", "a cat", "a man"], ["dogs", "a boat", "men"], [4, 1, 3])
+        >>> evaluator.evaluate(untrained_encoder()).floor.dimension
+        64
     """
 
     raw: dict[str, Score]
@@ -144,6 +167,14 @@ class SuiteResult:
         versions: Library versions and the machine.
         warnings: Sentences for the report.
         schema_version: Version of this layout.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.evaluators import STSSuiteEvaluator
+        >>> evaluator = STSSuiteEvaluator.from_pairs(["a dog", "a cat", "a man"], ["dogs", "a boat", "men"], [4, 1, 3])
+        >>> result = evaluator.evaluate(untrained_encoder())
+        >>> len(result.tasks), result.model["dimension"]
+        (1, 64)
     """
 
     model: dict[str, Any]

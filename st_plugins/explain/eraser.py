@@ -31,6 +31,10 @@ class Ranking:
     Args:
         comprehensiveness: Per bin: score of the text minus score without its first tokens. High is faithful.
         sufficiency: Per bin: score of the text minus score of its first tokens alone. Low is faithful.
+
+    Example:
+        >>> Ranking(comprehensiveness=(0.4, 0.6), sufficiency=(0.2, 0.1)).sufficiency
+        (0.2, 0.1)
     """
 
     comprehensiveness: tuple[float, ...]
@@ -55,6 +59,11 @@ class Faithfulness:
         score: Score of the whole text.
         bins: Shares of the tokens that are deleted, or kept.
         rankings: By name: ``"explanation"``, ``"gradient"`` (unless left out) and ``"random"``.
+
+    Example:
+        >>> found = Faithfulness(0.9, (0.1, 0.5), {"explanation": Ranking((0.4, 0.6), (0.2, 0.1))})
+        >>> found.rankings["explanation"].comprehensiveness[1]
+        0.6
     """
 
     score: float
@@ -199,6 +208,11 @@ def mean_faithfulness(results: Sequence[Faithfulness]) -> Faithfulness:
 
     Raises:
         ValueError: There are none, or their bins differ.
+
+    Example:
+        >>> one, two = (Faithfulness(score, (0.5,), {"random": Ranking((score,), (0.0,))}) for score in (0.5, 1.0))
+        >>> mean_faithfulness([one, two]).score
+        0.75
     """
     if not results or any(result.bins != results[0].bins for result in results):
         raise ValueError("results must be at least one, all measured at the same bins")

@@ -32,6 +32,13 @@ class AlignedPair(NamedTuple):
         span_a: Of the first text.
         span_b: Of the second text.
         contribution: Their entry of the contributions.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.explain import explain_pair
+        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
+        >>> found.top_pairs[0].contribution >= found.top_pairs[1].contribution
+        True
     """
 
     span_a: Span
@@ -46,6 +53,13 @@ class Gathered(NamedTuple):
         units_a: Of the first text.
         units_b: Of the second text.
         contributions: ``(units of a, units of b)``, float64.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.explain import explain_pair
+        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
+        >>> round(float(found.gathered("sentence").contributions.sum() - found.contributions.sum()), 9) + 0.0
+        0.0
     """
 
     units_a: tuple[Span, ...]
@@ -72,6 +86,14 @@ class PairExplanation:
         faithfulness: What deletion says, mean of both texts, if asked for.
         by: What ``top_pairs`` and the pictures show: ``"word"``, ``"token"``, ``"sentence"``, or ``"span"``, the spans
             themselves. A word's contributions are sums over its tokens; the total stays the similarity.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.explain import explain_pair
+        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
+        >>> again = PairExplanation.from_json(found.to_json())
+        >>> again.similarity - found.similarity, len(again.top_pairs)
+        (0.0, 10)
     """
 
     a: Side

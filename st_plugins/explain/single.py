@@ -38,6 +38,12 @@ class Explanation:
         by: What ``top`` lists: ``"span"``, those of the pooling, or ``"word"``, ``"token"`` or ``"sentence"``, whose
             weights are the sums of their tokens' shares.
         top_k: How many ``top`` lists.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> found = explain(untrained_encoder(), "A happy dog sleeps.", top_k=3)
+        >>> len(Explanation.from_json(found.to_json()).top)
+        3
     """
 
     side: Side

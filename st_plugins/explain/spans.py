@@ -27,6 +27,14 @@ class Span:
         last: Position of its last token (inclusive), -1 for the rest.
         weight: What the pooling multiplies its vector by.
         kind: ``"text"``, or ``"special"``, ``"prompt"`` for such a token, or ``"rest"``.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.explain import explain_pair
+        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
+        >>> span = found.spans_a[1]
+        >>> span.text, span.first, span.last
+        ('A', 1, 1)
     """
 
     text: str
@@ -70,6 +78,13 @@ class Side:
         rest: How the rest is spread over the tokens, n numbers that sum to 1; None without a rest.
         total: Number of all spans, those in the rest included.
         unread: Characters at the end that the model cut off.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.explain import explain_pair
+        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
+        >>> found.a.total == len(found.a.tokens), found.a.unread
+        (True, 0)
     """
 
     text: str

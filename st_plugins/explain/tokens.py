@@ -28,6 +28,14 @@ class Token:
         start: Its first character in the text, None if it covers none or the tokenizer does not say.
         end: The character after its last.
         kind: ``"text"``, ``"special"`` (added by the tokenizer) or ``"prompt"``.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.explain import explain_pair
+        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
+        >>> token = found.a.tokens[1]
+        >>> token.text, token.start, token.end
+        ('A', 0, 1)
     """
 
     text: str

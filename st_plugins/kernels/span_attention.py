@@ -26,6 +26,10 @@ class SpanAttention(NamedTuple):
         pooled: ``(B, d)``, the weighted sum of span vectors.
         weights: ``(B, n, L)``; ``weights[b, i, k]`` is the weight of the span from token i to token i + k.
         sharpness: ``(B,)``, the sum of squared weights: 1 for a single span, 1 / S for S equal weights.
+
+    Example:
+        >>> SpanAttention(torch.zeros(1, 2), weights=torch.ones(1, 1, 1), sharpness=torch.ones(1)).sharpness.tolist()
+        [1.0]
     """
 
     pooled: Tensor

@@ -28,6 +28,10 @@ class LayerAgreement(NamedTuple):
         overlap: ``Σ_j min(V_ij, T_ij)``, that is 1 minus the total variation: from 0, to 1 for equal maps.
         top_token: How often student and teacher attend most to the same token.
         chance: What ``top_token`` would be for a token drawn at random: the average of 1 / n.
+
+    Example:
+        >>> LayerAgreement(student_layer=0, teacher_layer=1, overlap=0.8, top_token=0.5, chance=0.25).overlap
+        0.8
     """
 
     student_layer: int

@@ -28,6 +28,12 @@ class TrainingResult:
         after: Evaluation of the model as it was written.
         comparison: ``compare(after, before)``.
         log: The trainer's ``log_history``: losses, geometry, development scores.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> TrainingResult(model, 30, 30, "the last one", 960, 3, 0, None, None, None, []).texts
+        960
     """
 
     model: SentenceTransformer
