@@ -174,7 +174,7 @@ def test_an_undefined_baseline_is_no_collapse(
     monkeypatch.setattr(callback, "measure", lambda model: dict.fromkeys(names, next(measured)))
     control = TrainerControl()
     state = TrainerState(max_steps=1, is_world_process_zero=True)
-    arguments: Any = SimpleNamespace(load_best_model_at_end=False)
+    arguments: Any = SimpleNamespace(load_best_model_at_end=False, output_dir="nowhere")
     with caplog.at_level(logging.WARNING):
         callback.on_train_begin(arguments, state, control, model=model)
         for state.global_step in (1, 2):
