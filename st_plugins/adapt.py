@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Weighted
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from st_plugins.data.files import text_fault
 from st_plugins.modules.all_layers import return_all_layers
 from st_plugins.modules.layer_mix import LayerMix, recipe_weights
 from st_plugins.modules.normalizing_flow import NormalizingFlow
@@ -252,6 +253,8 @@ def _checked(sentences: Sequence[str], least: int, what: str) -> list[str]:
     for index, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise TypeError(f"sentences must be strings, but sentences[{index}] is a {type(sentence).__name__}")
+        if fault := text_fault(sentence):
+            raise ValueError(f"sentences[{index}] {fault}")
     if len(sentences) < least:
         raise ValueError(f"sentences has {len(sentences)} entries, but {what} needs at least {least}; give more text")
     return sentences

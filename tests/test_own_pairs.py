@@ -69,7 +69,7 @@ def test_empty_texts_are_kept_and_counted(tmp_path: Path) -> None:
     [
         ("x.tsv", "a\tb\tscore\n1\t2\t3\n", ":1: no column 'sentence1'; there are a, b, score; name the right one"),
         ("x.tsv", "sentence1\tb\tscore\n1\t2\t3\n", "with text2="),
-        ("x.csv", "sentence1;sentence2;score\n1;2;3\n", "there are sentence1;sentence2;score"),
+        ("x.csv", "sentence1;sentence2;score\n1;2;1,5\n", ":2: score '1,5' is not a finite number; write a decimal"),
         ("x.tsv", "sentence1\tsentence2\tscore\na\tb\t1\na\tb\n", ":3: 2 fields, but the header has 3"),
         ("x.csv", "sentence1,sentence2,score\na,b,c,1\n", ":2: 4 fields, but the header has 3"),
         ("x.csv", "sentence1,sentence2,score\na,b,1\n\na,b,1\n", ":3: 0 fields"),

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
-import io
-import json
+import logging
 import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Table", "format_of", "read_content", "read_lines", "read_table", "to_score"]
+from st_plugins.data.parsing import SEPARATORS, Rows, parse_delimited, parse_json, separator_of
+
+__all__ = ["Table", "format_of", "read_content", "read_lines", "read_table", "text_fault", "to_score", "try_table"]
+
+logger = logging.getLogger(__name__)
+
+_KINDS = {"tsv": "tsv", "tab": "tsv", "csv": "csv", "jsonl": "json", "ndjson": "json", "json": "json", "txt": "txt"}
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive or an Office file (xlsx, docx)",
+    b"\xd0\xcf\x11\xe0": "an old Office file (xls, doc)",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"%PDF": "a PDF",
+    b"\x89PNG": "a picture (PNG)",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"GIF8": "a picture (GIF)",
+    b"SQLite format 3": "an SQLite database",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ": "packed with xz",
+    b"\x28\xb5\x2f\xfd": "packed with zstandard",
+    b"7z\xbc\xaf": "packed with 7-Zip",
+}
+_WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+         codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
 
 
 def format_of(path: Path) -> str:
@@ -28,34 +52,55 @@ def format_of(path: Path) -> str:
     return name.rpartition(".")[2] if "." in name else ""
 
 
+def kind_of(path: Path) -> str:
+    """Return what a file's name says of its content: ``"tsv"``, ``"csv"``, ``"json"``, ``"txt"``, or nothing."""
+    parts = path.name.lower().split(".")[1:]
+    return next((_KINDS[part] for part in reversed(parts) if part in _KINDS), "")  # pairs.tsv.bak is a tsv
+
+
 def read_content(path: Path) -> str:
-    """Read a UTF-8 file, unpacked if its name ends in ``.gz``, without a byte order mark.
+    """Read a text file, unpacked if it is a gzip file, in UTF-8 or, with a byte order mark, UTF-16 or UTF-32.
 
     Args:
         path: The file.
 
     Returns:
-        Its text, line ends untouched.
+        Its text without a byte order mark, line ends untouched.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not UTF-8, or not a whole gzip file.
+        ValueError: It is no text, not UTF-8, or not a whole gzip file; the message names the remedy.
     """
     if not path.is_file():
         raise FileNotFoundError(f"file {str(path)!r} does not exist; check the path")
     data = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
+    if data.startswith(b"\x1f\x8b") or path.name.lower().endswith(".gz"):
         try:
             data = gzip.decompress(data)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
+    for magic, what in _FOREIGN.items():
+        if data.startswith(magic):
+            raise ValueError(f"{path}: is {what}, not text; export it as CSV or JSON lines")
+    wide = next((name for mark, name in _WIDE.items() if data.startswith(mark)), "")
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
+        text = data.decode(wide or "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is not {wide.upper() or 'UTF-8'}; save the file as UTF-8"
         ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}:{line}: a NUL character: no text, or UTF-16 without its mark; save it as UTF-8")
+    return text
+
+
+def unified(text: str) -> str:
+    r"""Return text whose lines end in a line feed only, without empty lines at the end."""
+    if "\n" not in text:  # of an old Macintosh; beside line feeds it is part of a text
+        text = text.replace("\r", "\n")
+    return text.replace("\r\n", "\n").rstrip("\r\n")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -67,7 +112,30 @@ def read_lines(path: Path) -> list[str]:
     Returns:
         The lines without their ends. ``str.splitlines`` would also split on characters that occur inside texts.
     """
-    return [line.removesuffix("\r") for line in read_content(path).rstrip("\r\n").split("\n")]
+    return unified(read_content(path)).split("\n")
+
+
+def text_fault(text: str) -> str:
+    r"""Return why a text cannot be encoded, or nothing.
+
+    Args:
+        text: The text.
+
+    Returns:
+        What is wrong, to be put behind the place.
+
+    Example:
+        >>> text_fault("half an emoji: \ud83d")
+        "holds half a character, '\\ud83d' (a lone surrogate, as cutting a text in the middle leaves it); repair it"
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        return (
+            f"holds half a character, {half} (a lone surrogate, as cutting a text in the middle leaves it); repair it"
+        )
+    return ""
 
 
 def to_score(value: Any) -> float:
@@ -88,7 +156,8 @@ def to_score(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise ValueError(f"score {value!r} is not a finite number")
+        comma = isinstance(value, str) and value.count(",") == 1 and value.replace(",", "").strip().isdecimal()
+        raise ValueError(f"score {value!r} is not a finite number{'; write a decimal point' if comma else ''}")
     return score
 
 
@@ -121,10 +190,17 @@ class Table:
         Raises:
             ValueError: There is no such column.
         """
-        if column not in self.columns:
-            remedy = f"; name the right one with {option}=" if option else ""
-            raise ValueError(f"{self.path}:1: no column {column!r}; there are {', '.join(self.columns)}{remedy}")
-        return self.columns.index(column)
+        if column in self.columns:
+            return self.columns.index(column)
+        wanted = column.strip().casefold()
+        alike = [at for at, name in enumerate(self.columns) if name.strip("\ufeff\u200b \t").casefold() == wanted]
+        if len(alike) == 1:
+            return alike[0]
+        remedy = f"; name the right one with {option}=" if option else ""
+        shown = ", ".join(name or "(without a name)" for name in self.columns)
+        if any(_is_number(name) or name.count(" ") > 3 for name in self.columns):
+            remedy = "; is that a row already? Write the names of the columns above it"
+        raise ValueError(f"{self.path}:1: no column {column!r}; there are {shown}{remedy}")
 
     def error(self, row: int, what: str) -> ValueError:
         """Return an exception that points at a row.
@@ -155,6 +231,8 @@ class Table:
         for number, row in enumerate(self.rows):
             if not isinstance(row[at], str):
                 raise self.error(number, f"{column} is {row[at]!r}; it must be text")
+            if fault := text_fault(row[at]):
+                raise self.error(number, f"{column} {fault}")
         return [row[at] for row in self.rows]
 
     def scores(self, column: str, option: str = "") -> list[float]:
@@ -181,27 +259,55 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table with named columns.
+    """Read a table with named columns, whatever its name says.
 
-    TSV files have no quoting (a quotation mark is an ordinary character), CSV files follow the usual dialect (fields
-    in double quotes may hold commas and line breaks), JSONL files have one object a line.
+    Fields may be separated by tabs, commas, semicolons or vertical bars. In CSV files fields in double quotes may hold
+    separators and line breaks; in TSV files a quotation mark is an ordinary character, unless all of them show that a
+    program such as pandas put them there. JSON may be an array, an object with an array in it, or one object a line.
 
     Args:
-        path: A ``.tsv``, ``.csv`` or ``.jsonl`` file, with or without ``.gz``.
+        path: The file, packed with gzip or not.
 
     Returns:
         The table; it has at least one row.
 
     Raises:
-        ValueError: The format is unknown, or the file is empty, ragged or broken.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no table, or empty, ragged or broken.
     """
-    readers = {"tsv": _read_tsv, "csv": _read_csv, "jsonl": _read_jsonl}
-    kind = format_of(path)
-    if kind not in readers:
-        raise ValueError(f"file {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz); rename it")
-    table = readers[kind](path)
+    table = try_table(path, read_content(path))
+    if table is None:
+        raise ValueError(
+            f"file {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz), and its first line is no "
+            "header of such a table; rename it, or write one of them"
+        )
+    return table
+
+
+def try_table(path: Path, content: str, texts: bool = False) -> Table | None:
+    """Make a table of the content of a file.
+
+    Args:
+        path: The file.
+        content: Its content.
+        texts: Whether one text a line is wanted as well as a table: then what does not look like a table is none.
+
+    Returns:
+        The table; None for what is none.
+
+    Raises:
+        ValueError: It is a table, but an empty, ragged or broken one.
+    """
+    kind, text = kind_of(path), unified(content)
+    found = parse_json(text, path, certain=kind == "json")
+    if found is None:
+        found = _delimited(path, text, kind, texts)
+    if found is None:
+        return None
+    table = Table(path, *found)
     if len(set(table.columns)) != len(table.columns):
-        raise ValueError(f"{path}:1: a column name occurs twice: {', '.join(table.columns)}; rename one")
+        shown = ", ".join(name or "(without a name)" for name in table.columns)
+        raise ValueError(f"{path}:1: a column name occurs twice: {shown}; rename one")
     for number, row in enumerate(table.rows):
         if len(row) != len(table.columns):
             raise table.error(number, f"{len(row)} fields, but the header has {len(table.columns)}")
@@ -210,40 +316,30 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def _read_tsv(path: Path) -> Table:
-    header, *rows = (line.split("\t") for line in read_lines(path))
-    return Table(path, header, rows, list(range(2, len(rows) + 2)))
+def _delimited(path: Path, text: str, kind: str, texts: bool) -> Rows | None:
+    lines = text.split("\n", 1000)[:1000]
+    usual = "," if kind == "csv" else "\t"
+    if kind == "csv" and lines[0].lower().startswith("sep=") and lines[0][4:] in SEPARATORS:  # of Excel
+        columns, rows, numbers = parse_delimited(text[len(lines[0]) + 1 :], lines[0][4:], path, quoting=True)
+        return Rows(columns, rows, [number + 1 for number in numbers])
+    if kind in ("tsv", "csv"):
+        separator = separator_of(lines[:1], usual)
+    elif "\t" in lines[0] and len(lines) > 1 and len({line.count("\t") for line in lines}) == 1:
+        separator = "\t"
+    elif not texts and separator_of(lines[:1], usual) in lines[0]:
+        separator = separator_of(lines[:1], usual)
+    else:
+        return None
+    if text == "":
+        return Rows([], [], [])
+    if separator != usual:
+        logger.info("%s: the fields are separated by %s", path, SEPARATORS[separator])
+    return parse_delimited(text, separator, path, quoting=separator != "\t" or kind == "csv")
 
 
-def _read_csv(path: Path) -> Table:
-    reader = csv.reader(io.StringIO(read_content(path).rstrip("\r\n"), newline=""), strict=True)
-    rows: list[list[Any]] = []
-    lines = []
-    start = 1
+def _is_number(text: str) -> bool:
     try:
-        for row in reader:
-            rows.append(row)
-            lines.append(start)
-            start = reader.line_num + 1  # a quoted field may span lines
-    except csv.Error as error:
-        raise ValueError(f"{path}:{start}: {error}") from None
-    return Table(path, rows[0] if rows else [], rows[1:], lines[1:])
-
-
-def _read_jsonl(path: Path) -> Table:
-    columns: list[str] = []
-    rows = []
-    lines = read_lines(path)
-    for number, line in enumerate(lines if lines != [""] else [], start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); write one object a line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: {line[:40]!r} is not an object with named columns")
-        columns = columns or list(row)
-        missing = [column for column in columns if column not in row]
-        if missing:
-            raise ValueError(f"{path}:{number}: no {', '.join(missing)}; the first line has {', '.join(columns)}")
-        rows.append([row[column] for column in columns])
-    return Table(path, columns, rows, list(range(1, len(rows) + 1)))
+        to_score(text)
+    except ValueError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from st_plugins.data.files import Table
+from st_plugins.data.files import Table, text_fault
 
 __all__ = ["check_labels", "class_counts", "class_labels"]
 
@@ -92,6 +92,8 @@ def check_labels(
         if plain in _NO_LABEL:
             shown = repr(label) if label.strip() else "empty"
             raise error(first[label], f"{name} is {shown}, which names no class{_often(counts[label])}")
+        if fault := text_fault(label):
+            raise error(first[label], f"{name} {fault}")
         number = _number(plain)
         other = spelled.setdefault(plain if number is None else number, label)
         if other != label:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from st_plugins.data.files import format_of, read_lines, read_table
+from st_plugins.data.files import Table, format_of, kind_of, read_content, read_table, try_table, unified
 from st_plugins.data.pairs import Pairs
 
 __all__ = ["read_pairs", "read_texts"]
 
 logger = logging.getLogger(__name__)
+
+_TEXT_NAMES = ("text", "texts", "sentence", "sentences", "content")
+_DATA = (".parquet", ".arrow", ".xlsx", ".xls", ".zip", ".gz", ".bz2", ".xz", ".zst", ".xml", ".html", ".pdf", ".docx")
 
 
 def read_pairs(
@@ -25,8 +28,8 @@ def read_pairs(
     r"""Read scored pairs from a table with named columns.
 
     Args:
-        path: A ``.tsv`` (no quoting), ``.csv`` (usual quoting) or ``.jsonl`` (one object a line) file in UTF-8, with
-            or without ``.gz``.
+        path: A table: fields between tabs, commas or semicolons, or JSON (an array of objects, or one a line); packed
+            with gzip or not. What it is, is seen by its content, whatever its name.
         text1: Column of the first text.
         text2: Column of the second text.
         score: Column of the gold score, on any scale.
@@ -62,9 +65,11 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
     r"""Read unlabelled texts.
 
     Args:
-        path: A text file (one text a line), a ``.tsv``, ``.csv`` or ``.jsonl`` file, each with or without ``.gz``;
-            or a folder, whose ``*.txt`` and ``*.txt.gz`` files are read in the order of their names.
-        column: Column of a table that holds the texts; to be left out for text files.
+        path: A text file (one text a line), a table (fields between tabs, commas or semicolons), or JSON (an array, or
+            one value a line; of texts, or of objects); packed with gzip or not. What it is, is seen by its content,
+            whatever its name. Or a folder, whose ``*.txt`` and ``*.txt.gz`` files are read in the order of their
+            names.
+        column: Column of a table that holds the texts; to be left out for text files, and where only one holds text.
 
     Returns:
         The texts in order, blank ones left out (their number is logged).
@@ -84,9 +89,14 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
     path = Path(path).expanduser()
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and format_of(file) == "txt")
+        inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+        files = [file for file in inside if file.is_file() and format_of(file) == "txt"]
         if not files:
-            raise ValueError(f"folder {str(path)!r} has no *.txt or *.txt.gz file")
+            raise ValueError(
+                f"folder {str(path)!r} has no *.txt or *.txt.gz file; it has {_named(inside) or 'nothing'}: name a "
+                "file instead"
+            )
+        _say_skipped(path, [file for file in inside if file not in files])
     lines = [line for file in files for line in _texts_of(file, column)]
     texts = [line for line in lines if line.strip()]
     if len(texts) < len(lines):
@@ -97,14 +107,44 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
 
 
 def _texts_of(path: Path, column: str | None) -> list[str]:
-    is_table = format_of(path) in ("tsv", "csv", "jsonl")
-    if not is_table and column is not None:
-        raise ValueError(f"column={column!r}: {path} is read as one text a line and has no columns")
-    if not is_table:
-        return read_lines(path)
-    table = read_table(path)
-    if column is None:
-        raise ValueError(
-            f"{path}: say which column holds the texts with column=; there are {', '.join(table.columns)}"
+    content = read_content(path)
+    table = try_table(path, content, texts=True) if content.strip() else None
+    if table is None:
+        if column is not None:
+            raise ValueError(f"column={column!r}: {path} is read as one text a line and has no columns")
+        return unified(content).split("\n")
+    return table.texts(_text_column(table) if column is None else column, "column")
+
+
+def _text_column(table: Table) -> str:
+    """Return the only column that can hold the texts."""
+    if table.columns == ["text"] or (len(table.columns) == 1 and table.columns[0].strip().casefold() in _TEXT_NAMES):
+        return table.columns[0]
+    words = [
+        name
+        for at, name in enumerate(table.columns)
+        if kind_of(table.path) not in ("tsv", "csv") and all(isinstance(row[at], str) for row in table.rows)
+    ]
+    plain = [name for name in words if name.strip().casefold() in _TEXT_NAMES]
+    if len(words) == 1 and plain:
+        logger.info("%s: the texts are those of column %r", table.path, plain[0])
+        return plain[0]
+    raise ValueError(
+        f"{table.path}: say which column holds the texts with column=; there are {', '.join(table.columns)}"
+    )
+
+
+def _say_skipped(folder: Path, skipped: list[Path]) -> None:
+    """Say what of a folder is not read, aloud where it may hold texts."""
+    texts = [path for path in skipped if path.is_dir() or kind_of(path) or path.suffix.lower() in _DATA]
+    if texts:
+        logger.warning(
+            "%s: only *.txt and *.txt.gz are read of a folder; skipped: %s. Name such a file itself to read it.",
+            folder,
+            _named(texts),
         )
-    return table.texts(column, "column")
+
+
+def _named(paths: list[Path]) -> str:
+    more = f" and {len(paths) - 10} more" if len(paths) > 10 else ""
+    return ", ".join(path.name + ("/" if path.is_dir() else "") for path in paths[:10]) + more

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from st_plugins.data.files import text_fault
+
 __all__ = ["Pairs"]
 
 
@@ -28,7 +30,8 @@ class Pairs:
             a query and the second as a document.
 
     Raises:
-        ValueError: The four columns differ in length, there is no pair, or a score is not finite.
+        ValueError: The four columns differ in length, there is no pair, a score is not finite, or a text holds half a
+            character (a lone surrogate).
 
     Example:
         >>> pairs = Pairs("toy", ["a dog", "a cat"], ["the dog", "a piano"], [4.5, 0.2])
@@ -69,6 +72,8 @@ class Pairs:
             for row, text in enumerate(getattr(self, column)):
                 if not isinstance(text, str):
                     raise TypeError(f"pairs {self.name!r}: {column}[{row}] is {text!r}; every text must be a str")
+                if fault := text_fault(text):
+                    raise ValueError(f"pairs {self.name!r}: {column}[{row}] {fault}")
 
     def __len__(self) -> int:
         return len(self.sentences1)

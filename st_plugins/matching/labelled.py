@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from st_plugins.data.files import to_score
+from st_plugins.data.files import text_fault, to_score
 from st_plugins.data.labels import check_labels, class_counts
 
 __all__ = ["LABEL_COLUMNS", "LabelledPairs", "check_classes", "check_occurring", "read_train_and_dev"]
@@ -88,6 +88,8 @@ class LabelledPairs:
         for number, row in enumerate(rows):
             if not (len(row) == 3 and isinstance(row[0], str) and isinstance(row[1], str)):
                 raise ValueError(f"{place(number)} must be (text, text, label), got {str(tuple(row))[:120]}")
+            if fault := text_fault(row[0]) or text_fault(row[1]):
+                raise ValueError(f"{place(number)} {fault}")
             if not (row[0].strip() or row[1].strip()):
                 raise ValueError(f"{place(number)} is an empty pair, both texts are blank; remove it")
         first, second, given = (list(column) for column in zip(*rows, strict=True))

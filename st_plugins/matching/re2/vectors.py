@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 __all__ = ["read_vectors"]
 
 _GZIP = b"\x1f\x8b"
+_ZIP = b"PK\x03\x04"
+_BINARY = re.compile("[\x00-\x08\x0e-\x1f]")  # in no word, but in the numbers of a binary file
 
 
 def read_vectors(
@@ -79,6 +82,11 @@ def _rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, str, list[str
         fields = line.rstrip("\r\n \t").rsplit(" ", dimensions)
         if not line.strip():
             continue
+        if _BINARY.search(line):
+            raise ValueError(
+                f"{path}, line {number}: is binary, as word2vec's .bin files are; save it as text, in gensim with "
+                "KeyedVectors.load_word2vec_format(path, binary=True).save_word2vec_format(text_path)"
+            )
         if dimensions < 1 or len(fields) != dimensions + 1 or not fields[0]:
             raise ValueError(
                 f"{path}, line {number}: expected a word and {max(dimensions, 1)} numbers, got {line.strip()[:60]!r}"
@@ -132,11 +140,14 @@ def _is_number(text: str) -> bool:
 def _lines(path: Path) -> Iterator[Iterator[str]]:
     """Open a file, plain or compressed; bytes that are no UTF-8 are replaced, as some published files need it."""
     with path.open("rb") as raw:
-        compressed = raw.read(2) == _GZIP
+        start = raw.read(8)
         raw.seek(0)
+        compressed = start.startswith(_GZIP)
+        if start.startswith(_ZIP):
+            raise ValueError(f"{path} is a ZIP archive; unpack it, and give the text file in it")
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
         try:
             # Only \n ends a line: GloVe has words with other characters that Python takes for line ends.
-            yield iter(io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="\n"))
+            yield iter(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="\n"))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
