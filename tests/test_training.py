@@ -118,7 +118,7 @@ def test_without_pairs_nothing_is_claimed(model: SentenceTransformer, sentences:
     before = weights(model)
     result = run(model, sentences, tmp_path / "out")
     assert same(weights(model), before) and not same(weights(result.model), before)
-    assert result.before is result.after is result.comparison is None
+    assert result.before is None and result.after is None and result.comparison is None
     assert "Step 6 of 6, the last one; no labels" in result.selection
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "whether the training helped was not measured" in card and "Before and after" not in card
