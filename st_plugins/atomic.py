@@ -2,7 +2,7 @@
 
 A target is looked at when a command starts, before anything is computed, and again just before it is written. What
 is written lies in a temporary neighbour until one rename makes it the target. A neighbour that a killed run left is
-removed by the next run with the same target; it is known by a file in it, which a running process keeps locked.
+removed by the next run with the same target.
 """
 
 from __future__ import annotations
@@ -11,25 +11,15 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from st_plugins import marks
+from st_plugins import marks, neighbours
 
-try:
-    import fcntl
-except ImportError:  # Windows: what killed runs leave stays there
-    fcntl = None  # type: ignore[assignment]
+__all__ = ["Target", "atomic_file", "atomic_folder", "file_target", "folder_target", "write_text"]
 
-__all__ = ["Target", "atomic_file", "atomic_folder", "file_target", "folder_target", "lock", "write_text"]
-
-_LIVE = ".st-plugins-unfinished"
-_OLD = ".st-plugins-old"
 _MODEL_FILES = ("modules.json", "config.json", "matcher.json")
 
 
@@ -70,12 +60,12 @@ class Target:
         """
         made = _make_parents(self.path.parent)
         try:
-            with _neighbour(self.path.parent, self.path.name, self.said) as neighbour:
-                new = neighbour / self.path.name
+            with neighbours.neighbour(self.path.parent, self.path.name) as beside:
+                new = beside / self.path.name
                 if self.is_folder:
                     new.mkdir()
                 yield new
-                self._commit(new, neighbour / _OLD)
+                self._commit(new, beside / neighbours.OLD)
         except BaseException:
             for folder in made:
                 with contextlib.suppress(OSError):
@@ -116,7 +106,7 @@ class Target:
                     raise FileExistsError(errno.EEXIST, "changed")
             new.rename(self.path)  # fails where something that is not empty has come into being
         except OSError as error:
-            _restore(old, self.path)
+            neighbours.restore(old, self.path)
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise FileExistsError(
                     f"{self.said} was written by another process while this one was at work; it is left as it is"
@@ -152,8 +142,7 @@ def folder_target(
         OSError: The place cannot be written to.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as made:
+        >>>         >>> with tempfile.TemporaryDirectory() as made:
         ...     target = folder_target(Path(made, "model"))
         ...     with target.write() as folder:
         ...         _ = (folder / "weights").write_bytes(b"1")
@@ -242,26 +231,6 @@ def write_text(path: str | Path, text: str) -> None:
     file_target(path, overwrite=True).write_text(text)
 
 
-def lock(file: BinaryIO) -> bool | None:
-    """Lock an open file until it is closed or the process ends, however it ends.
-
-    Args:
-        file: The file.
-
-    Returns:
-        Whether that was possible: False if another process has locked it, None on systems without such locks.
-    """
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
 def _target(
     path: str | Path,
     name: str,
@@ -280,8 +249,8 @@ def _target(
             raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
         for part in where.relative_to(existing).parts:
             _check_name(existing / part)
-        _clear(existing, where.name)
-        with _neighbour(existing, where.name, said):
+        neighbours.clear(existing, where.name)
+        with neighbours.neighbour(existing, where.name):
             pass  # what can be made there now can be made there later
     except OSError as error:
         raise _unwritable(error, said) from error
@@ -325,42 +294,6 @@ def _check(target: Target) -> None:
                 f"{said} is not replaced: {found!r} in it is no file that st-plugins wrote, or was changed since; "
                 "choose another folder, or move it away"
             )
-
-
-@contextlib.contextmanager
-def _neighbour(parent: Path, name: str, said: str) -> Iterator[Path]:
-    """Make a folder for unfinished work, known as such and as living, and remove it in the end."""
-    try:
-        made = Path(tempfile.mkdtemp(dir=parent, prefix=_prefix(name), suffix=".tmp"))
-    except OSError as error:
-        raise _unwritable(error, said) from error
-    try:
-        with (made / _LIVE).open("xb") as live:
-            lock(live)
-            live.write(os.fsencode(name))  # after the lock: without its content the file does not count
-            live.flush()
-            yield made
-    finally:
-        _restore(made / _OLD, parent / name)
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _clear(parent: Path, name: str) -> None:
-    """Remove what killed runs left beside a target, and put back what they had moved away."""
-    prefix = _prefix(name)
-    for made in [one for one in parent.iterdir() if one.name.startswith(prefix) and one.suffix == ".tmp"]:
-        live = made / _LIVE
-        if made.is_symlink() or live.is_symlink() or not live.is_file():
-            continue
-        with contextlib.suppress(OSError), live.open("rb") as opened:
-            if opened.read() == os.fsencode(name) and lock(opened):
-                _restore(made / _OLD, parent / name)
-                shutil.rmtree(made, ignore_errors=True)
-
-
-def _restore(old: Path, path: Path) -> None:
-    if os.path.lexists(old) and not os.path.lexists(path):
-        old.rename(path)
 
 
 def _link(new: Path, path: Path, said: str) -> None:
@@ -414,21 +347,9 @@ def _is_mounted(path: Path) -> bool:
     return str(path) in places
 
 
-def _prefix(name: str) -> str:
-    # Shortened, for a name may be as long as the file system allows.
-    return f".{os.fsencode(name)[:60].decode('utf-8', 'ignore')}."
-
-
 def _check_name(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.lstat()  # fails where the name is too long for the file system
-
-
-def _unwritable(error: OSError, said: str) -> OSError:
-    text = f"{said} cannot be written ({error.strerror or error}); choose a place where files can be created"
-    if str(error).startswith(said):
-        return error
-    return type(error)(text)
 
 
 def _umask() -> int:
@@ -436,3 +357,8 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _unwritable(error: OSError, said: str) -> OSError:
+    text = f"{said} cannot be written ({error.strerror or error}); choose a place where files can be created"
+    return type(error)(text)

@@ -120,8 +120,10 @@ def train(
         WordVectors,
     )
     from st_plugins.matching.re2 import configuration_for
+    from st_plugins.training.checkpoints import CheckpointFolder
 
     target = folder_target(output, name="--output", overwrite=overwrite, inputs=(train, dev, vectors, encoder))
+    CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
     if dev is not None and dev_share is not None:
         raise ValueError("--dev and --dev-share are both given; choose one")
     if vectors is not None and encoder is not None:

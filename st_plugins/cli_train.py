@@ -95,12 +95,15 @@ def consert(
     from st_plugins.console import print_before_after
     from st_plugins.data.own import read_pairs, read_texts
     from st_plugins.training import train_consert
+    from st_plugins.training.checkpoints import CheckpointFolder
 
     if dev is None:
         refuse_unused(context, "without --dev", "text1", "text2", "score")
     check_model(model)
     read = (model, texts, dev)
-    folder_target(output, name="--output", overwrite=overwrite, inputs=read)  # before the texts are read
+    # Before the texts are read:
+    target = folder_target(output, name="--output", overwrite=overwrite, inputs=read)
+    CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
     result = train_consert(
         model,
         read_texts(texts, column),

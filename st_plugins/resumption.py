@@ -19,6 +19,9 @@ from st_plugins.atomic import write_text
 __all__ = ["Companion", "checkpoint_of"]
 
 
+_RESTORED = "st_plugins_restored"
+
+
 class Companion:
     """One file in every checkpoint of a run.
 
@@ -56,6 +59,16 @@ class Companion:
             if self._stamp(place) == {"run": before.get("run"), "step": state.global_step} | self._content(place):
                 return place
         return None
+
+    @staticmethod
+    def say_restored(state: TrainerState) -> None:
+        """Let other callbacks of this training know that the loss's parameters came back."""
+        vars(state)[_RESTORED] = True  # no field of the state, so that it is not saved
+
+    @staticmethod
+    def is_restored(state: TrainerState) -> bool:
+        """Return whether a callback of this training said so."""
+        return bool(vars(state).get(_RESTORED))
 
     def stamp(self, args: TrainingArguments, state: TrainerState) -> None:
         """Say of the file in the checkpoint just written which run and step it is of.

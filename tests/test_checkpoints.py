@@ -128,6 +128,19 @@ def test_a_checkpoint_that_is_not_whole_or_not_of_this_run_is_not_taken(
     assert resume(tmp_path) == "checkpoint-2"
 
 
+def test_a_checkpoint_is_not_taken_without_the_best_one_that_it_needs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = begun(tmp_path, ())
+    for step, best in ((2, 2), (4, 2)):
+        with checkpoints.writing(step, keep=best) as path:
+            (path / "trainer_state.json").write_text(f'{{"best_global_step": {best}}}')
+    assert resume(tmp_path) == "checkpoint-4"
+    (checkpoints.of_step(2) / "trainer_state.json").write_text("{}")
+    assert resume(tmp_path) is None
+    assert "checkpoint-2, which checkpoint-4 needs, is damaged or missing" in caplog.text
+
+
 def test_other_settings_or_versions_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = begun(tmp_path)
     with pytest.raises(ValueError, match=r"belong to another training: model was 'a' there and is 'b' now"):

@@ -85,6 +85,19 @@ def test_a_bad_output_is_refused_before_the_model_is_opened(run: Run, command: s
             assert "JSON" not in said and tree(tmp_path) == before, said
 
 
+@pytest.mark.parametrize("command", ["consert", "re2"])
+@pytest.mark.parametrize("more", [(), ("--resume",), ("--overwrite",)])
+def test_a_foreign_folder_in_the_place_of_the_checkpoints_is_left_alone(
+    run: Run, command: str, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "out.checkpoints").mkdir()
+    (tmp_path / "out.checkpoints" / "thesis.txt").write_text("precious", encoding="utf-8")
+    before = tree(tmp_path)
+    code, said = run(command, "out", *more, model="damaged")
+    assert code == 1 and "out.checkpoints' is in the way" in said and "--output" in said
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("command", ["evaluate", "compare", "geometry", "explain", "explain-json", "whiten"])
 def test_a_second_result_replaces_the_first_only_when_asked(run: Run, command: str, tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -18,7 +18,7 @@ from training import host_trainer
 from st_plugins.geometry import GeometryCallback
 from st_plugins.losses import RDropLoss, SimCSELoss
 from st_plugins.losses.own_parameters import own_state
-from st_plugins.training import HeadCheckpointCallback
+from st_plugins.training import HeadCheckpointCallback, NonFiniteLossCallback
 
 LOSSES: dict[str, Callable[[SentenceTransformer], Any]] = {
     "softmax": lambda model: host.SoftmaxLoss(model, 16, 3),
@@ -94,6 +94,20 @@ def test_a_head_that_is_damaged_or_of_another_step_is_not_taken(prepare: Any, tm
     _, run = prepare("softmax", tmp_path / "a", seed=2)
     with pytest.raises(FileNotFoundError, match=r"SoftmaxLoss at step 2 .* needs HeadCheckpointCallback"):
         run.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_loss_that_would_start_anew_stops_a_resumed_training(prepare: Any, tmp_path: Path, kept: bool) -> None:
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        loss, run = prepare("r_drop", tmp_path)
+        run.add_callback(NonFiniteLossCallback(loss))
+        if not kept:
+            run.remove_callback(HeadCheckpointCallback)
+        if resume and not kept:
+            with pytest.raises(ValueError, match=r"\['loss.classifier.bias', .* of the RDropLoss would start anew"):
+                run.train(resume_from_checkpoint=resume)
+        else:
+            run.train(resume_from_checkpoint=resume)
 
 
 def test_the_best_weights_are_those_of_the_resumed_run(

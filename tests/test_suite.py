@@ -160,7 +160,7 @@ def test_hook_is_gone_after_an_exception(model: SentenceTransformer) -> None:
 
 
 def test_it_works_during_training_and_leaves_the_mode(
-    model: SentenceTransformer, tasks: list[Pairs], tmp_path: Path
+    model: SentenceTransformer, tasks: list[Pairs], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model.train()
     evaluator = STSSuiteEvaluator(tasks, name="dev", bootstrap_samples=10)
@@ -170,6 +170,10 @@ def test_it_works_during_training_and_leaves_the_mode(
     assert evaluator.primary_metric == "dev_avg_spearman_cosine" and evaluator.primary_metric in metrics
     lines = (tmp_path / "sts_suite_dev_results.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3 and lines[2].startswith("0,2,")
+    foreign = tmp_path / "sts_suite_dev_results.csv"
+    foreign.write_text("my,table\n1,2\n", encoding="utf-8")
+    evaluator(model, output_path=str(tmp_path), epoch=0, steps=3)
+    assert foreign.read_text(encoding="utf-8") == "my,table\n1,2\n" and "has other columns" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "modernbert", "mpnet", "llama"])

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from st_plugins.atomic import Target, file_target
 from st_plugins.data.files import format_of
 
-__all__ = ["table_target", "write_table"]
+__all__ = ["append_row", "table_target", "write_table"]
+
+logger = logging.getLogger(__name__)
 
 _FORMATS = ("tsv", "csv", "jsonl")
 
@@ -76,6 +79,24 @@ def write_table(path: str | Path | Target, columns: Sequence[str], rows: Sequenc
     data = text.encode()
     with target.write() as file:
         file.write_bytes(gzip.compress(data, mtime=0) if file.name.lower().endswith(".gz") else data)
+
+
+def append_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:
+    """Append a row to a CSV table, which is created if need be; a table with other columns is left alone.
+
+    Args:
+        path: The file.
+        columns: Column names.
+        row: One value a column.
+    """
+    new = not path.exists()
+    if not new:
+        with path.open(newline="", encoding="utf-8") as file:
+            if next(csv.reader(file), None) != list(columns):
+                logger.warning("%s has other columns than %s: the row %s is not added.", path, columns, row)
+                return
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([*([columns] if new else []), row])
 
 
 def _jsonl(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing_extensions import Self
 
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.readers import pairs_of
+from st_plugins.data.writing import append_row
 from st_plugins.evaluators.describe import describe_model, library_versions
 from st_plugins.evaluators.encoding import Encoded, distinct, encode_ways, watch_input
 from st_plugins.evaluators.floor import floor_embeddings, floor_result, token_ids
@@ -410,9 +410,4 @@ class STSSuiteEvaluator(BaseEvaluator):
     def _append_csv(self, folder: Path, metrics: dict[str, float], epoch: int, steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"sts_suite{'_' + self.name if self.name else ''}_results.csv"
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["epoch", "steps", *metrics])
-            writer.writerow([epoch, steps, *metrics.values()])
+        append_row(path, ["epoch", "steps", *metrics], [epoch, steps, *metrics.values()])

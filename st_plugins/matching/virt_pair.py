@@ -317,10 +317,10 @@ class VIRTPairClassifier(nn.Module):
 
         Args:
             path: The folder; it is there whole or, after an error, as it was.
-            overwrite: Whether to replace a folder that is not empty.
+            overwrite: Whether to replace a folder that was written so before; one with other files is left alone.
 
         Raises:
-            FileExistsError: There is such a folder, and ``overwrite`` is False.
+            FileExistsError: The folder is not empty, and not to be replaced.
         """
         with atomic_folder(path, overwrite=overwrite) as folder:
             self.model.save(str(folder), create_model_card=False)

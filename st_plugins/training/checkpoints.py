@@ -16,13 +16,15 @@ from typing import Any, BinaryIO
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_plugins import marks
-from st_plugins.atomic import folder_target, lock, write_text
+from st_plugins.atomic import folder_target, write_text
+from st_plugins.neighbours import lock
 
 __all__ = ["BatchOrderCallback", "CheckpointCallback", "CheckpointFolder"]
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = "settings.json"
+_STATE = "trainer_state.json"  # of the host's trainer
 _SCORES = "eval/sts_suite_results.csv"  # which the host has STSSuiteEvaluator write
 _PACKAGES = ("st-plugins", "sentence-transformers", "transformers", "torch")
 
@@ -73,9 +75,8 @@ class CheckpointFolder:
                 is training into the folder; or it is none that this class made.
             ValueError: The checkpoints come from a training with other settings; the message names one.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            self._check(resume=resume, overwrite=overwrite)
-        else:
+        self.check(resume=resume, overwrite=overwrite)
+        if not self._is_there():
             with folder_target(self.path, name="the folder of the checkpoints").write() as folder:
                 self._write_settings(folder)
         self._hold()
@@ -88,7 +89,18 @@ class CheckpointFolder:
             self._release()
             raise
 
-    def _check(self, *, resume: bool, overwrite: bool) -> None:
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Look whether the folder can be used, before anything is loaded; it is left as it is.
+
+        Args:
+            resume: As for `open`.
+            overwrite: As for `open`.
+
+        Raises:
+            FileExistsError: As for `open`.
+        """
+        if not self._is_there():
+            return
         if not self.path.is_dir() or marks.about(self.path) is None:
             raise FileExistsError(
                 f"{str(self.path)!r} is in the way of the checkpoints, and no training of st-plugins made it; move it "
@@ -99,6 +111,9 @@ class CheckpointFolder:
                 f"{str(self.path)!r} holds the checkpoints of an unfinished training; go on with it (resume, "
                 "--resume), or delete it (overwrite, --overwrite)"
             )
+
+    def _is_there(self) -> bool:
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
     def _resumed(self) -> Path | None:
         if self._found():
@@ -133,10 +148,22 @@ class CheckpointFolder:
         """
         for step, path in sorted(self._found().items(), reverse=True):
             if marks.about(path) == self._about(step):
-                if marks.intact(path):
+                damaged = next((one for one in (path, self._best(path)) if not marks.intact(one)), None)
+                if damaged is None:
                     return path
-                logger.warning("%s is damaged, files of it are missing or were changed; it is left out.", path.name)
+                needs = "" if damaged == path else f", which {path.name} needs,"
+                logger.warning(
+                    "%s%s is damaged or missing; training goes on from an earlier one.", damaged.name, needs
+                )
         return None
+
+    def _best(self, path: Path) -> Path:
+        """Return the checkpoint that is the best so far, for what was trained up to the given one."""
+        try:
+            step = json.loads((path / _STATE).read_text(encoding="utf-8"))["best_global_step"]
+        except (OSError, ValueError, KeyError):
+            return path
+        return self.of_step(step) if step else path
 
     def of_step(self, step: int) -> Path:
         """Return the checkpoint of a step.

@@ -165,6 +165,7 @@ def train_consert(
     check_installed()
     read = None if isinstance(model, SentenceTransformer) else model
     target = folder_target(output, overwrite=overwrite, inputs=[read])
+    CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
     check_ranges(epochs, batch_size, learning_rate, warmup, eval_steps, seed)
     select = selection(select, dev)
     kept, duplicates, empty = distinct_texts(texts)

@@ -69,6 +69,7 @@ class HeadCheckpointCallback(TrainerCallback):
         folder = self._companion.begin(args, state)
         if folder is not None:
             self._load(folder)
+            self._companion.say_restored(state)
         elif state.global_step:
             raise FileNotFoundError(
                 f"the parameters of the {type(self.loss).__name__} at step {state.global_step} are not found whole "

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_plugins.losses.nonfinite import GuardedLoss, NonFiniteLossError
+from st_plugins.losses.own_parameters import own_state
+from st_plugins.resumption import Companion
 
 __all__ = ["NonFiniteLossCallback"]
 
@@ -21,6 +23,9 @@ class NonFiniteLossCallback(TrainerCallback):
     batch of the loss. It is also raised, with the texts of the latest batch,
     when the loss is finite but its gradient is not: otherwise the update would make the weights NaN, and the next
     checkpoint would be worthless. With ``fp16=True`` gradients are left to the scaler, which skips such steps.
+
+    A resumed training whose loss has parameters of its own stops before its first step if they did not come back with
+    `HeadCheckpointCallback`: they would start anew, while the optimizer goes on with what it knew of the old ones.
 
     Args:
         loss: The loss that is trained; any loss, also one of the host, or around one of ours.
@@ -40,11 +45,24 @@ class NonFiniteLossCallback(TrainerCallback):
     def __init__(self, loss: nn.Module) -> None:
         self.loss = loss
         self._guarded = [part for part in loss.modules() if isinstance(part, GuardedLoss)]
+        self._resumed = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notice that the training is a resumed one."""
+        self._resumed = state.global_step > 0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tell the loss the number of the step."""
+        """Tell the loss the number of the step; before the first one of a resumed training, look at its parameters."""
+        if self._resumed and not Companion.is_restored(state) and (own := own_state(self.loss)):
+            raise ValueError(
+                f"the training is resumed, but {sorted(own)} of the {type(self.loss).__name__} would start anew; give "
+                "HeadCheckpointCallback(loss) to the trainer, in the first run too"
+            )
+        self._resumed = False
         for loss in self._guarded:
             loss.training_step = state.global_step + 1
 
