@@ -27,7 +27,7 @@ from st_plugins.matching import (
     WordVectors,
 )
 from st_plugins.matching.metrics import measure
-from st_plugins.matching.re2_training import BestWeightsCallback
+from st_plugins.matching.re2_checkpoints import BestWeightsCallback
 
 __all__ = ["Trained", "build_source", "train_matcher", "train_siamese"]
 
