@@ -94,6 +94,10 @@ class Flow(nn.Module):
         for layer in self._layers():
             layer.reset(generator)
 
+    def is_initialised(self) -> bool:
+        """Return whether the layers have seen data; that is part of the state, so that it comes with it."""
+        return all(bool(layer.initialised) for layer in self._layers() if isinstance(layer, ActNorm))
+
     @torch.no_grad()
     def initialise(self, rows: Tensor) -> None:
         """Let the `ActNorm` layers normalise these rows, unless they have seen data before.

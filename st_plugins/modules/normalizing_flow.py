@@ -22,7 +22,7 @@ from st_plugins.loading.files import read_object
 from st_plugins.modules import storage
 from st_plugins.modules.flow import CouplingKind, Flow, PermutationKind
 from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
-from st_plugins.modules.rows import stacked
+from st_plugins.modules.rows import as_floating_point, stacked
 from st_plugins.modules.stored import StoredModule
 
 __all__ = ["PRESETS", "NormalizingFlow"]
@@ -84,6 +84,7 @@ class NormalizingFlow(StoredModule):
         ``sentence_embedding``: ``(batch, embedding_dimension)`` → ``(batch, embedding_dimension)``
 
     Example:
+        >>> import numpy as np
         >>> texts = np.random.default_rng(0).normal(3.0, [5.0, 1.0, 0.1], size=(500, 3))
         >>> module = NormalizingFlow(3).fit(texts, source="500 random points")
         >>> latents = module.transform(texts)
@@ -142,6 +143,8 @@ class NormalizingFlow(StoredModule):
         self._sources: dict[str, int] = {}
         self._history: list[dict[str, float]] = []
         self._improved = False
+        self.register_load_state_dict_pre_hook(_refuse_parts)
+        self.register_load_state_dict_post_hook(_forget_record)
 
     @classmethod
     def from_preset(cls, preset: str, embedding_dimension: int, **options: Any) -> Self:
@@ -370,11 +373,11 @@ class NormalizingFlow(StoredModule):
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _check_fitted(self) -> None:
-        if not self.count:
+        if not self.flow.is_initialised():
             raise ValueError("NormalizingFlow is not fitted; call fit() with embeddings of your texts first")
 
     def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(next(self.parameters()).device)
+        return as_floating_point(array, type(self).__name__).to(next(self.parameters()).device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Let ``.to``, ``.half`` and the like move parameters and buffers, but not cast them."""
@@ -383,3 +386,26 @@ class NormalizingFlow(StoredModule):
         for name, tensor in self.state_dict(keep_vars=True).items():
             tensor.data = kept[name].to(tensor.device)
         return self
+
+
+def _refuse_parts(module: torch.nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Before ``load_state_dict``: a flow is taken over whole and finite, or not at all, also if not strict."""
+    given = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in given]
+    for name, tensor in given.items():
+        if name in own and tensor.shape != own[name].shape:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
+        elif not tensor.is_meta and not bool(tensor.isfinite().all()):
+            problems.append(f"{name} holds NaN or infinity")
+    if given and problems:
+        errors: list[str] = unused[-1]
+        errors.append(f"the state of a NormalizingFlow must be whole: {problems[0]} ({prefix or 'the module itself'})")
+        for name in given:
+            state[prefix + name] = own.get(name)  # nothing changes
+
+
+def _forget_record(module: torch.nn.Module, *unused: Any) -> None:
+    """After ``load_state_dict``: what these weights were fitted to is not known."""
+    if isinstance(module, NormalizingFlow):
+        module._sources, module._history, module._improved = {}, [], False

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["as_rows", "refuse_non_finite", "stacked"]
+__all__ = ["as_floating_point", "as_rows", "refuse_non_finite", "stacked"]
 
 Array = NDArray[np.floating]
 
@@ -41,6 +41,33 @@ def as_rows(block: Array | Tensor, dimension: int, owner: str) -> Array | Tensor
     if not (rows.is_floating_point() if isinstance(rows, Tensor) else np.issubdtype(rows.dtype, np.floating)):
         raise ValueError(f"embeddings must be of a floating-point type, got {rows.dtype}; convert them first")
     return rows
+
+
+def as_floating_point(array: Array, owner: str) -> Tensor:
+    """Return an array as a tensor, if its type can hold what is computed from it.
+
+    Args:
+        array: The numbers.
+        owner: Name of the class that is asked, for messages.
+
+    Returns:
+        The tensor; it shares its memory with the array where it can.
+
+    Raises:
+        TypeError: They are whole numbers, booleans or no numbers.
+
+    Example:
+        >>> as_floating_point(np.array([1, 2], np.int8), "Whitening")
+        Traceback (most recent call last):
+        TypeError: Whitening needs floating-point numbers, got int8; give the embeddings themselves, not quantised...
+    """
+    given = np.asarray(array)
+    if given.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"{owner} needs floating-point numbers, got {given.dtype}; give the embeddings themselves, not quantised "
+            "ones, or convert them first: array.astype(numpy.float32)"
+        )
+    return torch.from_numpy(np.require(given, requirements=["C", "W"]))
 
 
 def refuse_non_finite(rows: Array | Tensor, first_row: int) -> None:

@@ -9,15 +9,18 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
+from st_plugins.loading.files import Shapes
+from st_plugins.loading.sizes import check_whole
 from st_plugins.modules import storage
 from st_plugins.modules.moments import Moments
-from st_plugins.modules.rows import as_rows
+from st_plugins.modules.rows import as_floating_point, as_rows
 from st_plugins.modules.stored import StoredModule
-from st_plugins.modules.transform import Transform, derive
+from st_plugins.modules.transform import derive
+from st_plugins.modules.whitening_state import WhiteningState, misfit
 
 __all__ = ["Whitening"]
 
@@ -39,7 +42,9 @@ class Whitening(StoredModule):
     inverted. Eigenvectors get the sign that makes their largest entry positive.
 
     The module computes in float32, in float64 for float64 input, and returns the type it was given. ``.half()`` and
-    ``.to(bfloat16)`` therefore leave its buffers at float32: in half precision 1 / √λ would overflow.
+    ``.to(bfloat16)`` leave its state at float64: in half precision 1 / √λ would overflow. Statistics and transform are
+    all there is, and all of it is in ``state_dict``: what was loaded is what encodes, folds, is saved and is fitted
+    further. An unfitted module takes the state of a fitted one.
 
     Args:
         embedding_dimension: Width d of the embeddings it reads.
@@ -72,8 +77,6 @@ class Whitening(StoredModule):
 
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
-    mean: Tensor | None
-    weight: Tensor | None
 
     def __init__(
         self,
@@ -98,11 +101,10 @@ class Whitening(StoredModule):
             raise ValueError(f"rcond must be in [0, 1) or None, got {rcond}")
         self.embedding_dimension, self.output_dimension = embedding_dimension, output_dimension
         self.shrinkage, self.rcond, self.normalize = shrinkage, rcond, normalize
-        self.register_buffer("mean", None)
-        self.register_buffer("weight", None)
+        self.state = WhiteningState(embedding_dimension, output_dimension)
+        self._sources: dict[str, int] = {}
         self.register_state_dict_pre_hook(_derive_first)
-        # Float64 statistics stay on the CPU as plain arrays: the host casts buffers to the model's type.
-        self._reset(Moments(embedding_dimension), {})
+        self.register_load_state_dict_post_hook(_forget_sources)
 
     def fit(self, embeddings: Array | Tensor | Iterable[Array | Tensor], source: str = "") -> Self:
         """Forget earlier statistics and fit on all of ``embeddings``.
@@ -118,13 +120,14 @@ class Whitening(StoredModule):
             ValueError: There are fewer than 2 rows, or a block has the wrong shape or type or holds
                 NaN or infinity; the module then keeps the statistics it had.
         """
-        fresh = Whitening(self.embedding_dimension)
+        total = Moments(self.embedding_dimension)
         for block in [embeddings] if isinstance(embeddings, np.ndarray | Tensor) else embeddings:
-            fresh.partial_fit(block, source)
-        if fresh.count < 2:
-            raise ValueError(f"embeddings has {fresh.count} rows, but a covariance needs at least 2; give more texts")
-        self._reset(fresh._moments, fresh._sources)
-        return self
+            rows = as_rows(block, self.embedding_dimension, type(self).__name__)
+            if len(rows):
+                total.merge(Moments.of(rows, first_row=total.count))
+        if total.count < 2:
+            raise ValueError(f"embeddings has {total.count} rows, but a covariance needs at least 2; give more texts")
+        return self._set(total, {source or "unnamed": total.count})
 
     def partial_fit(self, block: Array | Tensor, source: str = "") -> Self:
         """Add one block of embeddings to the statistics.
@@ -161,7 +164,7 @@ class Whitening(StoredModule):
             raise ValueError(
                 f"cannot merge statistics of width {other.embedding_dimension} into width {self.embedding_dimension}"
             )
-        return self._add(other._moments, other._sources)
+        return self._add(other.state.moments(), other._sources)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Whiten ``features["sentence_embedding"]``.
@@ -183,12 +186,14 @@ class Whitening(StoredModule):
                 f"{self.embedding_dimension}"
             )
         with torch.autocast(embeddings.device.type, enabled=False):
-            mean, weight = self._map_for(embeddings)
+            dtype = torch.promote_types(embeddings.dtype, torch.float32)
+            mean, weight = (part.to(embeddings.device, dtype) for part in self._map())
             white = (embeddings.to(weight.dtype) - mean) @ weight.T
             white = unit_length(white, dim=-1) if self.normalize else white
         features["sentence_embedding"] = white.to(embeddings.dtype)
         return features
 
+    @torch.no_grad()
     def transform(self, embeddings: Array) -> Array:
         """Whiten an array.
 
@@ -197,8 +202,11 @@ class Whitening(StoredModule):
 
         Returns:
             ``(N, output_dimension)``, of the same type.
+
+        Raises:
+            TypeError: The numbers are of another type (those of a quantised index, say), which cannot hold the result.
         """
-        features = {"sentence_embedding": torch.from_numpy(np.require(embeddings, requirements=["C", "W"]))}
+        features = {"sentence_embedding": as_floating_point(embeddings, type(self).__name__)}
         return np.asarray(self.forward(features)["sentence_embedding"].cpu().numpy())
 
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -206,27 +214,37 @@ class Whitening(StoredModule):
 
         The output, before any normalisation, is ``(x - mean) @ weight.T``.
         """
-        transform = self._derived()
-        return torch.from_numpy(transform.mean), torch.from_numpy(transform.weight)
+        mean, weight = self._map()
+        return mean.detach().cpu().clone(), weight.detach().cpu().clone()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean that is subtracted, ``(d,)`` in float64, where the module is."""
+        return self._map()[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The map that follows, ``(k, d)`` in float64, where the module is."""
+        return self._map()[1]
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the output."""
-        return self.output_dimension if self.output_dimension is not None else len(self._derived().weight)
+        return self.output_dimension if self.output_dimension is not None else len(self._map()[1])
 
     @property
     def count(self) -> int:
         """Number of embeddings fitted on."""
-        return self._moments.count
+        return self.state.rows
 
     @property
     def center(self) -> Array:
         """Mean of the embeddings fitted on, float64, ``(d,)``."""
-        return self._moments.mean
+        return self.state.moments().mean.copy()
 
     @property
     def covariance(self) -> Array:
         """Covariance of the embeddings fitted on (divided by N, not shrunk), float64, ``(d, d)``."""
-        return self._moments.scatter / max(self.count, 1)
+        return self.state.moments().scatter / max(self.count, 1)
 
     @property
     def sources(self) -> dict[str, int]:
@@ -236,12 +254,14 @@ class Whitening(StoredModule):
     @property
     def eigenvalues(self) -> Array:
         """All d eigenvalues of the (shrunk) covariance, descending."""
-        return self._derived().eigenvalues
+        self._map()
+        return self.state.array("eigenvalues")
 
     @property
     def explained_variance_ratio(self) -> Array:
         """Share of the total variance that each kept direction carries, before shrinkage."""
-        return self._derived().explained
+        self._map()
+        return self.state.array("explained")
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json``, ``model.safetensors`` (transform and statistics) and ``fit.json`` (what it saw).
@@ -255,72 +275,70 @@ class Whitening(StoredModule):
         Raises:
             ValueError: The module is not fitted.
         """
-        self.save_config(output_path)
-        storage.write(Path(output_path), self._moments, self._derived(), self._sources, self._intensity())
+        self._map()
+        super().save(output_path)
+        moments, explained = self.state.moments(), self.explained_variance_ratio
+        storage.write_record(Path(output_path), moments, explained, self._sources, self._intensity(moments))
 
     @classmethod
-    def read(cls, values: dict[str, Any], config: Path, find: Callable[[str], Path]) -> Self:
-        """Build the module from its files, bit for bit; it can be fitted further and merged.
+    def check_stored(cls, values: dict[str, Any], held: Shapes, where: str) -> None:
+        """Compare the configuration with the shapes of the tensors, before memory is asked for.
 
         Args:
             values: The configuration.
-            config: Its file, for messages.
-            find: From the name of another file to its path; raises a ValueError if there is none.
-
-        Returns:
-            The module.
+            held: The shapes, by name.
+            where: The configuration's file, for messages.
 
         Raises:
-            ValueError: A file is missing, damaged, or does not fit the others; the message names it.
+            ValueError: They do not fit each other; the message names the sizes.
         """
-        module = cls.from_config(values, str(config))
-        sizes = module.embedding_dimension, module.output_dimension
-        moments, transform, sources = storage.read(find(storage.TENSORS), find(storage.RECORD), *sizes)
-        module._reset(moments, sources, transform)
-        module._fill_buffers(torch.device("cpu"))
-        return module
+        check_whole(values, where)
+        wrong = misfit(held, values.get("embedding_dimension"), values.get("output_dimension"))
+        if wrong:
+            raise ValueError(f"{Path(where).with_name(storage.TENSORS)} does not fit {where}: {wrong}")
 
-    def _reset(self, moments: Moments, sources: dict[str, int], transform: Transform | None = None) -> None:
-        self._moments, self._sources, self._transform = moments, sources, transform
+    def load_record(self, find: Callable[[str], Path]) -> None:
+        """Read what it was fitted to, and whether that is what the tensors hold.
+
+        Args:
+            find: From the name of a file to its path; raises a ValueError if there is none.
+
+        Raises:
+            ValueError: The file is damaged, or of other statistics.
+        """
+        self._sources = storage.read_record(find(storage.RECORD), find(storage.TENSORS), self.state.moments())
+
+    def _set(self, moments: Moments, sources: dict[str, int]) -> Self:
+        self.state.set_moments(moments)
+        self._sources = dict(sources)
+        return self
 
     def _add(self, moments: Moments, sources: dict[str, int]) -> Self:
         total = {name: self._sources.get(name, 0) + sources.get(name, 0) for name in [*self._sources, *sources]}
-        self._reset(self._moments.merge(moments), total)
-        return self
+        return self._set(self.state.moments().merge(moments), total)
 
-    def _intensity(self) -> float:
-        return self._moments.ledoit_wolf() if isinstance(self.shrinkage, str) else float(self.shrinkage)
+    def _intensity(self, moments: Moments) -> float:
+        return moments.ledoit_wolf() if isinstance(self.shrinkage, str) else float(self.shrinkage)
 
-    def _derived(self) -> Transform:
-        """Return the transform, derived anew if the statistics changed."""
-        if self._transform is None:
-            self._transform = derive(self._moments, self.output_dimension, self._intensity(), self.rcond)
-            self._fill_buffers(self.weight.device if self.weight is not None else torch.device("cpu"))
-        return self._transform
+    def _map(self) -> tuple[Tensor, Tensor]:
+        """Return mean and weight, derived anew if the statistics changed."""
+        if self.state.mean is None or self.state.weight is None:
+            self._derive()
+        return cast("tuple[Tensor, Tensor]", (self.state.mean, self.state.weight))
 
-    def _fill_buffers(self, device: torch.device) -> None:
-        mean, weight = self.affine()
-        self.mean, self.weight = mean.float().to(device), weight.float().to(device)
-
-    def _map_for(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and weight on the embeddings' device, in the type to compute in."""
-        mean, weight = self.affine()
-        if embeddings.dtype == torch.float64:
-            return mean.to(embeddings.device), weight.to(embeddings.device)
-        if self.mean is None or self.weight is None or self.weight.device != embeddings.device:
-            self._fill_buffers(embeddings.device)
-        return cast("tuple[Tensor, Tensor]", (self.mean, self.weight))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Let ``.to``, ``.half`` and the like move the buffers, but not cast them."""
-        buffers = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in buffers.items():
-            setattr(self, name, buffer.to(getattr(self, name).device))
-        return self
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # once after a fit, in NumPy
+    def _derive(self) -> None:
+        moments = self.state.moments()
+        self.state.set_transform(derive(moments, self.output_dimension, self._intensity(moments), self.rcond))
 
 
-def _derive_first(module: torch.nn.Module, *unused: Any) -> None:
-    """Bring the buffers up to date before ``state_dict`` reads them."""
+def _derive_first(module: nn.Module, *unused: Any) -> None:
+    """Bring the transform up to date before ``state_dict`` reads it."""
     if isinstance(module, Whitening) and module.count > 1:
-        module._derived()
+        module._map()
+
+
+def _forget_sources(module: nn.Module, *unused: Any) -> None:
+    """After ``load_state_dict`` the record is of other texts, unless it is still the same number of them."""
+    if isinstance(module, Whitening) and module.count != sum(module._sources.values()):
+        module._sources = {"state dict": module.count} if module.count else {}
