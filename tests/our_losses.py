@@ -81,5 +81,5 @@ OURS: dict[str, Ours] = {
     "SpanSharpnessRegularizer": Ours(lambda m, t: SpanSharpnessRegularizer(CoSENTLoss(m), 0.1), 2, "scores", "spans"),
     "LayerMixRegularizer": Ours(lambda m, t: LayerMixRegularizer(CoSENTLoss(m), 0.1), 2, "scores", "layers"),
     "VIRTLoss": Ours(lambda m, t: VIRTLoss(m, t(), CoSENTLoss(m)), 2, "scores"),
-    "VIRTPairLoss": Ours(lambda m, t: VIRTPairLoss(VIRTPairClassifier(m, 2)), 2, "classes"),
+    "VIRTPairLoss": Ours(lambda m, t: VIRTPairLoss(VIRTPairClassifier(m, 2, dropout=0.0)), 2, "classes"),
 }

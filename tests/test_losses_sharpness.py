@@ -107,7 +107,7 @@ def test_the_regularizer_refuses_what_it_cannot_train(
     own = span_model()
     columns = [own.preprocess(sentences[:6]), own.preprocess(sentences[30:36])]
     for inner in (CachedMultipleNegativesRankingLoss(own, mini_batch_size=2), MegaBatchMarginLoss(own)):
-        with pytest.raises(ValueError, match=f"{type(inner).__name__} embeds texts without gradients"):
+        with pytest.raises(ValueError, match=f"{type(inner).__name__}, which embeds texts without gradients"):
             SpanSharpnessRegularizer(inner, 0.5)([dict(column) for column in columns], LABELS)
 
     class Twice(nn.Module):

@@ -243,3 +243,53 @@ def test_a_dataset_smaller_than_a_batch(model: SentenceTransformer, sentences: l
     run = trainer(ConSERTLoss(model), sentences[:1], tmp_path)
     with pytest.raises(ValueError, match="batch has 1 sentence"):
         run.train()
+
+
+@pytest.mark.parametrize("kind", ["consert", "cached", "adversarial", "simcse", "joint"])
+def test_a_last_batch_of_one_row_counts_as_nothing_and_is_warned_of_once(
+    model: SentenceTransformer, sentences: list[str], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loss = LOSSES[kind](model)
+    data = dataset(loss, sentences).select(range(9))
+    run = host_trainer(loss, data, tmp_path, max_steps=-1, num_train_epochs=2)
+    run.train()
+    found = logged(run, "contrastive" if kind == "joint" else "loss")
+    assert len(found) == 6 and found[2] == found[5] == 0.0 and 0.0 not in (found[0], found[1], found[3], found[4])
+    assert caplog.text.count("A batch has 1 sentence, which has no negatives") == 1
+    if kind == "joint":
+        assert 0.0 not in logged(run, "classification")
+
+
+@pytest.mark.parametrize("kind", ["consert", "simcse", "joint"])
+def test_a_batch_of_one_row_has_no_gradient_and_one_of_none_is_refused(
+    model: SentenceTransformer, sentences: list[str], kind: str
+) -> None:
+    model.train()
+    loss = LOSSES[kind](model)
+    labels = torch.tensor([1]) if kind == "joint" else None
+    columns = [model.preprocess(sentences[:1])] * (2 if kind == "joint" else 1)
+    with pytest.raises(ValueError, match="the first batch has 1 sentence"):
+        loss(columns, labels)
+    assert all(parameter.grad is None for parameter in loss.parameters())
+    loss.training_step = 7  # NonFiniteLossCallback tells a resumed training where it is
+    value = loss(columns, labels)
+    value = value["contrastive"] if kind == "joint" else value
+    value.backward()
+    assert value.item() == 0.0 and all(not p.grad.any() for p in loss.parameters() if p.grad is not None)
+    with torch.no_grad():
+        assert torch.isfinite(torch.stack(list(loss(columns, labels).values())) if kind == "joint" else value).all()
+    nothing = {name: tensor[:0] for name, tensor in columns[0].items() if isinstance(tensor, Tensor)}
+    with pytest.raises(ValueError, match="the batch has no rows"):
+        loss([nothing] * len(columns), labels)
+
+
+@pytest.mark.parametrize("kind", ["simcse", "joint"])
+def test_a_head_is_as_wide_as_what_the_model_computes(
+    model: SentenceTransformer, sentences: list[str], kind: str
+) -> None:
+    model.truncate_dim = 5  # which cuts what encode returns
+    loss = LOSSES[kind](model.train())
+    columns = [model.preprocess(sentences[:3])] * (2 if kind == "joint" else 1)
+    value = loss(columns, torch.tensor([0, 1, 2]))
+    assert (model.get_embedding_dimension() == 5 and "16" in str(loss.head)) or "48" in str(loss.head)
+    assert torch.isfinite(value if isinstance(value, Tensor) else value["classification"])

@@ -78,7 +78,8 @@ class ConSERTLoss(ViewLoss):
     loss of the host.
 
     With several text columns the losses of the columns are added, as in the reference: each column has its own
-    negatives.
+    negatives. The last batch of an epoch may be a single sentence, which has none: it counts as 0, and a warning says
+    so.
 
     Args:
         model: The model to train. Mean pooling, as published.
@@ -149,6 +150,8 @@ class ConSERTLoss(ViewLoss):
 
     def _contrast(self, views: Tensor) -> Tensor:
         sentences, begin = self.gather(views.transpose(0, 1))
+        if self.alone(len(sentences)):
+            return 0.0 * torch.sum(views)
         a, b = sentences.unbind(dim=1)
         return nt_xent(a, b, self.temperature, slice(begin, begin + views.shape[1]))
 

@@ -100,8 +100,8 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         if not weight >= 0:
             raise ValueError(f"weight must be at least 0, got {weight}")
         self.num_labels, self.weight, self.add_max_square = num_labels, weight, add_max_square
-        width = embedding_dimension(model) * (4 if add_max_square else 3)
-        self.head = nn.Linear(width, num_labels, device=model.device)
+        self._width = embedding_dimension(model)
+        self.head = nn.Linear(self._width * (4 if add_max_square else 3), num_labels, device=model.device)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if there are not two text columns and a class for each row.
@@ -147,7 +147,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         return torch.stack([self._classify(embeddings, labels, view) for view in adversarial]).sum()
 
     def _classify(self, embeddings: list[Tensor], labels: Any, view: int) -> Tensor:
-        u, v = (column[view] for column in embeddings)
+        u, v = (self.widened(column[view], self._width) for column in embeddings)
         features = [u, v, (u - v).abs()]
         if self.add_max_square:
             features.append(torch.maximum(u, v).square())

@@ -29,6 +29,7 @@ from st_plugins.augment.context import AugmentedPass
 from st_plugins.dropout import dropout_probabilities, without_dropout
 from st_plugins.losses.caching import embed_in_mini_batches
 from st_plugins.losses.nonfinite import GuardedLoss
+from st_plugins.losses.wrappers import around, keep_layers, refuse_around, repeated
 
 __all__ = ["ViewLoss", "as_in_training", "inner_model"]
 
@@ -161,20 +162,20 @@ class ViewLoss(GuardedLoss, ABC):
         """
         views = self.views if views is None else views
         inner = inner_model(self.model)
-        self._check_gradient_checkpointing(inner)
+        self._check_surroundings(inner, views)
         with as_in_training(inner):
             if _adversarial(views):
                 steps = self._adversarial_steps(inner, columns, labels, views)
                 return [
-                    self._encode(self.model, features, views, step)[0]
+                    self._augmented(self.model, features, views, step)[0]
                     for features, step in zip(columns, steps, strict=True)
                 ]
             if self.mini_batch_size is None:
-                return [self._encode(self.model, features, views)[0] for features in columns]
+                return [self._encode(self.model, features, views) for features in columns]
             return [
                 embed_in_mini_batches(
-                    lambda part: self._encode(self.model, part, views)[0],
-                    lambda part: self._encode(inner, part, views)[0],
+                    lambda part: self._encode(self.model, part, views),
+                    lambda part: self._encode(inner, part, views),
                     features,
                     self.mini_batch_size,
                 )
@@ -195,6 +196,39 @@ class ViewLoss(GuardedLoss, ABC):
             return embeddings, 0
         return all_gather_with_grad(embeddings.contiguous()), dist.get_rank() * len(embeddings)
 
+    def alone(self, candidates: int) -> bool:
+        """Say whether a batch has nothing to tell its sentence apart from, and warn of it the first time.
+
+        An epoch may end with a batch of one sentence. The formula gives 0 for it, with a gradient of 0. Where a
+        training begins with one it is refused, because then most often all batches are so small.
+
+        Args:
+            candidates: Sentences to choose from, the right one among them.
+
+        Returns:
+            Whether there is one only.
+
+        Raises:
+            ValueError: It is the first batch of a training.
+        """
+        if candidates > 1:
+            return False
+        if torch.is_grad_enabled() and self._batches <= 1 and (self.training_step or 1) <= 1:
+            raise ValueError(
+                "the first batch has 1 sentence, but the negatives are the others in it; use larger batches, or more "
+                "texts (a training that is resumed just there needs NonFiniteLossCallback(loss), which tells the step)"
+            )
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "A batch has 1 sentence, which has no negatives: %s counts it as 0. dataloader_drop_last=True leaves "
+                "such batches out.",
+                type(self).__name__,
+            )
+        return True
+
+    _warned = False
+
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
         return {
@@ -204,21 +238,33 @@ class ViewLoss(GuardedLoss, ABC):
             "encoder_dropout": self.encoder_dropout,
         }
 
-    def _encode(
+    def _encode(self, model: nn.Module, features: Features, views: Views) -> Tensor:
+        host = around(model)
+        if not host.answers and not host.answers_layer:
+            embeddings, _ = self._augmented(model, features, views)
+            return embeddings
+        # The same views again, as the host kept them: their embeddings, or the layers that make others.
+        dropout = contextlib.nullcontext() if self.encoder_dropout else without_dropout(inner_model(model))
+        with dropout:
+            kept: Tensor = model(features if host.answers else repeated(features, len(views)))["sentence_embedding"]
+        return _by_view(kept, views)
+
+    def _augmented(
         self, model: nn.Module, features: Features, views: Views, step: Tensor | None = None
     ) -> tuple[Tensor, AugmentedPass]:
         inner = inner_model(model)
         dropout = contextlib.nullcontext() if self.encoder_dropout else without_dropout(inner)
         with dropout, augmented(inner, views, None if step is None else [step]) as pass_:
-            embeddings: Tensor = model(features)["sentence_embedding"]
-        return embeddings.unflatten(0, (len(views), -1)), pass_
+            output = model(features)
+        keep_layers(features, output, around(model))
+        return _by_view(output["sentence_embedding"], views), pass_
 
     def _adversarial_steps(
         self, inner: SentenceTransformer, columns: list[Features], labels: Tensor | None, views: Views
     ) -> list[Tensor | None]:
         """Find the perturbations in a first pass, with the random numbers that the second pass will draw again."""
         with torch.enable_grad(), _forked_rng(inner.device):
-            first = [self._encode(inner, features, views) for features in columns]
+            first = [self._augmented(inner, features, views) for features in columns]
             tokens = [pass_.token_embeddings[0] for _, pass_ in first]
             if not all(token.requires_grad for token in tokens):
                 raise ValueError(
@@ -230,6 +276,23 @@ class ViewLoss(GuardedLoss, ABC):
             gradients = torch.autograd.grad(objective, tokens)
             passes = [pass_ for _, pass_ in first]
         return [pass_.perturbations([g])[0] for pass_, g in zip(passes, gradients, strict=True)]
+
+    def _check_surroundings(self, inner: SentenceTransformer, views: Views) -> None:
+        if _adversarial(views):
+            refuse_around(
+                self.model,
+                type(self).__name__,
+                "an AdversarialPerturbation follows the gradient of one loss, and here there is one for each "
+                "dimension or layer of the same pass; choose other views",
+            )
+        if self.mini_batch_size is not None:
+            refuse_around(
+                self.model,
+                type(self).__name__,
+                "with mini_batch_size texts are embedded again in the backward pass, when the wrapper has left the "
+                "model; set mini_batch_size=None, and use gradient accumulation",
+            )
+        self._check_gradient_checkpointing(inner)
 
     def _check_gradient_checkpointing(self, inner: SentenceTransformer) -> None:
         if self.encoder_dropout or not torch.is_grad_enabled():
@@ -274,6 +337,10 @@ def inner_model(model: nn.Module) -> SentenceTransformer:
             raise TypeError(f"model must be a SentenceTransformer or a wrapper of one, got {type(model).__name__}")
         inner = wrapped
     return inner
+
+
+def _by_view(embeddings: Tensor, views: Views) -> Tensor:
+    return embeddings.view(len(views), -1, embeddings.shape[-1])
 
 
 def _view(view: Any) -> tuple[View, ...]:

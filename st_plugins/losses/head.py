@@ -10,11 +10,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from st_plugins import __version__
 from st_plugins.atomic import atomic_file, write_text
 from st_plugins.loading.files import is_there, read_object, read_tensors
 from st_plugins.losses.embedding import ViewLoss
+from st_plugins.losses.wrappers import around
 
 __all__ = ["HeadedLoss", "embedding_dimension"]
 
@@ -97,6 +99,22 @@ class HeadedLoss(ViewLoss):
         output: Tensor = self.head(features.to(weight.dtype))
         return output
 
+    def widened(self, embeddings: Tensor, width: int) -> Tensor:
+        """Fill embeddings that ``MatryoshkaLoss`` has cut with zeros, so that the head can take them.
+
+        A linear head then uses its first columns only: the one head serves every dimension, as in the "efficient" form
+        of Matryoshka representations (MRL-E; Kusupati et al., arXiv 2205.13147).
+
+        Args:
+            embeddings: ``(…, d)``.
+            width: What d was before.
+
+        Returns:
+            ``(…, width)``.
+        """
+        missing = width - embeddings.shape[-1]
+        return pad(embeddings, (0, missing)) if missing > 0 and around(self.model).truncates else embeddings
+
     _shared = False
 
     def _share(self) -> None:
@@ -134,12 +152,13 @@ def embedding_dimension(model: SentenceTransformer) -> int:
         model: A model.
 
     Returns:
-        The width.
+        The width of what the model computes; ``truncate_dim`` cuts only what ``encode`` returns.
 
     Raises:
         ValueError: The model does not say it.
     """
-    dimension = model.get_embedding_dimension()
+    with model.truncate_embeddings(None):
+        dimension = model.get_embedding_dimension()
     if dimension is None:
         raise ValueError("the model does not say its embedding dimension; append a Pooling or Dense module to it")
     return int(dimension)

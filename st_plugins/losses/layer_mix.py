@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss
 from torch import Tensor, nn
 
 from st_plugins.losses.embedding import Features, inner_model
 from st_plugins.losses.nonfinite import GuardedLoss
 from st_plugins.losses.terms import with_term
+from st_plugins.losses.wrappers import refuse_around
 from st_plugins.modules.layer_mix import LayerMix
 
 __all__ = ["LayerMixRegularizer"]
 
 _TERM = "layer_weights"
+_ALL_LAYERS = (
+    "the model's LayerMix reads all layers at once, so that it would give the same embedding for each layer; leave "
+    "out the one or the other"
+)
 _CITATION = """
 @inproceedings{peters-etal-2018-deep,
     title = "Deep Contextualized Word Representations",
@@ -68,6 +74,9 @@ class LayerMixRegularizer(GuardedLoss):
             raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
         if not weight >= 0:
             raise ValueError(f"weight must be at least 0, got {weight}")
+        for part in loss.modules():
+            if isinstance(part, AdaptiveLayerLoss):
+                raise ValueError(f"{type(part).__name__} cannot be inside LayerMixRegularizer: {_ALL_LAYERS}")
         LayerMix.of(cast("nn.Module", loss.model)).penalty()  # fixed recipes are refused now
         self.loss = loss
         self.weight = weight
@@ -93,6 +102,7 @@ class LayerMixRegularizer(GuardedLoss):
         """
         columns = list(sentence_features)
         self.begin(columns)
+        refuse_around(self.model, "LayerMixRegularizer", _ALL_LAYERS, truncates=False)
         penalty = self.weight * LayerMix.of(inner_model(self.model)).penalty()
         return self.guarded(with_term(self.loss, self.loss(columns, labels), _TERM, penalty))
 

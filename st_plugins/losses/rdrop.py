@@ -27,6 +27,7 @@ from st_plugins.losses.head import HeadedLoss
 from st_plugins.losses.nonfinite import GuardedLoss
 from st_plugins.losses.terms import Terms
 from st_plugins.losses.two_passes import TwoPasses, two_passes
+from st_plugins.losses.wrappers import refuse_around
 
 __all__ = ["RDropLoss", "symmetric_kl"]
 
@@ -205,6 +206,14 @@ class RDropLoss(GuardedLoss):
         self.begin(columns)
         if not columns:
             raise ValueError("the dataset has no text column; give it at least one")
+        if isinstance(self.loss, SoftmaxLoss):
+            refuse_around(
+                self.model,
+                "RDropLoss(SoftmaxLoss)",
+                "SoftmaxLoss has a classifier for whole embeddings, which does not take shorter ones; use a loss "
+                "without a classifier, or SelfExplainingLoss(model, num_labels, weight=0), whose classifier does",
+                layers=False,
+            )
         if labels is None and self.consistency != "similarities":
             raise ValueError(
                 f"labels are missing: {type(self.loss).__name__} needs them; mark rows without one with "
@@ -297,7 +306,7 @@ class RDropLoss(GuardedLoss):
         anchors, *others = embeddings
         if not others:
             alone = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
-            return (self.scale * cos_sim(anchors, anchors))[~alone].view(len(anchors), -1)
+            return (self.scale * cos_sim(anchors, anchors))[~alone].view(len(anchors), len(anchors) - 1)
         if isinstance(loss, MultipleNegativesRankingLoss):
             return loss.scale * loss.similarity_fct(anchors, torch.cat(others))
         return self.scale * cos_sim(anchors, torch.cat(others))
@@ -348,7 +357,7 @@ def _check_loss(loss: nn.Module) -> SentenceTransformer | CrossEncoder:
         )
     parts = [part for part in loss.modules() if part is not loss]
     if any(dict(part.named_children()).get("model") is loss.model for part in parts):
-        raise ValueError(f"{name} wraps another loss; give RDropLoss the inner one, and wrap RDropLoss instead")
+        raise ValueError(f"{name} cannot be inside RDropLoss: {_nesting(loss)}")
     views = loss.views if isinstance(loss, ViewLoss) else ((NoAugmentation(),),)
     if len(views) > 1 or not all(isinstance(part, NoAugmentation) for view in views for part in view):
         raise ValueError(f"{name} compares several views of its own, dropout among them; train with it as it is")
@@ -356,6 +365,18 @@ def _check_loss(loss: nn.Module) -> SentenceTransformer | CrossEncoder:
         known = ", ".join(kind.__name__ for kind in _CROSS_ENCODER_LOSSES)
         raise ValueError(f"RDropLoss supports these losses of cross-encoders: {known}; got {name}")
     return inner
+
+
+def _nesting(loss: nn.Module) -> str:
+    """Say what to write instead of R-Drop around a loss that stands around another."""
+    name, inside = type(loss).__name__, type(getattr(loss, "loss", None)).__name__
+    if isinstance(loss, RDropLoss):
+        return "once is enough; give it the loss without RDropLoss"
+    if not isinstance(getattr(loss, "loss", None), nn.Module):
+        return "it needs the model in one pass of its own; leave out the one or the other"
+    if isinstance(loss, GuardedLoss):
+        return f"it looks into the model's pass; write {name}(RDropLoss({inside}(model)), …)"
+    return f"it calls the loss in it several times; write {name}(model, RDropLoss({inside}(model)), …)"
 
 
 def _chosen(loss: nn.Module) -> Consistency:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import uses_gradient_cache
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,6 +18,7 @@ from st_plugins.losses.embedding import Features, ViewLoss, inner_model
 from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
 from st_plugins.losses.nonfinite import GuardedLoss
 from st_plugins.losses.terms import Terms, with_term
+from st_plugins.losses.wrappers import refuse_around
 from st_plugins.modes import evaluating
 from st_plugins.modules.span_pooling import SpanPooling
 
@@ -103,8 +105,8 @@ class SelfExplainingLoss(HeadedLoss):
         self.num_labels, self.weight, self.pairs = num_labels, _check_weight(weight), pairs
         if self.weight:
             SpanPooling.of(model)
-        width = embedding_dimension(model) * (1 if pairs == "joint" else 3)
-        self.head = nn.Linear(width, num_labels, device=model.device)
+        self._width = embedding_dimension(model)
+        self.head = nn.Linear(self._width * (1 if pairs == "joint" else 3), num_labels, device=model.device)
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
         """Embed the batch and compute the loss, or, without labels, what ``LabelAccuracyEvaluator`` asks for.
@@ -202,7 +204,7 @@ class SelfExplainingLoss(HeadedLoss):
         return torch.cat(found)
 
     def _logits(self, embeddings: list[Tensor]) -> Tensor:
-        columns = [embedding[0] for embedding in embeddings]
+        columns = [self.widened(embedding[0], self._width) for embedding in embeddings]
         if self.pairs == "siamese":
             u, v = columns
             columns = [u, v, (u - v).abs()]
@@ -263,6 +265,13 @@ class SpanSharpnessRegularizer(GuardedLoss):
                 "SpanSharpnessRegularizer cannot wrap a loss with an AdversarialPerturbation, whose first pass is not "
                 "trained on; choose other views"
             )
+        cached = next((type(part).__name__ for part in loss.modules() if uses_gradient_cache(part)), None)
+        if cached is not None:
+            raise ValueError(
+                f"SpanSharpnessRegularizer cannot wrap {cached}, which embeds texts without gradients (gradient "
+                "caching), and a second time for the gradients: their sharpness would not be trained; use the form of "
+                "the loss without caching, and gradient accumulation for memory"
+            )
         self.loss = loss
         self.weight = _check_weight(weight)
 
@@ -288,6 +297,14 @@ class SpanSharpnessRegularizer(GuardedLoss):
         """
         columns = list(sentence_features)
         self.begin(columns)
+        kind = type(self.loss).__name__
+        refuse_around(
+            self.model,
+            "SpanSharpnessRegularizer",
+            "it runs the model's SpanPooling once for all dimensions; write "
+            f"SpanSharpnessRegularizer(MatryoshkaLoss(model, {kind}(model), …), …)",
+            layers=False,
+        )
         pooling = SpanPooling.of(inner_model(self.model))
         with pooling.returning_spans(), _recorded_sharpness(pooling) as sharpness:
             value = self.loss(columns, labels)

@@ -89,7 +89,8 @@ class SimCSELoss(HeadedLoss):
     dropout masks, are pulled together. Two columns: anchors and positives. Three: anchors, positives and hard
     negatives, such as entailed and contradicting hypotheses of NLI. In each case the other sentences of the batch are
     negatives (`simcse_loss`). A text that is twice in one batch is pushed away from itself: remove duplicates, or use
-    the host's ``BatchSamplers.NO_DUPLICATES``.
+    the host's ``BatchSamplers.NO_DUPLICATES``. The last batch of an epoch may be a single
+    sentence, which has no negatives: it counts as 0, and a warning says so.
 
     Without labels the encoder's dropout is the method: 0.1 works, and without any the two views are identical, which
     a warning tells at construction. In evaluation mode and without gradients, as in the trainer's evaluation on an
@@ -148,8 +149,8 @@ class SimCSELoss(HeadedLoss):
         self.temperature = check_temperature(temperature)
         self.hard_negative_weight = hard_negative_weight
         self.mlp_head = mlp_head
+        self._width = width = embedding_dimension(model)
         if mlp_head:
-            width = embedding_dimension(model)
             self.head = nn.Sequential(nn.Linear(width, width, device=model.device), nn.Tanh())
         else:
             self.head = nn.Identity()
@@ -192,9 +193,14 @@ class SimCSELoss(HeadedLoss):
         Returns:
             The loss.
         """
-        anchors, *candidates = self.apply_head(torch.cat(embeddings))
+        views = torch.cat(embeddings)
+        if self.mlp_head:
+            views = self.apply_head(self.widened(views, self._width))
+        anchors, *candidates = views
         gathered, begin = self.gather(torch.stack(candidates, dim=1))
         positives, *negatives = gathered.unbind(dim=1)
+        if self.alone(len(positives) * (1 + len(negatives))):
+            return 0.0 * torch.sum(anchors)
         return simcse_loss(
             anchors,
             positives,

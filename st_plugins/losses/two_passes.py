@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from sentence_transformers.base.losses import column_merging_disabled
 from torch import Tensor, nn
 
 from st_plugins.losses.embedding import Features
+from st_plugins.losses.wrappers import around, keep_layers, repeated
 
 __all__ = ["TwoPasses", "doubled", "two_passes"]
 
@@ -63,7 +63,9 @@ class TwoPasses(nn.Module):
             The model's outputs for it.
         """
         if self.columns_shown == len(self.outputs):
-            self.outputs.append(self.module(doubled(features), **kwargs))
+            output = self.module(doubled(features), **kwargs)
+            keep_layers(features, output, around(self.module))
+            self.outputs.append(output)
         output = self.outputs[self.columns_shown]
         self.columns_shown += 1
         size = 2 * _batch_size(features)
@@ -118,11 +120,12 @@ def doubled(features: Features) -> Features:
         ValueError: The batch has no rows to repeat: its texts are packed into one sequence.
 
     Example:
+        >>> import torch
         >>> doubled({"input_ids": torch.tensor([[5, 6], [7, 0]]), "task": "query"})["input_ids"].tolist()
         [[5, 6], [7, 0], [5, 6], [7, 0]]
     """
-    size = _batch_size(features)
-    return {key: torch.cat([value, value]) if _has_rows(value, size) else value for key, value in features.items()}
+    _batch_size(features)
+    return repeated(features, 2)
 
 
 def _batch_size(features: Features) -> int:

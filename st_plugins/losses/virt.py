@@ -18,6 +18,7 @@ from st_plugins.losses.virt_inputs import TeacherInput
 from st_plugins.losses.virt_maps import Distance, Heads, Target, TargetMaps, pair_distance
 from st_plugins.losses.virt_student import ColumnLayers, capture_columns, check_captured, pair_attention
 from st_plugins.losses.virt_teacher import TeacherMaps
+from st_plugins.losses.wrappers import around, refuse_around
 
 __all__ = ["VIRTLoss"]
 
@@ -159,6 +160,13 @@ class VIRTLoss(GuardedLoss):
             raise ValueError(
                 f"VIRTLoss compares pairs of texts, but got {len(columns)} text column; give the dataset two or more"
             )
+        task = "loss" if self.task_loss is None else f"{type(self.task_loss).__name__}(model)"
+        refuse_around(
+            self.model,
+            "VIRTLoss",
+            "its maps come from one pass of the model, which the wrapper makes once for all dimensions or layers; "
+            f"write VIRTLoss(model, teacher, {around(self.model).name}(model, {task}, …))",
+        )
         if self.weight == 0:
             terms = self._task_terms(columns, labels)
             return self._with_maps(terms, torch.zeros((), device=inner_model(self.model).device))

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from st_plugins.augment import NoAugmentation
 from st_plugins.losses.embedding import Features
 from st_plugins.losses.head import HeadedLoss, check_classes
+from st_plugins.losses.wrappers import refuse_around
 from st_plugins.matching.interaction import pair_means
 from st_plugins.matching.virt_pair import VIRTPairClassifier
 
@@ -92,6 +93,12 @@ class VIRTPairLoss(HeadedLoss):
         self.begin(columns)
         predicting = labels is None and not torch.is_grad_enabled()
         self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
+        refuse_around(
+            self.model,
+            "VIRTPairLoss",
+            "it compares the tokens of two texts, and has no embedding of a text to cut; train without the wrapper",
+            layers=False,
+        )
         self.head.train(self.model.training)  # a trainer sets the mode of its model only
         means = list(pair_means([self.model(features) for features in columns], self.special_ids).unbind(dim=1))
         if predicting:

@@ -1,0 +1,129 @@
+"""What the host's losses around others do to a model while they run, seen from inside.
+
+``MatryoshkaLoss`` calls the loss once for each dimension, with the model's ``forward`` exchanged: the model embeds the
+first time only, and what it gave is cut shorter each time. ``AdaptiveLayerLoss`` does so once for each layer, with the
+``forward`` of the model's Transformer exchanged: that runs the first time only, and answers with another of its layers
+each time, which it finds in the features. ``Matryoshka2dLoss`` is the one around the other. None of this is announced;
+this file is the only one that knows the classes that the host puts in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import adaptive_layer, matryoshka
+from torch import Tensor, nn
+
+__all__ = ["Around", "around", "keep_layers", "refuse_around", "repeated"]
+
+_LAYERS = "all_layer_embeddings"
+
+
+class Around(NamedTuple):
+    """What is around a loss that is running.
+
+    Attributes:
+        truncates: ``MatryoshkaLoss``.
+        answers: It answers from what it kept; the model does not run.
+        layers: ``AdaptiveLayerLoss``.
+        answers_layer: The Transformer does not run, but answers with a layer from the features.
+    """
+
+    truncates: bool = False
+    answers: bool = False
+    layers: bool = False
+    answers_layer: bool = False
+
+    @property
+    def name(self) -> str:
+        """The wrapper as the user wrote it."""
+        if self.truncates and self.layers:
+            return "Matryoshka2dLoss"
+        return "MatryoshkaLoss" if self.truncates else "AdaptiveLayerLoss"
+
+
+def around(model: nn.Module) -> Around:
+    """Say which of the host's losses stand around the one that is running.
+
+    Args:
+        model: The loss's model, or a wrapper of it.
+
+    Returns:
+        What they do.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> around(untrained_encoder())
+        Around(truncates=False, answers=False, layers=False, answers_layer=False)
+    """
+    truncates = answers = False
+    part: Any = model
+    while True:
+        forward: Any = part.forward
+        if isinstance(forward, matryoshka.ForwardDecorator):
+            truncates = True
+            # The first dimension of a batch fills what the others are answered from.
+            answers = forward.cache_dim not in (None, forward.dim)
+        wrapped = getattr(part, "module", None) or getattr(part, "_orig_mod", None)
+        if isinstance(part, SentenceTransformer) or not isinstance(wrapped, nn.Module):
+            break
+        part = wrapped
+    inside: Any = getattr(next(part.children(), None), "forward", None)
+    layers = isinstance(inside, adaptive_layer.TransformerDecorator)
+    return Around(truncates, answers, layers, layers and inside.layer_idx is not None)
+
+
+def refuse_around(model: nn.Module, loss: str, reason: str, *, truncates: bool = True, layers: bool = True) -> None:
+    """Raise a ValueError if one of the host's losses stands around that the running one cannot work in.
+
+    Args:
+        model: The loss's model.
+        loss: The running loss, for the message.
+        reason: Why not, and what to do instead.
+        truncates: Whether ``MatryoshkaLoss`` is refused.
+        layers: Whether ``AdaptiveLayerLoss`` is refused.
+
+    Raises:
+        ValueError: It is.
+    """
+    found = around(model)
+    if (found.truncates and truncates) or (found.layers and layers):
+        raise ValueError(f"{found.name} cannot be around {loss}: {reason}")
+
+
+def keep_layers(features: dict[str, Any], output: dict[str, Any], found: Around) -> None:
+    """Leave the layers of a pass where `AdaptiveLayerLoss` looks for them in the next: in the features.
+
+    Args:
+        features: What the trainer gave; changed, as the host's Transformer changes what it is given.
+        output: What the model made of it, or of more rows of it.
+        found: What is around.
+    """
+    if found.layers and not found.answers_layer and _LAYERS in output:
+        features[_LAYERS] = output[_LAYERS]
+
+
+def repeated(features: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return a tokenized batch with every row several times: all rows, and all of them again.
+
+    Args:
+        features: Tensors with one row for each text, and other values, which are passed on; layers that `keep_layers`
+            left there have as many rows already.
+        count: How many times.
+
+    Returns:
+        A new dictionary.
+
+    Example:
+        >>> import torch
+        >>> repeated({"attention_mask": torch.tensor([[1, 1], [1, 0]]), "task": "query"}, 2)["attention_mask"].tolist()
+        [[1, 1], [1, 0], [1, 1], [1, 0]]
+    """
+    rows = len(features["attention_mask" if "attention_mask" in features else "input_ids"])
+    return {
+        key: value.repeat(count, *[1] * (value.ndim - 1))
+        if isinstance(value, Tensor) and value.ndim and len(value) == rows
+        else value
+        for key, value in features.items()
+    }
