@@ -339,6 +339,11 @@ def test_cross_encoders(model: SentenceTransformer, encoder_folder: Path, tmp_pa
     teacher.save_pretrained(str(folder))
     again = load_cross_encoder(folder, "cpu")
     assert again.predict([("a dog", "a cat")]) == pytest.approx(teacher.predict([("a dog", "a cat")]))
+    settings = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", sentence_transformers={"activation_fn": "torch.utils.collect_env.main"})
+    with pytest.raises(ValueError, match=r"activation_fn: 'torch\.utils\.collect_env\.main'"):
+        load_cross_encoder(folder, "cpu")
+    (folder / "config.json").write_text(json.dumps(settings))
     mark = pickled(folder)
     with pytest.raises(ValueError, match="safetensors only"):
         load_cross_encoder(folder, "cpu")

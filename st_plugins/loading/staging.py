@@ -78,7 +78,7 @@ class Stage:
             ValueError: Something in it is damaged, dangerous or no regular file; the message names it.
         """
         if is_there(self.folder / HOST_CONFIG):
-            read_object(self.folder / HOST_CONFIG)
+            _check_activations(read_object(self.folder / HOST_CONFIG), self.folder / HOST_CONFIG)
             self._link(HOST_CONFIG)
         if (self.folder / "README.md").is_file():  # the host keeps the card; whatever else has the name is no use
             self._link("README.md")
@@ -113,6 +113,7 @@ class Stage:
         if is_there(place / _CONFIG):
             config = read_object(place / _CONFIG)
             keys.check_model_config(config, place / _CONFIG)
+            _check_activations(config, place / _CONFIG)
             sizes = self._weights(subfolder, config)
             check_model_sizes(self.path / subfolder, config, sizes, place / _CONFIG)
         elif not is_there(place / _ADAPTER):
@@ -326,6 +327,15 @@ def _check_stock_module(found: type[Module], config: dict[str, Any], sizes: Shap
     given = {key: value for key, value in config.items() if key != "activation_function"}
     renamed = {found.config_key_renames.get(key, key): value for key, value in given.items()}
     check_sizes(found.__name__, renamed, sizes, str(file), lambda: found(**renamed))
+
+
+def _check_activations(config: dict[str, Any], file: Path) -> None:
+    """Refuse what the host's CrossEncoder would import and call: any name that begins with ``torch``."""
+    nested = config.get("sentence_transformers")
+    for place in (config, nested if isinstance(nested, dict) else {}):
+        for key in ("activation_fn", "sbert_ce_default_activation_function"):
+            if place.get(key) is not None and not _is_activation(place[key]):
+                raise ValueError(f"{file} has {key}: {place[key]!r}, but only modules of torch.nn are imported")
 
 
 def _is_safetensors_name(name: Any, *more: str) -> bool:
