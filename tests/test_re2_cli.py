@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from st_plugins import cli
 from st_plugins.data.files import read_table
@@ -185,18 +186,46 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_a_killed_training_is_resumed(run: Run, pairs: Path, tmp_path: Path) -> None:
+    command = ("train", "re2", "--train", pairs, "--dev-share", 0.3, "--embedding-dimension", 8, "--batch-size", 10)
+    command = (*command, "--epochs", 3, "--device", "cpu", "--output")
+    assert run(*command, tmp_path / "whole")[0] == 0
+    steps = iter(range(8))
+
+    def kill(*_: object) -> None:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+
+    hook = register_optimizer_step_post_hook(kill)
+    try:
+        assert run(*command, tmp_path / "cut")[0] == 130
+    finally:
+        hook.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.checkpoints", "pairs.tsv", "whole"]
+    code, _, err = run(*command, tmp_path / "cut")
+    assert code == 1 and "holds the checkpoints of an unfinished training; go on with it (resume, --resume)" in err
+    code, _, err = run(*command, tmp_path / "cut", "--resume", "--learning-rate", 0.1)
+    assert code == 1 and "--learning-rate was 0.002 there and is 0.1 now" in err
+    code, _, err = run(*command, tmp_path / "cut", "--resume")
+    assert code == 0, err
+    texts = [("a dog is reading", "a man"), ("", "a big cat")]
+    whole, cut = (RE2Matcher.load(tmp_path / name).predict(texts) for name in ("whole", "cut"))
+    assert np.array_equal(whole, cut)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "pairs.tsv", "whole"]
+
+
 def test_a_killed_prediction_leaves_nothing(
     run: Run, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matcher = RE2Matcher(LearnedEmbedding.from_texts(["a dog", "a cat"], 4), "wikiqa")
     matcher.save(tmp_path / "matcher")
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(re2_matcher, "score_pairs", interrupted)
     code, _, err = run("predict", tmp_path / "matcher", pairs, "--output", tmp_path / "out.tsv")
-    assert code == 130 and "Traceback" not in err
+    assert code == 130 and "Traceback" not in err, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["matcher", "pairs.tsv"]
 
 
