@@ -195,3 +195,10 @@ def test_shares_of_the_masks() -> None:
     again = PairMasking(tokenizer, 0.15, False, torch.Generator().manual_seed(0))
     assert torch.equal(again(rows)["input_ids"], batch["input_ids"])
     assert not torch.equal(again(rows)["input_ids"], batch["input_ids"])  # new masks every time
+
+
+def test_classes_are_counted_when_pairs_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "x.tsv").write_text("1\t2\t1\n3\t4\t0\n5\t6\t\n7\t8\t1\n")
+    with caplog.at_level("INFO", logger="st_plugins"):
+        AnonymisedPairs.read(tmp_path / "x.tsv")
+    assert "x.tsv: 2 classes: '0' 1, '1' 2, 1 pairs without a label" in caplog.text

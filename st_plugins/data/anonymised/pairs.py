@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing_extensions import Self
 
 from st_plugins.data.files import read_lines
+from st_plugins.data.labels import class_counts
 
 __all__ = ["AnonymisedPairs", "canonical"]
+
+logger = logging.getLogger(__name__)
 
 _INTEGER = re.compile("0|[1-9][0-9]*")
 
@@ -156,6 +160,9 @@ class AnonymisedPairs:
             if label and label not in classes:
                 raise ValueError(f"{path}:{number}: {_unknown(label, classes)}")
             labels.append(label or None)
+        known = [label for label in labels if label is not None]
+        if known:
+            logger.info("%s: %s, %d pairs without a label", path, class_counts(known), len(labels) - len(known))
         return cls(*sides, labels, classes)
 
     @property
