@@ -199,8 +199,9 @@ def test_of_two_writers_the_second_fails_and_the_first_one_s_work_stays(
 
 
 def test_of_two_writers_of_a_file_the_second_fails(tmp_path: Path) -> None:
-    for overwrite in (False, True):
-        path = tmp_path / f"{overwrite}.json"
+    (tmp_path / "before.json").write_text("of an earlier run")
+    for name, overwrite in (("new", False), ("new too", True), ("before", True)):
+        path = tmp_path / f"{name}.json"
         with pytest.raises(FileExistsError, match="output"), file_target(path, overwrite=overwrite).write() as mine:
             mine.write_text("mine")
             path.write_text("of the other")
