@@ -14,8 +14,12 @@ import pytest
 
 from st_plugins import whiten
 from st_plugins.data import Pairs, read_pairs, read_texts
+from st_plugins.evaluators import STSSuiteEvaluator
+from st_plugins.explain import explain_pair
+from st_plugins.matching import LearnedEmbedding
 from st_plugins.matching.labelled import LabelledPairs
 from st_plugins.matching.re2.vectors import read_vectors
+from st_plugins.training.preparation import distinct_texts
 
 HEAD = ["sentence1", "sentence2", "score"]
 ROWS: list[list[Any]] = [["a dog, a cat", 'say "hi"', 4.5], ["naïve 你好", "x|y;z", 0.0]]
@@ -187,6 +191,16 @@ def test_half_a_character_is_named_wherever_texts_come_in(tmp_path: Path, model:
         LabelledPairs.read([("a", "b", 1), (half, "c", 0)], ["0", "1"])
     with pytest.raises(ValueError, match=r"sentences\[2\] holds half a character"):
         whiten(model, ["a", "b", half, "c"])
+    with pytest.raises(ValueError, match=r"texts\[1\] holds half a character"):
+        distinct_texts(["a", half])
+    with pytest.raises(ValueError, match=r"text\[0\] holds half a character"):
+        explain_pair(model, half, "a")
+    with pytest.raises(ValueError, match=r"floor_texts\[1\] holds half a character"):
+        STSSuiteEvaluator.from_pairs(["a"], ["b"], [1], floor_texts=["a", half])
+    with pytest.raises(ValueError, match=r"texts\[1\] holds half a character"):
+        LearnedEmbedding.from_texts(["a", half], 8)
+    with pytest.raises(ValueError, match=r"texts\[1\] holds half a character"):
+        LearnedEmbedding.from_texts(["a dog"], 8).tokenize(["a", half])
 
 
 def test_vectors_with_a_mark_packed_or_binary(tmp_path: Path) -> None:

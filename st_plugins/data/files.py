@@ -7,13 +7,24 @@ import gzip
 import logging
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from st_plugins.data.parsing import SEPARATORS, Rows, parse_delimited, parse_json, separator_of
 
-__all__ = ["Table", "format_of", "read_content", "read_lines", "read_table", "text_fault", "to_score", "try_table"]
+__all__ = [
+    "Table",
+    "check_texts",
+    "format_of",
+    "read_content",
+    "read_lines",
+    "read_table",
+    "text_fault",
+    "to_score",
+    "try_table",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +147,24 @@ def text_fault(text: str) -> str:
             f"holds half a character, {half} (a lone surrogate, as cutting a text in the middle leaves it); repair it"
         )
     return ""
+
+
+def check_texts(texts: Iterable[str], name: str) -> None:
+    """Refuse texts that cannot be encoded.
+
+    Args:
+        texts: The texts.
+        name: The argument that they are, for the message.
+
+    Raises:
+        ValueError: A text holds half a character; the message names its index.
+
+    Example:
+        >>> check_texts(["a dog", "a cat"], "texts")
+    """
+    for index, text in enumerate(texts):
+        if fault := text_fault(text):
+            raise ValueError(f"{name}[{index}] {fault}")
 
 
 def to_score(value: Any) -> float:

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from typing_extensions import Self
 
+from st_plugins.data.files import check_texts
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.readers import pairs_of
 from st_plugins.data.writing import append_row
@@ -147,6 +148,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         self.name = name
         self.split = split
         self.floor = floor
+        check_texts(floor_texts or (), "floor_texts")
         self.floor_texts = floor_texts
         self.target_whitening = target_whitening
         self.geometry = geometry

@@ -13,6 +13,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from st_plugins.data.files import text_fault
 from st_plugins.matching.interaction import content_tokens
 
 __all__ = [
@@ -107,6 +108,8 @@ def check_documents(documents: Any, kinds: tuple[type, ...], name: str = "docume
                 f"{name} must be texts, or what was encoded of them, but entry {row} is a "
                 f"{type(document).__name__}: {str(document)[:80]}"
             )
+        if fault := text_fault(document) if isinstance(document, str) else "":
+            raise ValueError(f"{name}[{row}] {fault}")
     return found
 
 

@@ -17,6 +17,7 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins import io
+from st_plugins.data.files import text_fault
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.describe import describe_model
 from st_plugins.geometry.probe import NUMBERS
@@ -85,6 +86,8 @@ def distinct_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts must be strings, but texts[{index}] is a {type(text).__name__}")
+        if fault := text_fault(text):
+            raise ValueError(f"texts[{index}] {fault}")
         if not text.strip():
             empty += 1
         elif text in kept:

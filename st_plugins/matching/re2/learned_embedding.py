@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import Self
 
+from st_plugins.data.files import check_texts
 from st_plugins.matching.re2.token_table import TokenTable
 
 __all__ = ["LearnedEmbedding"]
@@ -59,6 +60,7 @@ class LearnedEmbedding(TokenTable):
             ValueError: ``width`` is below 1, or there are no texts.
         """
         given = list(texts)
+        check_texts(given, "texts")
         if not any(text.strip() for text in given):
             raise ValueError("texts has no words to learn subwords from; give the training texts")
         tokenizer = Tokenizer(models.BPE())

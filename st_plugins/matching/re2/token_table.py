@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins import __version__
+from st_plugins.data.files import check_texts
 from st_plugins.loading.files import read_object, read_tensors, regular
 
 __all__ = ["RECORD", "TokenTable", "read_record", "write_record"]
@@ -82,6 +83,7 @@ class TokenTable(nn.Module):
         Returns:
             ``input_ids`` and ``attention_mask``, ``(N, n)``, on the CPU; n is at least 1.
         """
+        check_texts(texts, "texts")
         found = [
             encoding.ids[:max_length]
             for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
