@@ -127,11 +127,15 @@ def test_equal_texts_have_equal_scores_and_keep_their_order(matcher: RE2Matcher,
     longer = [f"{text} {text} {text}" for text in sentences[:20]]  # so that equal pairs would be padded differently
     documents = [sentences[3], *longer, sentences[3], *sentences[:20], sentences[3]]
     alike = [row for row, text in enumerate(documents) if text == sentences[3]]
+    scored: list[int] = []  # equal pairs once: in batches of other lengths their scores could differ by a rounding
+    matcher.network.prediction.register_forward_pre_hook(lambda module, inputs: scored.append(len(inputs[0])))
     for given in (documents, matcher.encode_texts(documents, batch_size=3)):
         found = matcher.rank("a big dog", given, batch_size=2)
         assert [entry["corpus_id"] for entry in found if entry["corpus_id"] in alike] == alike
         assert len({entry["score"] for entry in found if entry["corpus_id"] in alike}) == 1
+    assert sum(scored) == 2 * 40
     scores = matcher.predict([("a big dog", text) for text in documents], batch_size=1)
+    assert sum(scored) == 3 * 40
     assert len(set(scores[alike].tolist())) == 1 and len(set(scores.tolist())) == 40
 
 
