@@ -192,7 +192,7 @@ def test_texts_of_the_same_tokens_are_one_input(model: SentenceTransformer, sent
         second[1:] = [f" {text}" for text in sentences[1:9]]
     evaluator = STSSuiteEvaluator.from_pairs(first, second, list(range(9)), bootstrap_samples=0, batch_size=4)
     result = evaluator.evaluate(model)
-    assert result.tasks[0].similarities == [1.0] * 9
+    assert result.tasks[0].similarities == [1.0] * 9 and result.geometry["rows"] == 9
     assert any("all similarities are equal" in warning for warning in result.warnings)
 
 
