@@ -16,11 +16,12 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_plugins.evaluators.measuring import Way
+from st_plugins.evaluators.measuring import Way, length_of
 
 __all__ = ["Encoded", "distinct", "encode_longest_first", "encode_ways", "same_input", "watch_input"]
 
 _BATCHES_A_CALL = 16
+_SPECIAL = 8  # more than any tokenizer adds to a text
 
 
 def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[NDArray[np.intp]]]:
@@ -184,7 +185,7 @@ def encode_ways(
 def same_input(model: SentenceTransformer, tokens: Sequence[Sequence[int]]) -> NDArray[np.intp]:
     """Return for each text the first one that the model cannot tell from it: "A dog" and "a dog" where case is lost.
 
-    In two batches such texts would get embeddings that differ by rounding. Texts as long as the model's limit are
+    In two batches such texts would get embeddings that differ by rounding. Texts nearly as long as the limit are
     left alone, since what is cut off may differ.
 
     Args:
@@ -196,10 +197,11 @@ def same_input(model: SentenceTransformer, tokens: Sequence[Sequence[int]]) -> N
     """
     if not isinstance(model[0], Transformer | StaticEmbedding):  # others may see more of a text than its tokens
         return np.arange(len(tokens))
-    longest = max(map(len, tokens), default=0)
+    limit = length_of(model)
+    longest = max(map(len, tokens), default=0) + 1 if limit is None else limit - _SPECIAL
     seen: dict[tuple[int, ...], int] = {}
     return np.array(
-        [row if len(ids) == longest else seen.setdefault(tuple(ids), row) for row, ids in enumerate(tokens)],
+        [row if len(ids) >= longest else seen.setdefault(tuple(ids), row) for row, ids in enumerate(tokens)],
         dtype=np.intp,
     )
 
