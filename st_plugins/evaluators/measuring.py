@@ -117,7 +117,7 @@ def ways_of(
                 f"{title}: the model has no default route, and {_told_by(columns)} which of its routes "
                 f"{_listed(names)} a text takes; give routes (--routes)"
             )
-        known = {*names, *model.prompts, *(() if names else _PROMPT_NAMES)}
+        known = list(dict.fromkeys([*names, *model.prompts, *([] if names else _PROMPT_NAMES)]))
         if route is not None and route not in known:
             raise ValueError(f"routes names {route!r}, which the model does not have; it has {_listed(known)}")
     first, second = (_way(model, route, prompt, names) for route in chosen)
