@@ -248,6 +248,15 @@ def test_a_softmax_loss_is_refused_by_its_own_name(make_model: MakeModel, senten
     assert total(remedy(columns, torch.arange(4) % 2)).isfinite()
 
 
+def test_no_loss_hides_the_term_of_another(
+    make_model: MakeModel, make_teacher: MakeTeacher, sentences: list[str]
+) -> None:
+    model = make_model().train()
+    columns = [model.preprocess(sentences[begin : begin + 4]) for begin in (0, 20)]
+    with pytest.raises(ValueError, match="has a term 'virt' already"):
+        VIRTLoss(model, make_teacher(), VIRTLoss(model, make_teacher()))(columns)
+
+
 def test_random_dimensions_and_layers_and_the_divergence_between_them(
     make_model: MakeModel, make_teacher: MakeTeacher, sentences: list[str]
 ) -> None:

@@ -79,5 +79,5 @@ def with_term(loss: nn.Module, value: Any, name: str, term: Tensor) -> Terms:
             f"loss must return a tensor or a dictionary of terms, but {kind} returned {type(value).__name__}"
         )
     if name in value:
-        raise ValueError(f"{kind} has a term {name!r} already; do not regularise it twice")
+        raise ValueError(f"{kind} has a term {name!r} already; do not add it twice")
     return Terms({**value, name: term})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from st_plugins.losses.embedding import Features, inner_model
 from st_plugins.losses.nonfinite import GuardedLoss
-from st_plugins.losses.terms import Terms
+from st_plugins.losses.terms import Terms, with_term
 from st_plugins.losses.virt_inputs import TeacherInput
 from st_plugins.losses.virt_maps import Distance, Heads, Target, TargetMaps, pair_distance
 from st_plugins.losses.virt_student import ColumnLayers, capture_columns, check_captured, pair_attention
@@ -183,7 +183,7 @@ class VIRTLoss(GuardedLoss):
         return self._with_maps(terms, self.weight * torch.stack(values).mean())
 
     def _with_maps(self, terms: dict[str, Tensor], value: Tensor) -> Terms:
-        return self.guarded(Terms({**terms, "virt": value}))
+        return self.guarded(with_term(self, terms, "virt", value))
 
     def _task_terms(self, columns: list[Features], labels: Tensor | None) -> dict[str, Tensor]:
         if self.task_loss is None:
