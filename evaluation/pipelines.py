@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from st_plugins import load
+from st_plugins.io import load_sentence_transformer
 from st_plugins.modules import (
     LayerMix,
     SpanPooling,
@@ -90,7 +90,7 @@ def build_model(row: Pipeline, models: Path, seed: int) -> SentenceTransformer:
     if not folder.is_dir():
         raise FileNotFoundError(f"model folder {str(folder)!r} of pipeline {row.name!r} does not exist; see --models")
     if row.pooling == "as-is":
-        model = load(str(folder))
+        model = load_sentence_transformer(folder)
     else:
         kept = {} if row.layers < 0 else {"num_hidden_layers": row.layers}
         transformer = Transformer(str(folder), config_kwargs=kept)
