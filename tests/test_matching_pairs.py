@@ -138,6 +138,14 @@ def test_labels_by_name_by_position_and_by_dataset() -> None:
     assert scores == [1.0, 0.25, 0.0] and all(isinstance(score, float) for score in scores)
 
 
+@pytest.mark.parametrize("label", ["foo", "", 0.5, math.nan, 10**400])
+def test_what_is_no_class_is_none_called_none_either(label: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"row 1 of train has the label .*, which is none of the classes 'None', 'Some'"
+    ):
+        LabelledPairs.read([("a", "b", "None"), ("a", "b", label)], ["None", "Some"])
+
+
 def test_data_that_is_read_once() -> None:
     rows = [{"premise": "a", "hypothesis": "b", "label": 0}, {"premise": "c", "hypothesis": "d", "label": 2}]
     names = Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=NLI[::-1]))

@@ -286,11 +286,9 @@ def _positions(labels: Sequence[Any], classes: Sequence[str], place: Callable[[i
     first: dict[str, int] = {}  # the first row that has a name, and the first that has a position
     for row, label in enumerate(labels):
         label = label.item() if hasattr(label, "item") else label
-        number = (
-            int(label) if isinstance(label, int | float) and math.isfinite(label) and label == int(label) else None
-        )
-        spelled = (str(label), str(number)) if isinstance(label, str | int | float) else ()
-        named = next((name for name in spelled if name in known), None)
+        number = _whole(label)
+        spelled = [] if number is None else [str(label), str(number)]  # True is 'True' or '1', and 1.0 is '1'
+        named = next((name for name in ([label] if isinstance(label, str) else spelled) if name in known), None)
         if named is not None:
             found.append(known[named])
         elif number is not None and not numbered and not isinstance(label, bool) and 0 <= number < len(known):
@@ -319,6 +317,13 @@ def _reason(label: Any, number: int | None, known: Iterable[str], numbered: bool
         return " (is it a score? then build the model without labels)"
     alike = [name for name in known if name.casefold().split() == str(label).casefold().split()]
     return f" (is {alike[0]!r} meant?)" if alike else ""
+
+
+def _whole(label: Any) -> int | None:
+    """Return the whole number that a label is, if it is one."""
+    if isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
+        return int(label)
+    return None
 
 
 def _is_number(name: str) -> bool:
