@@ -72,12 +72,30 @@ def test_minus_one_beside_0_and_1_is_said(caplog: pytest.LogCaptureFixture) -> N
         ("in part", "in  part"),
         ("naïve", "nai\u0308ve"),
         ("1", "\uff11"),
+        ("yes", "yes\u200b"),
+        ("yes", "\ufeffyes"),
+        ("e-mail", "e\u2010mail"),
+        ("-2", "\u22122"),
     ],
 )
 def test_two_spellings_of_one_class_are_refused(one: Any, other: Any) -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:3: label is ") as caught:
         class_labels(labelled(one, "0.5", other), "label")
     assert f"label is {str(other)!r}, but {str(one)!r} on line 1: two spellings" in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [["yes"], {"name": "yes"}])
+def test_a_row_has_one_label(label: Any) -> None:
+    with pytest.raises(ValueError, match=r"^x\.jsonl:2: label is .*yes.*, and not one label; give each row one"):
+        class_labels(labelled("no", label), "label")
+
+
+def test_the_name_none_is_a_class_but_not_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    assert class_labels(labelled("some", "None"), "label") == ["some", "None"]
+    assert "x.jsonl:2: label is 'None': here it is a class" in caplog.text
+    caplog.clear()
+    class_labels(labelled("some", "none"), "label")
+    assert not caplog.text
 
 
 def test_names_beside_numbers_are_refused() -> None:

@@ -16,8 +16,9 @@ __all__ = ["check_labels", "class_counts", "class_labels"]
 logger = logging.getLogger(__name__)
 
 # What SNLI, pandas, SQL and spreadsheets write for a label that is not there. "none" and "unknown" may be classes.
-_NO_LABEL = {"", "-", "--", "?", "nan", "null", "n/a", "#n/a", "<na>"}
+_NO_LABEL = {"", "-", "--", "?", "nan", "null", "na", "n/a", "#n/a", "<na>"}
 _TRUTH = {"true": Decimal(1), "false": Decimal(0)}
+_MINUS = "\N{MINUS SIGN}"
 _SHOWN = 20
 
 
@@ -82,13 +83,16 @@ def check_labels(
         Traceback (most recent call last):
         ValueError: row 2: label is '1.0', but '1' in row 0: two spellings of one class? Write one of them...
     """
+    for row, value in enumerate(values):
+        if isinstance(value, list | tuple | dict):
+            raise error(row, f"{name} is {str(value)[:80]}, and not one label; give each row one")
     names = ["" if value is None else str(value) for value in values]
     counts = Counter(names)
     first = {label: names.index(label) for label in counts}
     spelled: dict[Hashable, str] = {}
     numbers: dict[str, Decimal] = {}
     for label in counts:
-        plain = " ".join(unicodedata.normalize("NFKC", label).split()).casefold()
+        plain = _plain(label)
         if plain in _NO_LABEL:
             shown = repr(label) if label.strip() else "empty"
             raise error(first[label], f"{name} is {shown}, which names no class{_often(counts[label])}")
@@ -111,6 +115,8 @@ def check_labels(
         logger.warning("%s: %d classes in %d rows; is it a score?", name, len(counts), len(names))
     if warning:
         logger.warning("%s", warning)
+    if "None" in counts:  # also what Python writes for nothing
+        logger.warning("%s", error(first["None"], f"{name} is 'None': here it is a class, and no missing label."))
     logger.info("%s: %s", name, class_counts(names))
     return names
 
@@ -171,6 +177,18 @@ def _check_numbers(
 def _often(count: int) -> str:
     rows = "remove this row" if count == 1 else f"remove the {count:,} rows that have it"
     return f"; {rows}, or give the class another name"
+
+
+def _plain(label: str) -> str:
+    """Return a label without what the eye does not tell apart: case, spaces, invisible characters, kinds of dashes."""
+    kept = []
+    for character in unicodedata.normalize("NFKC", label):
+        kind = unicodedata.category(character)
+        if kind == "Pd" or character == _MINUS:
+            kept.append("-")
+        elif character.isspace() or kind not in ("Cc", "Cf"):
+            kept.append(character)
+    return " ".join("".join(kept).split()).casefold()
 
 
 def _number(plain: str) -> Decimal | None:
