@@ -7,9 +7,10 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from st_plugins.data import read_pairs, read_texts
+from st_plugins.data import Pairs, read_pairs, read_texts
 
 TEXTS1 = ['a 5" nail', "comma, here", "naïve 你好"]
 TEXTS2 = ["a nail", "no comma", "hello"]
@@ -149,3 +150,12 @@ def test_no_text_at_all(tmp_path: Path) -> None:
 def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.txt:2: byte 0xe9 is not UTF-8"):
         read_texts(write(tmp_path / "x.txt", b"one\ncaf\xe9\n"))
+
+
+def test_other_pairs_have_another_checksum() -> None:
+    def checksum(first: list[str], second: list[str]) -> str:
+        return Pairs("x", first, second, np.ones(len(first))).checksum
+
+    assert checksum(["a\tb"], ["c"]) != checksum(["a"], ["b\tc"])
+    assert checksum(["a", "b"], ["c", "d"]) != checksum(["a"], ["c\nx\t1.0\tb\td"])
+    assert checksum(["a"], ["é"]) == checksum(["a"], ["é"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,5 +84,5 @@ class Pairs:
         """SHA-256 over texts, scores and subsets, so that two results can prove they saw the same pairs."""
         digest = hashlib.sha256()
         for row in zip(self.subsets, map(repr, self.scores.tolist()), self.sentences1, self.sentences2, strict=True):
-            digest.update("\t".join(row).encode() + b"\n")
+            digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
