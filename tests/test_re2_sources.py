@@ -187,14 +187,14 @@ def test_unfit_models_and_weights_are_refused(model: SentenceTransformer) -> Non
         WordVectors(tokenizer, torch.zeros(2, 4), trainable=False)
     with pytest.raises(ValueError, match=r"must have a tokenizer of transformers.*use WordVectors.from_static"):
         TransformerTokens(static_model(torch.zeros(3, 2)))
-    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="embedding_dimension must be at least 1, got 0"):
         LearnedEmbedding.from_tokenizer(tokenizer, 0)
     with pytest.raises(ValueError, match="texts has no words to learn subwords from"):
         LearnedEmbedding.from_texts(["", " "], 4)
 
 
 def test_learned_subwords_take_new_words_apart(sentences: list[str]) -> None:
-    source = LearnedEmbedding.from_texts(sentences, width=5, vocabulary_size=600)
+    source = LearnedEmbedding.from_texts(sentences, embedding_dimension=5, vocabulary_size=600)
     features = source.tokenize(["The man is playing", "nam"])
     assert features["attention_mask"].sum(dim=1).tolist() == [4, 4] and source.width == 5
     # No sentence has a word that starts so: the mark of the start and the letters, or the bytes, stay apart.
@@ -204,7 +204,7 @@ def test_learned_subwords_take_new_words_apart(sentences: list[str]) -> None:
     assert not vectors[~mask].any()
     vectors.sum().backward()
     assert source.embedding.weight.grad is not None and source.coverage is None
-    again = LearnedEmbedding.from_texts(sentences, width=5, vocabulary_size=600)
+    again = LearnedEmbedding.from_texts(sentences, embedding_dimension=5, vocabulary_size=600)
     assert again.tokenizer.get_vocab() == source.tokenizer.get_vocab()
     assert source.embedding.weight[1:].detach().std() == pytest.approx(1, abs=0.15)
 

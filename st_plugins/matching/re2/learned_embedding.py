@@ -25,7 +25,8 @@ class LearnedEmbedding(TokenTable):
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> source = LearnedEmbedding.from_texts(["a dog runs", "two dogs ran"], width=8, minimum_frequency=1)
+        >>> texts = ["a dog runs", "two dogs ran"]
+        >>> source = LearnedEmbedding.from_texts(texts, embedding_dimension=8, minimum_frequency=1)
         >>> vectors, mask = source(source.tokenize(["a dog runs", "dogs"]))
         >>> tuple(vectors.shape), mask.sum(dim=1).tolist(), source.pieces("dogs ran")
         ((2, 3, 8), [3, 1], ['dogs', 'ran'])
@@ -35,7 +36,7 @@ class LearnedEmbedding(TokenTable):
     def from_texts(
         cls,
         texts: Iterable[str],
-        width: int,
+        embedding_dimension: int,
         vocabulary_size: int = 8000,
         minimum_frequency: int = 2,
         lowercase: bool = True,
@@ -47,7 +48,7 @@ class LearnedEmbedding(TokenTable):
 
         Args:
             texts: The training texts.
-            width: Width of the vectors.
+            embedding_dimension: Width of the vectors.
             vocabulary_size: Most subwords, the 256 bytes and the padding token included.
             minimum_frequency: How often two parts must occur side by side to become one.
             lowercase: Whether texts are made lower case, and lose their accents.
@@ -57,7 +58,7 @@ class LearnedEmbedding(TokenTable):
             The source.
 
         Raises:
-            ValueError: ``width`` is below 1, or there are no texts.
+            ValueError: ``embedding_dimension`` is below 1, or there are no texts.
         """
         given = list(texts)
         check_texts(given, "texts")
@@ -75,31 +76,31 @@ class LearnedEmbedding(TokenTable):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
         tokenizer.train_from_iterator(given, trainer)
-        return cls.from_tokenizer(tokenizer, width, trainable)
+        return cls.from_tokenizer(tokenizer, embedding_dimension, trainable)
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer: Tokenizer | PreTrainedTokenizerFast, width: int, trainable: bool = True
+        cls, tokenizer: Tokenizer | PreTrainedTokenizerFast, embedding_dimension: int, trainable: bool = True
     ) -> Self:
         """Use the subwords of a tokenizer.
 
         Args:
             tokenizer: A tokenizer of the ``tokenizers`` library, or a fast one of transformers; copied.
-            width: Width of the vectors.
+            embedding_dimension: Width of the vectors.
             trainable: Whether the vectors are trained.
 
         Returns:
             The source.
 
         Raises:
-            ValueError: ``width`` is below 1.
+            ValueError: ``embedding_dimension`` is below 1.
         """
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        if embedding_dimension < 1:
+            raise ValueError(f"embedding_dimension must be at least 1, got {embedding_dimension}")
         padding = getattr(tokenizer, "pad_token", None) or _PADDING
         fast: Tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
         rows = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=0)
-        weights = torch.randn(rows, width)
+        weights = torch.randn(rows, embedding_dimension)
         padding_id = fast.token_to_id(padding)
         if padding_id is not None:
             weights[padding_id] = 0.0
