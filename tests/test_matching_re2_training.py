@@ -407,3 +407,24 @@ def test_streams_batches_of_one_and_long_texts_train(build: Callable[..., RE2Mat
         weights.append(matcher.network.prediction.outer.weight)
     assert all(weight.isfinite().all() and torch.equal(weight, weights[0]) for weight in weights)
     assert build(["no", "yes"]).fit(nine, epochs=2, batch_size=1000, **QUIET).steps == 2
+
+
+def test_cut_texts_are_counted_once(
+    build: Callable[..., RE2Matcher], rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    matcher = build(None, RE2Config(blocks=1, encoder_layers=1, hidden=8, max_length=3))
+    three, four = "the dog runs", "the big dog runs"
+    said = "texts have more than 3 tokens, of which the first 3 are read (max_length, --max-seq-length)."
+    for use, count in (
+        (lambda: matcher.fit([(three, four, 1.0)] * 3, [(three, "the big dog is", 0.0)], epochs=1, **QUIET), "2 of 3"),
+        (lambda: matcher.predict([(three, four), (four, three)] * 1100), "1 of 2"),
+        (lambda: matcher.rank(four, [three, four, "a dog"]), "1 of 3"),
+        (lambda: matcher.encode_texts([three, four, four]), "1 of 2"),
+    ):
+        caplog.clear()
+        use()
+        assert [r.getMessage() for r in caplog.records if "tokens" in r.message] == [f"{count} {said}"]
+    caplog.clear()
+    matcher.predict([(three, "a dog")])
+    build(None).predict([(four, four)])
+    assert "tokens" not in caplog.text

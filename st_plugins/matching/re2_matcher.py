@@ -31,7 +31,7 @@ from st_plugins.matching.outputs import (
 )
 from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule, fold_weight_norm
 from st_plugins.matching.re2.config import CONFIGURATIONS
-from st_plugins.matching.re2_scoring import EncodedText, encode_texts, score_pairs, token_vectors
+from st_plugins.matching.re2_scoring import EncodedText, encode_texts, saying_cut, score_pairs, token_vectors
 from st_plugins.matching.re2_storage import SOURCES, Source, StoredMatcher, read_weights, write
 from st_plugins.modes import evaluating
 
@@ -75,7 +75,7 @@ class RE2Matcher(nn.Module):
         >>> from st_plugins.matching import LearnedEmbedding
         >>> texts = ["a dog runs", "an animal moves", "nobody moves"]
         >>> _ = torch.manual_seed(0)
-        >>> source = LearnedEmbedding.from_texts(texts, width=16, vocabulary_size=60)
+        >>> source = LearnedEmbedding.from_texts(texts, embedding_dimension=16, vocabulary_size=60)
         >>> matcher = RE2Matcher(source, RE2Config(blocks=1, hidden=8), labels=["no", "yes"])
         >>> matcher.predict([(texts[0], texts[1]), (texts[0], texts[2])], apply_softmax=True).shape
         (2, 2)
@@ -266,11 +266,13 @@ class RE2Matcher(nn.Module):
         chunk = _BATCHES_A_CHUNK * check_batch_size(batch_size)
         found = [torch.zeros(0, self.num_labels, device=self.device)]
         rows, places = distinct(pairs)
-        with torch.no_grad(), evaluating(self), cached():
+        with torch.no_grad(), evaluating(self), cached(), saying_cut(self.source, self.config) as read:
             for begin in tqdm(range(0, len(rows), chunk), desc="Pairs", disable=not shown):
                 part = [pairs[row] for row in rows[begin : begin + chunk]]
                 texts = list(dict.fromkeys(chain.from_iterable(part)))
-                encoded = dict(zip(texts, encode_texts(self.source, self.network, texts, 2 * batch_size), strict=True))
+                encoded = dict(
+                    zip(texts, encode_texts(self.source, self.network, texts, 2 * batch_size, read), strict=True)
+                )
                 first, second = ([encoded[pair[side]] for pair in part] for side in (0, 1))
                 found.append(score_pairs(self.network, first, second, batch_size, numbers=rows[begin : begin + chunk]))
         scores = activated(torch.cat(found)[places], activation_fn, apply_softmax)
@@ -292,9 +294,9 @@ class RE2Matcher(nn.Module):
         """
         given = check_documents(texts, (str,), "texts")
         rows, places = distinct(given)
-        with torch.no_grad(), evaluating(self), cached():
+        with torch.no_grad(), evaluating(self), cached(), saying_cut(self.source, self.config) as read:
             kept = [given[row] for row in rows]
-            found = encode_texts(self.source, self.network, kept, check_batch_size(batch_size))
+            found = encode_texts(self.source, self.network, kept, check_batch_size(batch_size), read)
         # Copies: else a row would keep its whole batch.
         copies = [EncodedText(*(part.to("cpu", copy=True) for part in text)) for text in found]
         return [copies[place] for place in places]
@@ -333,11 +335,11 @@ class RE2Matcher(nn.Module):
         given = check_documents(documents, (str, EncodedText))
         rows, places = distinct(given)
         kept = [given[row] for row in rows]
-        with torch.no_grad(), evaluating(self), cached():
+        with torch.no_grad(), evaluating(self), cached(), saying_cut(self.source, self.config) as read:
             texts = [document for document in kept if isinstance(document, str)]
-            encoded = iter(encode_texts(self.source, self.network, texts, 2 * batch_size))
+            encoded = iter(encode_texts(self.source, self.network, texts, 2 * batch_size, read))
             second = [next(encoded) if isinstance(document, str) else document for document in kept]
-            first = encode_texts(self.source, self.network, [query], 1)
+            first = encode_texts(self.source, self.network, [query], 1, read)
             logits = score_pairs(self.network, first, second, batch_size, numbers=rows)[places]
         return ranking(activated(logits, activation_fn, False), given, top_k, return_documents)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +12,11 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from st_plugins.matching.inputs import padded
-from st_plugins.matching.re2 import RE2
+from st_plugins.matching.re2 import RE2, RE2Config
 
-__all__ = ["EncodedText", "encode_texts", "score_pairs", "token_vectors"]
+__all__ = ["EncodedText", "encode_texts", "saying_cut", "score_pairs", "token_vectors"]
+
+logger = logging.getLogger(__name__)
 
 
 class EncodedText(NamedTuple):
@@ -42,7 +46,9 @@ def token_vectors(source: Any, features: Any, device: torch.device) -> list[Tens
     return list(vectors[mask].split(mask.sum(dim=1).tolist()))
 
 
-def encode_texts(source: Any, network: RE2, texts: Sequence[str], batch_size: int) -> list[EncodedText]:
+def encode_texts(
+    source: Any, network: RE2, texts: Sequence[str], batch_size: int, read: dict[str, int] | None = None
+) -> list[EncodedText]:
     """Compute what depends on one text only, longest texts first.
 
     Args:
@@ -50,6 +56,7 @@ def encode_texts(source: Any, network: RE2, texts: Sequence[str], batch_size: in
         network: The network.
         texts: The texts.
         batch_size: Texts at a time.
+        read: A dict that gets the number of tokens of each text.
 
     Returns:
         One entry a text, where the network is; views of the tensors of batches.
@@ -64,7 +71,33 @@ def encode_texts(source: Any, network: RE2, texts: Sequence[str], batch_size: in
         encodings = network.first_encoding(*padded(vectors, device))
         for row, own, encoding in zip(rows, vectors, encodings, strict=True):
             found[row] = EncodedText(own, encoding[: len(own)])
+    if read is not None:
+        read |= {texts[row]: len(encoded.vectors) for row, encoded in found.items()}
     return [found[row] for row in range(len(texts))]
+
+
+@contextmanager
+def saying_cut(source: Any, config: RE2Config) -> Iterator[dict[str, int]]:
+    """Warn once, at the end of a block, of texts that have more tokens than are read.
+
+    Args:
+        source: What tokenizes them.
+        config: What says how many are read.
+
+    Yields:
+        A dict to be given the texts, and how many tokens of each were read.
+    """
+    read: dict[str, int] = {}
+    yield read
+    most = config.max_length
+    if most is None:
+        return
+    cut = sum(count >= most and len(source.pieces(text)) > most for text, count in read.items())
+    if cut:
+        logger.warning(
+            "%d of %d texts have more than %d tokens, of which the first %d are read (max_length, --max-seq-length).",
+            *(cut, len(read), most, most),
+        )
 
 
 def score_pairs(

@@ -32,6 +32,7 @@ from st_plugins.matching.re2_checkpoints import (
     digest_of_pairs,
     digest_of_state,
 )
+from st_plugins.matching.re2_scoring import saying_cut
 from st_plugins.training.checkpoints import CheckpointCallback, CheckpointFolder
 from st_plugins.training.devices import check_device, check_placement
 
@@ -172,7 +173,10 @@ def train_matcher(
     check_device(device)
     steps_an_epoch = math.ceil(len(train) / schedule.batch_size)
     best = None if dev is None else BestWeightsCallback(matcher, f"eval_{metric}", patience)
-    rows, judged = _tokenized(matcher, train), None if dev is None else _tokenized(matcher, dev)
+    tokens = _tokens(matcher, [pairs for pairs in (train, dev) if pairs is not None])
+    with saying_cut(matcher.source, matcher.config) as read:
+        read |= {text: len(ids) for text, ids in tokens.items()}
+    rows, judged = _rows(tokens, train), None if dev is None else _rows(tokens, dev)
     kept: CheckpointFolder | None = None
     start: Path | None = None
     if checkpoints is not None:
@@ -321,11 +325,9 @@ class _Objective(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def _tokenized(matcher: RE2Matcher, pairs: LabelledPairs) -> Any:
-    """Tokenize each text once; queries are numbers of the distinct first texts."""
-    from datasets import Dataset
-
-    texts = list(dict.fromkeys([*pairs.first, *pairs.second]))
+def _tokens(matcher: RE2Matcher, given: Sequence[LabelledPairs]) -> dict[str, list[int]]:
+    """Tokenize each text once."""
+    texts = list(dict.fromkeys(text for pairs in given for text in (*pairs.first, *pairs.second)))
     tokens: dict[str, list[int]] = {}
     for begin in range(0, len(texts), _TEXTS_AT_A_TIME):
         part = texts[begin : begin + _TEXTS_AT_A_TIME]
@@ -333,6 +335,13 @@ def _tokenized(matcher: RE2Matcher, pairs: LabelledPairs) -> Any:
         kept = features["attention_mask"].bool()
         for text, ids, mask in zip(part, features["input_ids"], kept, strict=True):
             tokens[text] = ids[mask].tolist()
+    return tokens
+
+
+def _rows(tokens: Mapping[str, list[int]], pairs: LabelledPairs) -> Any:
+    """Return the dataset of pairs; queries are numbers of the distinct first texts."""
+    from datasets import Dataset
+
     first, second = ([tokens[text] for text in column] for column in (pairs.first, pairs.second))
     numbers = {text: number for number, text in enumerate(dict.fromkeys(pairs.first))}
     return Dataset.from_dict(
