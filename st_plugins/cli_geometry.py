@@ -64,7 +64,9 @@ def geometry(
         refuse_unused(context, "without --output", "overwrite")
     else:
         read = (model, texts)
-        target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"isoscore": ')
+        # With the line break, as evaluations have the same numbers further in:
+        mark = b'\n "isoscore": '
+        target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=mark)
     sentences, _ = distinct([read_texts(texts, column)])
     loaded = load_model(model, dtype, device, max_seq_length)
     way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)

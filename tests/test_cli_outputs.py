@@ -120,6 +120,15 @@ def test_a_foreign_file_among_the_reports_is_not_replaced(run: Run, tmp_path: Pa
         (tmp_path / "out" / name).write_bytes(ours)
 
 
+def test_numbers_of_a_space_do_not_replace_an_evaluation(run: Run, tmp_path: Path) -> None:
+    assert run("evaluate", "out")[0] == 0
+    before = tree(tmp_path)
+    for command in ("geometry", "compare", "explain-json"):
+        code, said = run(command, "out/result.json", "--overwrite")
+        assert code == 1 and "is a file that st-plugins did not write" in said, said
+    assert tree(tmp_path) == before
+
+
 def test_whiten_leaves_the_project_around_its_model_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
     (tmp_path / "model").rename(tmp_path / "project" / "model")

@@ -229,6 +229,21 @@ def test_a_killed_prediction_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["matcher", "pairs.tsv"]
 
 
+@pytest.mark.parametrize("name", ["out.tsv", "out.csv", "out.jsonl"])
+def test_a_table_that_speaks_of_what_is_predicted_is_no_prediction(
+    run: Run, pairs: Path, tmp_path: Path, name: str
+) -> None:
+    RE2Matcher(LearnedEmbedding.from_texts(["a dog", "a cat"], 4), "wikiqa").save(tmp_path / "matcher")
+    output = tmp_path / name
+    content = b'{"text": "rain was predicted"}\n' if name == "out.jsonl" else b"text\nrain was predicted\n"
+    output.write_bytes(content)
+    code, _, err = run("predict", tmp_path / "matcher", pairs, "--output", output, "--overwrite")
+    assert code == 1 and "is a file that st-plugins did not write" in err and output.read_bytes() == content
+    output.unlink()
+    for more in ((), ("--overwrite",)):
+        assert run("predict", tmp_path / "matcher", pairs, "--output", output, *more)[0] == 0
+
+
 def test_jsonl_with_line_breaks_is_not_written_as_tsv(run: Run, tmp_path: Path) -> None:
     RE2Matcher(LearnedEmbedding.from_texts(["a dog", "a cat"], 4), "wikiqa").save(tmp_path / "matcher")
     row = {"sentence1": "a\ndog", "sentence2": "a\tcat", "id": 7}

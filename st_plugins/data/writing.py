@@ -36,7 +36,7 @@ def table_target(
         name: The argument or option that it comes from, for errors.
         overwrite: Whether an existing table may be replaced.
         inputs: Files and folders that are read.
-        column: What an existing table contains if it is one of ours.
+        column: A column, not the first one, that an existing table has if it is one of ours.
 
     Returns:
         The target, for `write_table`.
@@ -46,9 +46,11 @@ def table_target(
         ValueError: The format is unknown, or it is an input.
         OSError: The place cannot be written to.
     """
-    if format_of(Path(path)) not in _FORMATS:
+    kind = format_of(Path(path))
+    if kind not in _FORMATS:
         raise ValueError(f"{name} {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz); rename it")
-    return file_target(path, name=name, overwrite=overwrite, inputs=inputs, mark=column.encode())
+    mark = {"tsv": f"\t{column}", "csv": f",{column}", "jsonl": f'"{column}": '}[kind] if column else ""
+    return file_target(path, name=name, overwrite=overwrite, inputs=inputs, mark=mark.encode())
 
 
 def write_table(path: str | Path | Target, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
