@@ -102,7 +102,8 @@ class Target:
         try:
             if self.before is not None and any(self.path.iterdir()):
                 self.path.rename(old)
-                if _identity(old) != self.before:  # another process was faster, between the check and the rename
+                # Another process may have been faster, or the user, between the check and the rename.
+                if _identity(old) != self.before or marks.foreign(old, changed=True) is not None:
                     raise FileExistsError(errno.EEXIST, "changed")
             new.rename(self.path)  # fails where something that is not empty has come into being
         except OSError as error:

@@ -65,7 +65,7 @@ def neighbour(parent: Path, name: str) -> Iterator[Path]:
             yield made
     finally:
         restore(made / OLD, parent / name)
-        shutil.rmtree(made, ignore_errors=True)
+        _remove(made)
 
 
 def clear(parent: Path, name: str) -> None:
@@ -83,7 +83,7 @@ def clear(parent: Path, name: str) -> None:
         with contextlib.suppress(OSError), live.open("rb") as opened:
             if opened.read() == os.fsencode(name) and lock(opened):
                 restore(made / OLD, parent / name)
-                shutil.rmtree(made, ignore_errors=True)
+                _remove(made)
 
 
 def restore(old: Path, path: Path) -> None:
@@ -95,6 +95,17 @@ def restore(old: Path, path: Path) -> None:
     """
     if os.path.lexists(old) and not os.path.lexists(path):
         old.rename(path)
+
+
+def _remove(made: Path) -> None:
+    """Delete a neighbour: last what it is known by, in case of a kill in between."""
+    with contextlib.suppress(OSError):
+        for path in made.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _LIVE:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(made, ignore_errors=True)
 
 
 def _prefix(name: str) -> str:

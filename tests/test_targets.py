@@ -7,10 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from st_plugins import atomic, marks
+from st_plugins import atomic, marks, neighbours
 from st_plugins.atomic import atomic_file, atomic_folder, file_target, folder_target
 
 
@@ -233,6 +234,24 @@ def test_a_faster_writer_between_check_and_rename(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_came_while_our_folder_was_looked_at_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, check, calls = fill(tmp_path / "out"), atomic._check, []
+
+    def late(target: atomic.Target) -> None:
+        check(target)
+        calls.append(target)
+        if len(calls) == 2:
+            (path / "thesis.txt").write_text("precious")
+
+    monkeypatch.setattr(atomic, "_check", late)
+    with pytest.raises(FileExistsError, match="another process"), atomic_folder(path, overwrite=True) as new:
+        (new / "weights").write_text("mine")
+    assert (path / "thesis.txt").read_text() == "precious" and (path / "weights").read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_without_hard_links_a_file_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -304,3 +323,19 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="is not empty"):
         folder_target(path)
     assert (path / "weights").read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_neighbour_is_known_as_such_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, deleted = os.unlink, []
+
+    def noted(path: Any, **place: Any) -> None:
+        deleted.append(os.path.basename(path))  # noqa: PTH119
+        unlink(path, **place)
+
+    monkeypatch.setattr(os, "unlink", noted)
+    with neighbours.neighbour(tmp_path, "out") as made:
+        (made / "out").mkdir()
+        for number in range(20):
+            (made / "out" / str(number)).touch()
+            (made / f"{number}.csv").touch()
+    assert len(deleted) == 41 and deleted[-1] == ".st-plugins-unfinished" and not list(tmp_path.iterdir())
