@@ -9,7 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from st_plugins import __version__
@@ -84,8 +84,10 @@ def foreign(folder: Path, changed: bool = False) -> str | None:
 def remove(folder: Path) -> None:
     """Delete the files that `mark` listed, and the folder with its folders where nothing else is in them."""
     found = _read(folder) or {"files": {}, "folders": []}
-    for name in (*found["files"], MARK, _UNFINISHED):
-        (folder / name).unlink(missing_ok=True)
+    listed = [*found["files"], _UNFINISHED] + ([MARK] if "library" in found else [])
+    for path in [folder / name for name in listed]:
+        if path.parent.resolve().is_relative_to(folder.resolve()):  # not through a link that took a folder's place
+            path.unlink(missing_ok=True)
     for name in (*sorted(found["folders"], reverse=True), "."):
         with contextlib.suppress(OSError):
             (folder / name).rmdir()
@@ -123,9 +125,15 @@ def _read(folder: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8")) if _is_plain(file) else {}
         kinds = {"library": str, "about": dict, "folders": list, "files": dict}
         whole = all(isinstance(found[name], kind) for name, kind in kinds.items())
+        whole = whole and all(_is_inside(name) for name in (*found["folders"], *found["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if whole and found["library"].startswith("st-plugins ") else None
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _is_plain(file: Path) -> bool:

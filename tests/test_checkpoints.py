@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -88,6 +89,45 @@ def test_only_old_checkpoints_of_the_run_are_deleted(tmp_path: Path) -> None:
         assert found == {f"checkpoint-{one}" for one in {1, *kept}}
     with pytest.raises(FileExistsError, match="checkpoint-1' is in the way of a checkpoint"), checkpoints.writing(1):
         pass
+
+
+@pytest.mark.parametrize("made", ["file in ours", "file", "link", "dangling link"])
+def test_what_a_user_put_in_the_place_of_a_checkpoint_is_left(tmp_path: Path, made: str) -> None:
+    checkpoints = begun(tmp_path)
+    path, mine = checkpoints.of_step(4), tmp_path / "mine"
+    if made == "file in ours":
+        mine = path / "notes.txt"
+        cut(path)
+    else:
+        shutil.rmtree(path)
+        if made == "file":
+            mine = path
+        elif made == "link":
+            (tmp_path / "folder").mkdir()
+            mine = tmp_path / "folder" / "weights"
+            path.symlink_to(mine.parent)
+        else:
+            path.symlink_to("nowhere")
+    mine.write_text("precious")
+    assert resume(tmp_path) == "checkpoint-2"
+    with pytest.raises(FileExistsError, match="checkpoint-4' is in the way of a checkpoint"):
+        checkpoints.begin(4)
+    assert mine.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["../../mine", "{}/mine", "1_Pooling/mine"])
+def test_a_mark_deletes_nothing_elsewhere(tmp_path: Path, name: str) -> None:
+    checkpoints = begun(tmp_path)
+    mine, checkpoint = tmp_path / "mine", checkpoints.of_step(4)
+    mine.write_text("precious")
+    mark = checkpoint / ".st-plugins.json"
+    content = json.loads(mark.read_text())
+    content["files"][name.format(tmp_path)] = "0" * 64
+    mark.write_text(json.dumps(content))
+    (checkpoint / "1_Pooling").rmdir()
+    (checkpoint / "1_Pooling").symlink_to(tmp_path)
+    checkpoints.remove()
+    assert mine.read_text() == "precious"
 
 
 def cut(checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -198,16 +199,16 @@ class CheckpointFolder:
             step: The optimiser step.
 
         Raises:
-            FileExistsError: There is a folder of that name that no training wrote.
+            FileExistsError: There is something of that name that no training wrote, or a file put into an earlier one.
         """
         path = self.of_step(step)
-        if path.exists():
-            if marks.about(path) is None and marks.foreign(path) is not None:
-                raise FileExistsError(
-                    f"{str(path)!r} is in the way of a checkpoint, and no training of st-plugins made it; move it "
-                    "away, and go on with the training (resume, --resume)"
-                )
-            shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            _remove(path)
+        if os.path.lexists(path):
+            raise FileExistsError(
+                f"{str(path)!r} is in the way of a checkpoint, and holds what no training of st-plugins wrote; move "
+                "it away, and go on with the training (resume, --resume)"
+            )
         path.mkdir()
         marks.mark(path, step=step, run=self._run, unfinished=True)
 
