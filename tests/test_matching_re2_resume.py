@@ -126,6 +126,17 @@ def test_a_training_that_had_ended_is_not_trained_on(
     assert count.steps == 0 and same(again, last)
 
 
+def test_checkpoints_behind_a_link_are_removed_where_they_are(
+    build: Build, split: tuple[Rows, Rows], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "m.checkpoints").symlink_to("elsewhere")
+    found = build().fit(split[0], schedule=SCHEDULE, epochs=1, checkpoints=tmp_path / "m", **QUIET)
+    assert found.checkpoints == tmp_path / "elsewhere" and any(found.checkpoints.iterdir())
+    found.remove_checkpoints()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.checkpoints"]
+
+
 def test_only_the_same_training_is_resumed(
     build: Build, split: tuple[Rows, Rows], tmp_path: Path, make_model: Callable[..., SentenceTransformer]
 ) -> None:

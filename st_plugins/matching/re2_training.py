@@ -96,7 +96,9 @@ class MatcherTraining:
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints, to be called once the matcher is saved; without any nothing is done."""
         if self.checkpoints is not None:
-            CheckpointFolder(self.checkpoints.with_suffix(""), {}).remove()
+            folder = CheckpointFolder(self.checkpoints, {})
+            folder.path = self.checkpoints  # also if it is the target of a link
+            folder.remove()
 
 
 def shortened(schedule: RE2Schedule, pairs: int) -> RE2Schedule:
