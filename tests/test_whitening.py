@@ -335,6 +335,14 @@ def test_save_before_use_derives_the_transform(tmp_path: Path, model: SentenceTr
         SentenceTransformer(str(tmp_path / "model"), device="cpu")
 
 
+def test_what_an_encoder_rounds_is_no_direction() -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 6))
+    for size, rank in ((1.2, 5), (12.0, 5), (64.0, 6)):
+        rows[:, 5] = size * np.finfo(np.float32).eps * rows[:, 0] * rows[:, 1]
+        assert Whitening(6).fit(rows.astype(np.float32)).get_embedding_dimension() == rank
+        assert Whitening(6).fit(rows).get_embedding_dimension() == (5 if size < 2 else 6)  # 500 · eps(float64)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,7 +22,7 @@ from st_plugins.modules.stored import StoredModule
 from st_plugins.modules.transform import derive
 from st_plugins.modules.whitening_state import WhiteningState, misfit
 
-__all__ = ["Whitening"]
+__all__ = ["Whitening", "check_output_dimension", "check_shrinkage"]
 
 Array = NDArray[np.floating]
 _DEFAULTS = {"output_dimension": None, "shrinkage": 0.0, "rcond": None, "normalize": False}
@@ -53,8 +53,9 @@ class Whitening(StoredModule):
         shrinkage: Replaces ``Σ`` by ``(1 - a) Σ + a (trace Σ / d) I``: a number a in [0, 1], or ``"ledoit-wolf"`` to
             estimate it. Makes few texts safe, and every direction usable.
         rcond: Relative size at which an eigenvalue counts as zero. None: ``max(N, d) · eps(float64)``, but not below
-            the rounding noise of what was fed: ``eps²`` of its type (float16 1e-6, bfloat16 6e-5), and
-            ``eps(float32)`` once a block of 16,384 or more float32 rows was multiplied in single precision.
+            the noise of what was fed: of float32 ``(16 · eps)²``, 4e-12, as an encoder's rounding adds up over its
+            layers, of other types ``eps²`` (float16 1e-6, bfloat16 6e-5), and ``eps(float32)`` once a block of 16,384
+            or more float32 rows was multiplied in single precision.
         normalize: Whether to scale the result to unit length (a zero vector stays zero).
 
     Reads / Writes:
@@ -90,13 +91,13 @@ class Whitening(StoredModule):
         super().__init__()
         if embedding_dimension < 1:
             raise ValueError(f"embedding_dimension must be at least 1, got {embedding_dimension}")
-        if output_dimension is not None and not 1 <= output_dimension <= embedding_dimension:
+        check_output_dimension(output_dimension)
+        if output_dimension is not None and output_dimension > embedding_dimension:
             raise ValueError(
                 f"output_dimension must be between 1 and embedding_dimension ({embedding_dimension}), or None for "
                 f"the rank; got {output_dimension}"
             )
-        if shrinkage != "ledoit-wolf" and (isinstance(shrinkage, str) or not 0.0 <= shrinkage <= 1.0):
-            raise ValueError(f"shrinkage must be a number in [0, 1] or 'ledoit-wolf', got {shrinkage!r}")
+        check_shrinkage(shrinkage)
         if rcond is not None and not 0.0 <= rcond < 1.0:
             raise ValueError(f"rcond must be in [0, 1) or None, got {rcond}")
         self.embedding_dimension, self.output_dimension = embedding_dimension, output_dimension
@@ -330,6 +331,44 @@ class Whitening(StoredModule):
     def _derive(self) -> None:
         moments = self.state.moments()
         self.state.set_transform(derive(moments, self.output_dimension, self._intensity(moments), self.rcond))
+
+
+def check_output_dimension(output_dimension: int | None) -> None:
+    """Refuse what no embedding can be cut down to.
+
+    Args:
+        output_dimension: Dimensions to keep, or None.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is below 1.
+
+    Example:
+        >>> check_output_dimension(256)
+    """
+    if output_dimension is None:
+        return
+    if not isinstance(output_dimension, int | np.integer):
+        raise TypeError(f"output_dimension must be a whole number or None, got {output_dimension!r}")
+    if output_dimension < 1:
+        raise ValueError(f"output_dimension must be at least 1, or None for the rank; got {output_dimension}")
+
+
+def check_shrinkage(shrinkage: float | str) -> None:
+    """Refuse what is no weight of the identity in a covariance.
+
+    Args:
+        shrinkage: As for `Whitening`.
+
+    Raises:
+        ValueError: It is neither a number in [0, 1] nor ``"ledoit-wolf"``.
+
+    Example:
+        >>> check_shrinkage(0.1)
+    """
+    number = isinstance(shrinkage, int | float | np.number) and 0.0 <= shrinkage <= 1.0
+    if not number and shrinkage != "ledoit-wolf":
+        raise ValueError(f"shrinkage must be a number in [0, 1] or 'ledoit-wolf', got {shrinkage!r}")
 
 
 def _derive_first(module: nn.Module, *unused: Any) -> None:
