@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_plugins.loading.devices import check_present
 from st_plugins.loading.encoder import as_dtype, load_encoder
 from st_plugins.loading.files import is_there
 from st_plugins.loading.hub import local_folder
@@ -58,7 +59,8 @@ def load(
 
     Raises:
         FileNotFoundError: There is no such folder or model of the hub, or no model in it.
-        ValueError: A module type, setting or file is not allowed, or a file is damaged; the message names it.
+        ValueError: A module type, setting or file is not allowed, a file is damaged, or the device is not there; the
+            message names it.
 
     Example:
         >>> import tempfile
@@ -73,6 +75,7 @@ def load(
         0.0
     """
     wanted = as_dtype(dtype)
+    check_present(device)
     folder = local_folder(path, revision, token)
     kind = _other_kind(folder)
     if kind is None:
@@ -99,6 +102,7 @@ def load_sentence_transformer(
         FileNotFoundError: As for `load`.
         ValueError: As for `load`, or the folder is of another model, which has no vectors of single texts.
     """
+    check_present(device)
     folder = local_folder(path)
     kind = _other_kind(folder)
     if kind is not None:

@@ -14,6 +14,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import st_plugins
 from st_plugins.adapt import whiten
+from st_plugins.io import load_sentence_transformer
+from st_plugins.loading.encoder import load_cross_encoder, load_encoder
 from st_plugins.modules import Whitening
 
 
@@ -168,3 +170,15 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         st_plugins.load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("device", ["nowhere", "", "cpu\x1b[2J", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(device: str, tmp_path: Path) -> None:
+    for read in (st_plugins.load, load_sentence_transformer, load_encoder, load_cross_encoder):
+        with pytest.raises(ValueError, match=r"device=.* is not there, torch says"):
+            read(tmp_path / "nothing", device)
+
+
+def test_an_empty_path_is_not_this_folder() -> None:
+    with pytest.raises(ValueError, match="path '' is empty"):
+        st_plugins.load("")

@@ -11,6 +11,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import nn
 
+from st_plugins.loading.devices import check_present
 from st_plugins.loading.files import read_object
 from st_plugins.loading.hub import local_folder
 from st_plugins.loading.staging import HOST_CONFIG, Stage, staged
@@ -69,6 +70,7 @@ def load_encoder(
         ValueError: Something in the folder is not allowed or damaged; the message names it.
     """
     wanted = as_dtype(dtype)
+    check_present(device)
     folder = local_folder(path, revision, token)
     if not any((folder / file).exists() for file in _MODEL_FILES):
         raise FileNotFoundError(f"{folder} contains no model: neither modules.json nor config.json is in it")
@@ -99,6 +101,7 @@ def load_cross_encoder(path: str | Path, device: str | None = None) -> CrossEnco
         FileNotFoundError: There is no model.
         ValueError: Something in the folder is not allowed or damaged; the message names it.
     """
+    check_present(device)
     folder = local_folder(path, organization="cross-encoder")
     if not any((folder / file).exists() for file in _MODEL_FILES):
         raise FileNotFoundError(f"{folder} contains no model: neither modules.json nor config.json is in it")

@@ -35,9 +35,11 @@ def local_folder(
 
     Raises:
         FileNotFoundError: It is neither.
-        ValueError: It is a file.
+        ValueError: It is a file, or empty.
     """
     given = str(name)
+    if not given.strip():
+        raise ValueError(f"path {given!r} is empty; give a model folder or a hub id")
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

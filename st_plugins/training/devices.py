@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import TrainingArguments
 
+from st_plugins.loading.devices import check_present
+
 __all__ = ["check_device", "check_placement"]
 
 
@@ -14,10 +16,11 @@ def check_device(device: str | None) -> None:
         device: What the caller wants.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: It is none of these, or not there.
     """
     if device not in (None, "cpu", "cuda", "mps"):
         raise ValueError(f"device={device!r} must be 'cpu', 'cuda', 'mps' or None; CUDA_VISIBLE_DEVICES picks one GPU")
+    check_present(device)
 
 
 def check_placement(arguments: TrainingArguments, device: str | None, remedy: str) -> None:
