@@ -8,7 +8,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 from torch import nn
 
-__all__ = ["default_prompt", "gives_unit_length", "rebuild"]
+from st_plugins.data.files import text_fault
+
+__all__ = ["check_prompt", "default_prompt", "gives_unit_length", "rebuild"]
 
 _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
 
@@ -79,6 +81,30 @@ def gives_unit_length(module: nn.Module) -> bool:
     if isinstance(module, Router):
         return all(gives_unit_length(route[-1]) for route in module.sub_modules.values())  # type: ignore[index]
     return isinstance(module, Normalize) or getattr(module, "normalize", False) is True
+
+
+def check_prompt(prompt: str | None, prompt_name: str | None = None) -> None:
+    """Refuse a prompt that cannot be put before a text.
+
+    Args:
+        prompt: The prompt, if there is one.
+        prompt_name: Its name among the model's prompts, if that is given instead.
+
+    Raises:
+        TypeError: The prompt is no string.
+        ValueError: It holds half a character, or both are given.
+
+    Example:
+        >>> check_prompt("query: ")
+    """
+    if prompt is None:
+        return
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt must be a string or None, got {prompt!r}")
+    if fault := text_fault(prompt):
+        raise ValueError(f"prompt {fault}")
+    if prompt_name is not None:
+        raise ValueError(f"prompt={prompt!r} and prompt_name={prompt_name!r} are both given; leave one out")
 
 
 def default_prompt(model: SentenceTransformer) -> str | None:

@@ -174,6 +174,24 @@ def test_texts_alone_go_by_their_column(router: SentenceTransformer, model: Sent
     assert way.arguments == {} and "'query', 'document'" in warning
     assert way_of_texts(router, route="document")[0].arguments == {"task": "document"}
     assert way_of_texts(model, "question", prompt="x: ")[0].arguments == {"prompt": "x: "}
+    for route in ("", "query,document", "nope"):
+        with pytest.raises(ValueError, match=f"route={route!r}"):
+            way_of_texts(router, route=route)
+    assert "--route query)" in warning
+    router[0].default_route = None
+    with pytest.raises(ValueError, match=r"give route \(--route\)"):
+        way_of_texts(router)
+
+
+def test_a_prompt_and_its_name_are_one_too_many(model: SentenceTransformer, pairs: Pairs) -> None:
+    model.prompts = {"x": "a dog "}
+    with pytest.raises(ValueError, match="prompt='a cat ' and prompt_name='x' are both given"):
+        evaluated(model, pairs, prompt="a cat ", prompt_name="x")
+    with pytest.raises(ValueError, match="both given"):
+        way_of_texts(model, prompt="a cat ", prompt_name="x")
+    for wrong, error in (("\ud83d", ValueError), (5, TypeError)):
+        with pytest.raises(error, match="prompt"):
+            evaluated(model, pairs, prompt=wrong)
 
 
 def test_columns_of_a_file_are_kept(tmp_path: Path) -> None:

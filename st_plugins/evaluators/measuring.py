@@ -14,6 +14,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
+from st_plugins.pipeline import check_prompt
+
 __all__ = [
     "Way",
     "check_alike",
@@ -87,6 +89,7 @@ def ways_of(
     routes: Routes | None = None,
     prompt: str | None = None,
     prompt_name: str | None = None,
+    argument: str = "routes",
 ) -> tuple[Way, Way, str]:
     """Return how the two sides of a task are encoded, and a warning when that may not be how the model is used.
 
@@ -98,6 +101,7 @@ def ways_of(
             ``encode_document`` where they are like "question" and "answer", plain ``encode`` elsewhere.
         prompt: Prompt of both sides instead of the model's.
         prompt_name: Its name among the model's prompts.
+        argument: What the caller calls the routes, for messages.
 
     Returns:
         The two ways and a sentence, empty when there is nothing to say.
@@ -115,11 +119,11 @@ def ways_of(
         if route is None and names and not _has_default(model):
             raise ValueError(
                 f"{title}: the model has no default route, and {_told_by(columns)} which of its routes "
-                f"{_listed(names)} a text takes; give routes (--routes)"
+                f"{_listed(names)} a text takes; give {argument} (--{argument})"
             )
         known = list(dict.fromkeys([*names, *model.prompts, *([] if names else _PROMPT_NAMES)]))
         if route is not None and route not in known:
-            raise ValueError(f"routes names {route!r}, which the model does not have; it has {_listed(known)}")
+            raise ValueError(f"{argument}={route!r}: the model does not have it, it has {_listed(known)}")
     first, second = (_way(model, route, prompt, names) for route in chosen)
     warning = ""
     others = {_way(model, route, prompt, names) for route in (None, *(names or _PROMPT_NAMES))}
@@ -127,8 +131,8 @@ def ways_of(
         what = f"the routes {_listed(names)}" if names else "prompts of its own for 'query' and 'document'"
         warning = (
             f"{title}: the model has {what}, but {_told_by(columns)} which text is which: all were encoded by plain "
-            "encode, with its default route and prompt. Where some are queries, say so with routes (--routes "
-            "query,document)"
+            f"encode, with its default route and prompt. Where some are queries, say so with {argument} (--{argument} "
+            f"{'query' if argument == 'route' else 'query,document'})"
         )
     return first, second, warning
 
@@ -152,12 +156,15 @@ def way_of_texts(
     Returns:
         The way and a sentence, empty when there is nothing to say.
     """
+    check_prompt(prompt, prompt_name)
+    if route is not None and (not route.strip() or "," in route):
+        raise ValueError(f"route={route!r}: give one route of the model, or 'default'")
     routes = parse_routes(route)
     names = _routes(model)
     side = column if column in names else _side(column)
     if routes is None and side is not None and (not names or side in names):
         routes = side, side
-    way, _, warning = ways_of(model, "the texts", (column, column), routes, prompt, prompt_name)
+    way, _, warning = ways_of(model, "the texts", (column, column), routes, prompt, prompt_name, argument="route")
     return way, warning
 
 

@@ -34,6 +34,7 @@ from st_plugins.evaluators.scoring import (
 from st_plugins.evaluators.space import fit_distance, is_collapsed, space_of_pairs
 from st_plugins.lengths import check_length
 from st_plugins.modules.whitening import Whitening
+from st_plugins.pipeline import check_prompt
 
 __all__ = ["STSSuiteEvaluator"]
 
@@ -139,6 +140,7 @@ class STSSuiteEvaluator(BaseEvaluator):
             )
         if floor_texts is not None and (isinstance(floor_texts, str) or len(floor_texts) < 2):
             raise ValueError("floor_texts must be a list of at least two texts, or None for the evaluated texts")
+        check_prompt(prompt, prompt_name)
         self.pairs = pairs_of(tasks, data, split)
         self.batch_size = batch_size
         self.similarity = similarity

@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins.data.files import check_texts
 from st_plugins.lengths import check_length
+from st_plugins.pipeline import check_prompt
 
 __all__ = ["Kind", "Reading", "Token", "read"]
 
@@ -93,6 +94,7 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
     if not all(part.strip() for part in texts):
         raise ValueError(f"text {text!r} is empty, there is nothing to explain; give at least one word")
     check_texts(texts, "text")
+    check_prompt(prompt)
     if prompt is None and model.default_prompt_name is not None:
         prompt = model.prompts.get(model.default_prompt_name)
     prompt = prompt or ""
