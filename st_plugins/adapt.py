@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
+from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, WeightedLayerPooling
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -17,8 +17,8 @@ from st_plugins.data.files import text_fault
 from st_plugins.modules.all_layers import return_all_layers
 from st_plugins.modules.layer_mix import LayerMix, recipe_weights
 from st_plugins.modules.normalizing_flow import NormalizingFlow
-from st_plugins.modules.whitening import Whitening
-from st_plugins.pipeline import gives_unit_length, rebuild
+from st_plugins.modules.whitening import Whitening, check_output_dimension
+from st_plugins.pipeline import check_prompt, gives_unit_length, rebuild
 
 __all__ = ["first_last_avg", "fit_flow", "pooling", "whiten"]
 
@@ -81,16 +81,21 @@ def whiten(
         >>> bool(np.allclose(np.cov(white.T, ddof=0), np.eye(8), atol=1e-3))
         True
     """
+    check_output_dimension(output_dimension)
+    check_prompt(prompt)
     sentences = _checked(sentences, 2, "a covariance")
     _check_route(model, route)
     result, tail = _open(model)
     dimension = _dimension(result)
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
-    if output_dimension is not None and output_dimension >= len(sentences) and not shrinkage:
+    different = len(set(sentences))
+    if output_dimension is not None and output_dimension >= different and not shrinkage:
+        repeated = "" if different == len(sentences) else f", {different} of them different,"
         raise ValueError(
-            f"output_dimension is {output_dimension}, but {len(sentences)} sentences have rank {len(sentences) - 1} "
-            "at most; give more sentences, choose a smaller output_dimension, or set shrinkage='ledoit-wolf'"
+            f"output_dimension is {output_dimension}, but {len(sentences)} sentences{repeated} have rank "
+            f"{different - 1} at most; give more sentences, choose a smaller output_dimension, or set "
+            "shrinkage='ledoit-wolf'"
         )
     normalize = (normalize or gives_unit_length(model[-1])) and not tail
     whitening = Whitening(dimension, output_dimension, shrinkage=shrinkage, rcond=rcond, normalize=normalize)
@@ -159,6 +164,7 @@ def fit_flow(
     Reference:
         Li et al., arXiv 2011.05864; see `NormalizingFlow`.
     """
+    check_prompt(prompt)
     sentences = _checked(sentences, 3, "a flow")
     _check_route(model, route)
     result, tail = _open(model)
@@ -249,6 +255,10 @@ def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
 def _checked(sentences: Sequence[str], least: int, what: str) -> list[str]:
     if isinstance(sentences, str):
         raise TypeError("sentences must be a list of strings, got one string; put it into a list")
+    if isinstance(sentences, Mapping) or hasattr(sentences, "columns"):  # which iterate over their names
+        raise TypeError(
+            f"sentences must be a list of strings, got a {type(sentences).__name__}; give one column of it"
+        )
     sentences = list(sentences)
     for index, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
@@ -257,6 +267,8 @@ def _checked(sentences: Sequence[str], least: int, what: str) -> list[str]:
             raise ValueError(f"sentences[{index}] {fault}")
     if len(sentences) < least:
         raise ValueError(f"sentences has {len(sentences)} entries, but {what} needs at least {least}; give more text")
+    if len(set(sentences)) < 2:
+        raise ValueError(f"the {len(sentences)} sentences are all equal, but {what} needs different ones")
     return sentences
 
 
@@ -276,12 +288,15 @@ def _check_route(model: SentenceTransformer, route: str | None) -> None:
 
 def _open(model: SentenceTransformer) -> tuple[SentenceTransformer, list[nn.Module]]:
     """Return a copy without the Normalize at the end and without truncation, and the modules left out."""
-    head = list(model)
-    while len(head) > 1 and isinstance(head[-1], Normalize):
+    modules = list(model)
+    head = list(modules)
+    while len(head) > 1 and isinstance(head[-1], Normalize | Dropout):  # Dropout encodes nothing
         head.pop()
+    if not any(isinstance(module, Normalize) for module in modules[len(head) :]):
+        head = modules
     result = rebuild(model, head)
     result.truncate_dim = None
-    return result, [copy.deepcopy(module) for module in list(model)[len(head) :]]
+    return result, [copy.deepcopy(module) for module in modules[len(head) :]]
 
 
 def _closed(result: SentenceTransformer, module: nn.Module, tail: list[nn.Module]) -> SentenceTransformer:
