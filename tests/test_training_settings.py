@@ -57,6 +57,33 @@ def test_the_model_keeps_its_length(
         run(model, sentences, tmp_path / "none", max_seq_length=2)
 
 
+def test_what_cannot_be_trained_is_said_before_the_first_step(
+    model: SentenceTransformer, sentences: list[str], tmp_path: Path, seen: Seen
+) -> None:
+    with pytest.raises(TypeError, match="dev must be Pairs, got a str"):
+        run(model, sentences, tmp_path / "out", dev="pairs.tsv")
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no weights to train"):
+        run(model, sentences, tmp_path / "out")
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["query"])
+    model.add_adapter(config)
+    model[0].model.peft_config["default"].base_model_name_or_path = str(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"base model '.*gone', which is not there"):
+        run(model, sentences, tmp_path / "out")
+    assert not seen and not any(tmp_path.iterdir())
+
+
+def test_a_training_prompt_is_not_recorded_as_the_models_own(
+    model: SentenceTransformer, sentences: list[str], tmp_path: Path
+) -> None:
+    dev = Pairs("dev", sentences[:20], sentences[20:40], np.arange(20.0))
+    result = run(model, sentences, tmp_path / "out", dev=dev, prompt="a dog ")
+    for found in (result.before, result.after):
+        prompts = found.settings["measured"]["prompts"]
+        assert prompts == {"used": {"dev": ["a dog ", "a dog "]}, "own": {"dev": [None, None]}}
+
+
 def test_a_tokenizer_without_a_limit(make_model: Callable[..., SentenceTransformer]) -> None:
     model = make_model("llama")  # rotary positions
     model.max_seq_length = int(1e30)

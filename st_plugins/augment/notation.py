@@ -19,7 +19,7 @@ from st_plugins.augment.views import (
     View,
 )
 
-__all__ = ["flatten_view", "parse_view", "view_config", "view_from_config"]
+__all__ = ["as_view", "flatten_view", "parse_view", "view_config", "view_from_config"]
 
 _KNOWN: dict[str, type[View]] = {
     view.name: view
@@ -136,6 +136,34 @@ def parse_view(text: str) -> tuple[View, ...]:
             options[key] = value
         parts.append(known(**options))
     return flatten_view(parts)
+
+
+def as_view(view: Any) -> tuple[View, ...]:
+    """Return the augmentations of a view, in whatever way it is written.
+
+    Args:
+        view: An augmentation, a sequence of them, their configuration, or the short form.
+
+    Returns:
+        The augmentations in order.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: A name or an option is unknown, or a value is not allowed.
+
+    Example:
+        >>> as_view("none") == as_view(NoAugmentation()) == as_view({"view": "none"})
+        True
+    """
+    if isinstance(view, str):
+        try:
+            return parse_view(view)
+        except ValueError as error:
+            raise ValueError(f"views={view!r}: {error}") from error
+    parts = [view] if isinstance(view, Mapping) else view
+    if isinstance(parts, Sequence) and parts and all(isinstance(part, Mapping) for part in parts):
+        return view_from_config(parts)
+    return flatten_view(view)
 
 
 def _option(word: str, defaults: dict[str, Any], name: str) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from st_plugins.augment import FeatureCutoff, TokenShuffle
-from st_plugins.losses.embedding import ViewLoss
+from st_plugins.losses.embedding import ViewLoss, Views, read_views
 
 __all__ = ["ConSERTLoss", "nt_xent"]
 
@@ -132,8 +133,7 @@ class ConSERTLoss(ViewLoss):
             mini_batch_size=mini_batch_size,
             encoder_dropout=encoder_dropout,
         )
-        if len(self.views) != 2:
-            raise ValueError(f"views must be two views, got {len(self.views)}; use NoAugmentation() for a clean one")
+        two_views(self.views, mini_batch_size)
         self.temperature = check_temperature(temperature)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
@@ -186,6 +186,30 @@ def check_temperature(temperature: float) -> float:
     Raises:
         ValueError: It is not positive.
     """
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     return temperature
+
+
+def two_views(views: Sequence[Any], mini_batch_size: int | None = None) -> Views:
+    """Read the two views, so that what no model could make of them is refused before there is one.
+
+    Args:
+        views: As for `ConSERTLoss`.
+        mini_batch_size: As for `ConSERTLoss`.
+
+    Returns:
+        The augmentations of each.
+
+    Raises:
+        TypeError: They are no sequence of views.
+        ValueError: A name, an option or the number of them is not allowed, or not beside ``mini_batch_size``.
+
+    Example:
+        >>> two_views(["none", "feature-cutoff:0.2"])
+        ((NoAugmentation(),), (FeatureCutoff(rate=0.2),))
+    """
+    read = read_views(views, mini_batch_size)
+    if len(read) != 2:
+        raise ValueError(f"views must be two views, got {len(read)}; use NoAugmentation() for a clean one")
+    return read

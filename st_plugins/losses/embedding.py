@@ -20,12 +20,10 @@ from st_plugins.augment import (
     NoAugmentation,
     View,
     augmented,
-    flatten_view,
-    parse_view,
     view_config,
-    view_from_config,
 )
 from st_plugins.augment.context import AugmentedPass
+from st_plugins.augment.notation import as_view
 from st_plugins.dropout import dropout_probabilities, without_dropout
 from st_plugins.losses.caching import embed_in_mini_batches
 from st_plugins.losses.nonfinite import GuardedLoss
@@ -70,20 +68,11 @@ class ViewLoss(GuardedLoss, ABC):
         encoder_dropout: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(views, str | View | Mapping):
-            raise TypeError(f"views must be a sequence with one entry for each view, got {views!r}")
-        if mini_batch_size is not None and mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size must be at least 1, or None for the whole batch; got {mini_batch_size}")
         self.model: nn.Module = model
-        self.views: Views = tuple(map(_view, views))
+        self.views: Views = read_views(views, mini_batch_size)
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size
         self.encoder_dropout = encoder_dropout
-        if _adversarial(self.views) and mini_batch_size is not None:
-            raise ValueError(
-                "AdversarialPerturbation needs the gradient of the whole batch before its second pass, which "
-                "mini_batch_size is there to avoid; choose another view, or mini_batch_size=None"
-            )
         clean = all(isinstance(part, NoAugmentation) for view in self.views for part in view)
         if len(self.views) > 1 or not clean:  # one clean view is the model as it is
             AugmentedPass(inner_model(model), self.views)  # impossible views are refused now
@@ -343,13 +332,35 @@ def _by_view(embeddings: Tensor, views: Views) -> Tensor:
     return embeddings.view(len(views), -1, embeddings.shape[-1])
 
 
-def _view(view: Any) -> tuple[View, ...]:
-    if isinstance(view, str):
-        return parse_view(view)
-    parts = [view] if isinstance(view, Mapping) else view
-    if isinstance(parts, Sequence) and parts and all(isinstance(part, Mapping) for part in parts):
-        return view_from_config(parts)
-    return flatten_view(view)
+def read_views(views: Sequence[Any], mini_batch_size: int | None = None) -> Views:
+    """Return the augmentations of each view, and refuse what no model could make of them.
+
+    Args:
+        views: As for `ViewLoss`.
+        mini_batch_size: As for `ViewLoss`.
+
+    Returns:
+        One tuple for each view.
+
+    Raises:
+        TypeError: They are no sequence of views.
+        ValueError: A name or an option is not allowed, or a view cannot act on mini-batches.
+
+    Example:
+        >>> read_views(["none"])
+        ((NoAugmentation(),),)
+    """
+    if isinstance(views, str | View | Mapping):
+        raise TypeError(f"views must be a sequence with one entry for each view, got {views!r}")
+    if mini_batch_size is not None and mini_batch_size < 1:
+        raise ValueError(f"mini_batch_size must be at least 1, or None for the whole batch; got {mini_batch_size}")
+    read = tuple(map(as_view, views))
+    if _adversarial(read) and mini_batch_size is not None:
+        raise ValueError(
+            "AdversarialPerturbation needs the gradient of the whole batch before its second pass, which "
+            "mini_batch_size is there to avoid; choose another view, or mini_batch_size=None"
+        )
+    return read
 
 
 def _adversarial(views: Views) -> bool:

@@ -22,7 +22,8 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator, compare
 from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.losses import ConSERTLoss
-from st_plugins.pipeline import default_prompt
+from st_plugins.losses.consert import check_temperature, two_views
+from st_plugins.pipeline import check_prompt, default_prompt
 from st_plugins.training.card import add_section, consert_section, selection_in_words
 from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
 from st_plugins.training.devices import check_device, check_placement
@@ -166,7 +167,11 @@ def train_consert(
     read = None if isinstance(model, SentenceTransformer) else model
     target = folder_target(output, overwrite=overwrite, inputs=[read])
     CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
-    check_ranges(epochs, batch_size, learning_rate, warmup, eval_steps, seed)
+    check_ranges(epochs, batch_size, learning_rate, warmup, eval_steps, seed, max_seq_length)
+    check_device(device)
+    check_prompt(prompt)
+    views = two_views(views, mini_batch_size)
+    check_temperature(temperature)
     select = selection(select, dev)
     kept, duplicates, empty = distinct_texts(texts)
     if len(kept) < batch_size:
@@ -211,10 +216,12 @@ def train_consert(
     start = checkpoints.open(resume=resume, overwrite=overwrite)
     try:
         adapted.to(arguments.device)
-        evaluator = None if dev is None else STSSuiteEvaluator([dev], floor_texts=kept[:_FLOOR_TEXTS], seed=seed)
+        evaluator = None
+        if dev is not None:
+            evaluator = STSSuiteEvaluator([dev], floor_texts=kept[:_FLOOR_TEXTS], seed=seed, prompt=prompt)
+        before = None if evaluator is None else evaluator.evaluate(adapted, "before")
+        adapted.float()  # after it was measured as it is
         with prompted(adapted, prompt):
-            before = None if evaluator is None else evaluator.evaluate(adapted, "before")
-            adapted.float()  # after it was measured as it is
             trainer, geometry = _trainer(adapted, loss, arguments, kept, settings, dev, checkpoints, callbacks)
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
             steps = trainer.state.global_step
@@ -223,8 +230,7 @@ def train_consert(
         with target.write() as folder:
             _save(adapted, folder)
             final = io.load_sentence_transformer(folder, str(arguments.device))
-            with prompted(final, prompt):
-                after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
+            after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
             comparison = None if before is None or after is None else compare(after, before, seed=seed)
             result = TrainingResult(
                 final,
@@ -250,7 +256,6 @@ def train_consert(
 def _arguments(
     folder: Path, settings: dict[str, Any], steps: int, device: str | None, show_progress_bar: bool, metric: str
 ) -> SentenceTransformerTrainingArguments:
-    check_device(device)
     every = settings["eval_steps"]
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.describe import describe_model
 from st_plugins.geometry.probe import NUMBERS
 from st_plugins.lengths import positions
+from st_plugins.loading.hub import local_folder
 from st_plugins.pipeline import rebuild
 
 __all__ = [
@@ -50,21 +51,34 @@ def check_installed() -> None:
 
 
 def check_ranges(
-    epochs: float, batch_size: int, learning_rate: float, warmup: float, eval_steps: int | None, seed: int
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    warmup: float,
+    eval_steps: int | None,
+    seed: int,
+    max_seq_length: int | None,
 ) -> None:
     """Raise a ValueError for a setting of `train_consert` that is out of its range."""
-    if not 0 < epochs < math.inf or not 0 < learning_rate < math.inf:
-        raise ValueError(f"epochs={epochs} and learning_rate={learning_rate} must be above 0")
+    for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be above 0, and finite")
     if batch_size < 2:
         raise ValueError(f"batch_size={batch_size} leaves no negatives; use at least 2")
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup={warmup} is a share of the steps and must lie in [0, 1)")
-    if (eval_steps is not None and eval_steps < 1) or seed < 0:
-        raise ValueError(f"eval_steps={eval_steps} must be at least 1 (or None), seed={seed} at least 0")
+    if eval_steps is not None and eval_steps < 1:
+        raise ValueError(f"eval_steps={eval_steps} must be at least 1, or None for ten evaluations")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must be at least 0 and below 2**32")
+    if max_seq_length is not None and max_seq_length < 3:
+        raise ValueError(f"max_seq_length={max_seq_length} leaves no token between the special ones; use at least 3")
 
 
 def selection(select: str | None, dev: Pairs | None) -> str:
     """Return how the checkpoint is chosen, by default or as asked for."""
+    if dev is not None and not isinstance(dev, Pairs):
+        raise TypeError(f"dev must be Pairs, got a {type(dev).__name__}; st_plugins.data.read_pairs reads a file")
     if select is None:
         return "last" if dev is None else "dev"
     if select == "dev" and dev is None:
@@ -81,6 +95,8 @@ def distinct_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
     """Return the distinct texts in order, and how many duplicates and blank ones were left out."""
     if isinstance(texts, str):
         raise TypeError("texts must be a list of strings, got one string; put it into a list")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # which iterate over their names
+        raise TypeError(f"texts must be a list of strings, got a {type(texts).__name__}; give one column of it")
     kept: dict[str, None] = {}
     duplicates = empty = 0
     for index, text in enumerate(texts):
@@ -152,16 +168,30 @@ def prepared(model: SentenceTransformer | str | Path) -> SentenceTransformer:
                 "texts could only take one of them; use ConSERTLoss in SentenceTransformerTrainer, whose "
                 "router_mapping says which"
             )
+    if not any(parameter.requires_grad for parameter in loaded.parameters()):
+        raise ValueError("the model has no weights to train: all are frozen; call model.requires_grad_(True)")
+    for module in loaded.modules():
+        for adapter in (getattr(module, "peft_config", None) or {}).values():
+            _check_base(adapter.base_model_name_or_path)
     adapted = rebuild(loaded, list(loaded))
     # A folder's name says nothing about a model of that name on the hub.
     adapted.model_card_data.local_files_only = True
     return adapted
 
 
+def _check_base(name: str | None) -> None:
+    """Refuse an adapter whose base model is gone: an adapter is saved alone, and could not be loaded again."""
+    try:
+        local_folder(name or "")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the model has an adapter for the base model {name!r}, which is not there, so that the trained model "
+            "could not be loaded; save the base model first and put the adapter on what is loaded from there"
+        ) from error
+
+
 def training_length(model: SentenceTransformer, max_seq_length: int | None) -> int | None:
     """Return how many tokens of a text are trained on; None where the model has no limit that could be lower."""
-    if max_seq_length is not None and max_seq_length < 3:
-        raise ValueError(f"max_seq_length={max_seq_length} leaves no token between the special ones; use at least 3")
     own = model.max_seq_length
     if not isinstance(own, int) or isinstance(model[0], StaticEmbedding):
         return None
