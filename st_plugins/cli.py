@@ -109,7 +109,7 @@ def _with_options(text: str, words: Sequence[str]) -> str:
     """Let a message of the library, which names its arguments, name the options of the command that ran.
 
     An option is its argument with dashes: ``batch_size=0`` becomes ``--batch-size=0``. Names that are words of
-    English too count only before an equals sign.
+    English too count only before an equals sign, or where the message says what they must be.
     """
     command: Any = typer.main.get_command(app)
     for word in words:
@@ -117,6 +117,6 @@ def _with_options(text: str, words: Sequence[str]) -> str:
     for parameter in command.params:
         option = parameter.opts[0]
         if option == "--" + parameter.name.replace("_", "-"):
-            end = r"\b" if "_" in parameter.name else r"(?==)"
+            end = r"\b" if "_" in parameter.name else r"(?==| must be\b)"
             text = re.sub(rf"(?<![\w.-]){parameter.name}{end}", option, text)
     return text

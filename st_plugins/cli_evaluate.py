@@ -184,6 +184,7 @@ def compare(
             columns=(text1, text2, score),
             split=split,
             floor=False,
+            confidence=confidence,
             bootstrap_samples=0,
             similarity=similarity,
             prompt=prompt,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from st_plugins.cli_models import check_model, load_model
-from st_plugins.cli_options import DeviceOption, Dtype, LengthOption, ModelArgument, refuse_unused
+from st_plugins.cli_options import DeviceOption, Dtype, LengthOption, ModelArgument, encodable, refuse_unused
 from st_plugins.terminal import say, terminal
 
 if TYPE_CHECKING:
@@ -23,8 +23,10 @@ _By = Literal["word", "token", "sentence", "span"]
 def explain(
     context: typer.Context,
     model: ModelArgument,
-    a: Annotated[str, typer.Argument(help="A text.")],
-    b: Annotated[str | None, typer.Argument(help="Another text, to explain the similarity of the two.")] = None,
+    a: Annotated[str, typer.Argument(help="A text.", callback=encodable)],
+    b: Annotated[
+        str | None, typer.Argument(help="Another text, to explain the similarity of the two.", callback=encodable)
+    ] = None,
     by: Annotated[
         _By | None,
         typer.Option(help="What to list and draw (default: word, or span for SpanPooling).", show_default=False),
@@ -34,7 +36,8 @@ def explain(
         bool, typer.Option("--faithfulness", help="Delete tokens and measure whether those named matter.")
     ] = False,
     prompt: Annotated[
-        str | None, typer.Option(help="Goes before the texts (default: the model's own default prompt).")
+        str | None,
+        typer.Option(help="Goes before the texts (default: the model's own default prompt).", callback=encodable),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Page to write.", show_default=False)] = None,
     json: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default=False)] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,8 +58,10 @@ def geometry(
     from st_plugins.evaluators.encoding import distinct, encode_longest_first
     from st_plugins.evaluators.measuring import way_of_texts
     from st_plugins.geometry import geometry as describe
+    from st_plugins.pipeline import check_prompt
 
     check_model(model)
+    check_prompt(prompt, prompt_name)
     target = None
     if output is None:
         refuse_unused(context, "without --output", "overwrite")
@@ -75,7 +78,7 @@ def geometry(
         sentences,
         [len(text) for text in sentences],
         batch_size=batch_size,
-        show_progress_bar=True,
+        show_progress_bar=sys.stderr.isatty(),
         arguments=way.arguments,
     )
     numbers = describe(embeddings, seed=seed)

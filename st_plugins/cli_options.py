@@ -29,6 +29,7 @@ __all__ = [
     "TasksOption",
     "Text1Option",
     "Text2Option",
+    "encodable",
     "refuse_unused",
 ]
 
@@ -57,13 +58,37 @@ ColumnOption = Annotated[
 ]
 SplitOption = Annotated[str, typer.Option(help="Split of the tasks.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the weights.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... (default: the best there is).")]
+
+
+def _device(device: str | None) -> str | None:
+    """Look for a device before anything is read or loaded."""
+    if device is not None:
+        from st_plugins.loading.devices import check_present
+
+        check_present(device)
+    return device
+
+
+def encodable(parameter: typer.CallbackParam, text: str | None) -> str | None:
+    """Refuse a text that no tokenizer takes before anything is read or loaded."""
+    if text is not None:
+        from st_plugins.data.files import text_fault
+
+        if fault := text_fault(text):
+            raise ValueError(f"{parameter.opts[0]} {fault}")
+    return text
+
+
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, mps, ... (default: the best there is).", callback=_device)
+]
 BatchOption = Annotated[int, typer.Option(help="Sentences per batch.", min=1)]
 SimilarityOption = Annotated[
     str | None, typer.Option(help="cosine, dot, euclidean or manhattan (default: the model's own).")
 ]
 PromptOption = Annotated[
-    str | None, typer.Option(help="Text to put before each text (default: the model's own prompts).")
+    str | None,
+    typer.Option(help="Text to put before each text (default: the model's own prompts).", callback=encodable),
 ]
 PromptNameOption = Annotated[str | None, typer.Option(help="The same by its name among the model's prompts.")]
 RoutesOption = Annotated[
@@ -77,7 +102,7 @@ RouteOption = Annotated[
     str | None, typer.Option(help="'query' or 'document': encode the texts as such (default: by the column's name).")
 ]
 LengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many tokens.", min=3)]
-SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0)]
+SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0, max=2**32 - 1)]
 
 
 def refuse_unused(context: typer.Context, why: str, *names: str) -> None:

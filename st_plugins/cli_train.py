@@ -69,7 +69,9 @@ def consert(
             "without labels 'alignment+uniformity', 'uniformity', 'effective_rank', ..."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of batches, views, dropout and resamples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of batches, views, dropout and resamples.", min=0, max=2**32 - 1)
+    ] = 0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")] = False,
     device: DeviceOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def whiten(
     output: Annotated[Path, typer.Option(help="Folder for the new model.")],
     column: ColumnOption = None,
     output_dimension: Annotated[
-        int | None, typer.Option(help="Dimensions to keep (default: all that the texts span).")
+        int | None, typer.Option(help="Dimensions to keep (default: all that the texts span).", min=1)
     ] = None,
     keep_plugin: Annotated[
         bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
@@ -81,9 +82,11 @@ def whiten(
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators import compare as compare_results
     from st_plugins.evaluators.measuring import way_of_texts
+    from st_plugins.pipeline import check_prompt
 
     refuse_unused_measuring(context, pairs=pairs, data=data, always=False)
     check_model(model)
+    check_prompt(prompt, prompt_name)
     kind = _shrinkage(shrinkage)
     target = folder_target(output, name="--output", overwrite=overwrite, inputs=(model, texts, pairs, data))
     sentences = read_texts(texts, column)
@@ -134,9 +137,10 @@ def whiten(
 
 
 def _shrinkage(text: str) -> float | str:
-    if text == "ledoit-wolf":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--shrinkage {text!r} is neither a number from 0 to 1 nor 'ledoit-wolf'") from None
+    from st_plugins.modules.whitening import check_shrinkage
+
+    shrinkage: float | str = text
+    with contextlib.suppress(ValueError):
+        shrinkage = float(text)
+    check_shrinkage(shrinkage)
+    return shrinkage

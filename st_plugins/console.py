@@ -38,7 +38,8 @@ _WHITENING_ADVICE = (
 def _interval(low: float, high: float, sign: str = "") -> str:
     if math.isnan(low) or math.isnan(high):
         return ""
-    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    # Adding 0.0 makes a zero of what rounding made a negative one.
+    return f"[{round(100 * low, 1) + 0.0:{sign}.1f}, {round(100 * high, 1) + 0.0:{sign}.1f}]"
 
 
 def _score(score: Score) -> Text:
@@ -52,7 +53,7 @@ def _difference(difference: Difference) -> Text:
     if math.isnan(difference.value):
         return Text("undefined")
     colour = {"better": "green", "worse": "red"}.get(difference.verdict, "yellow")
-    return Text(f"{100 * difference.value:+.2f}\n{difference.verdict}", colour)
+    return Text(f"{percent(difference.value, sign=True)}\n{difference.verdict}", colour)
 
 
 def score_table(result: SuiteResult) -> Table:
@@ -173,7 +174,7 @@ def verdict(comparison: Comparison) -> Text:
         return foreign(f"{comparison.second} (B) is better by {points} {_interval(-found.high, -found.low)}", "green")
     if math.isnan(found.value):
         return Text("which of A and B is better could not be measured: a correlation is undefined", "yellow")
-    between = f"B - A is {-100 * found.value:+.2f} {_interval(-found.high, -found.low, '+')}"
+    between = f"B - A is {percent(-found.value, sign=True)} {_interval(-found.high, -found.low, '+')}"
     return Text(f"A and B are {found.verdict} on these pairs: {between}", "yellow")
 
 

@@ -125,7 +125,7 @@ def test_keep_plugin_keeps_the_module(run: Run, model_folder: str, texts: str, t
     )
     code, out, _ = run(*args)
     assert code == 0 and "was not measured" in out
-    assert "st_plugins.modules.whitening.Whitening" in (output / "modules.json").read_text(encoding="utf-8")
+    assert "st_plugins.modules.Whitening" in (output / "modules.json").read_text(encoding="utf-8")
     assert run("geometry", str(output), "--texts", texts)[0] == 0
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
+from st_plugins.console import comparison_table, verdict
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult, compare
 
@@ -47,6 +50,10 @@ def test_a_model_is_not_separable_from_itself(result: SuiteResult) -> None:
     comparison = compare(result, result)
     assert {value.verdict for value in [*comparison.tasks.values(), comparison.average]} == {"not separable"}
     assert comparison.average.value == 0 and comparison.average.p_value == 1
+    console = Console(file=io.StringIO(), width=200)
+    console.print(comparison_table(comparison, {}), verdict(comparison))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "B - A is +0.00 [+0.0, +0.0]" in printed and "-0.0" not in printed
 
 
 def test_json_round_trip_keeps_the_comparison(result: SuiteResult, tmp_path: Path) -> None:
