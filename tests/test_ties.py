@@ -49,6 +49,16 @@ def test_cosines_stay_within_one_and_parallel_rows_tie(vectors: np.ndarray) -> N
     assert set(pair_similarities(both, rows, rows + 50)) == {-1.0}
 
 
+def test_dot_products_of_unit_vectors_are_cosines(vectors: np.ndarray) -> None:
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = np.arange(25)
+    assert len(set((unit[:25].astype(np.float64) ** 2).sum(axis=1))) > 1
+    assert set(pair_similarities(unit, rows, rows + 25, "dot")) == {1.0}
+    np.testing.assert_array_equal(
+        pair_similarities(unit, rows, rows[::-1], "dot"), pair_similarities(unit, rows, rows[::-1], "cosine")
+    )
+
+
 def test_zero_rows_have_cosine_zero_also_with_themselves() -> None:
     rows = np.array([[0.0, 0.0], [-0.0, 0.0], [1.0, 0.0]], dtype=np.float32)
     assert pair_similarities(rows, np.array([0, 0, 2]), np.array([1, 2, 2])).tolist() == [0.0, 0.0, 1.0]
@@ -62,6 +72,8 @@ def test_equal_bags_have_equal_floor_vectors() -> None:
     np.testing.assert_array_equal(raw[:300], raw[300:])
     white = whiten_bag(raw, raw[:300])
     np.testing.assert_array_equal(white[:300], white[300:])
+    thrice = bag_of_random_vectors([row * 3 for row in tokens], 24)
+    np.testing.assert_array_equal(raw[:300], thrice)  # the mean of the same tokens
 
 
 def test_the_floor_of_turned_sentences_is_undefined(model: SentenceTransformer, sentences: list[str]) -> None:

@@ -40,11 +40,12 @@ _BLOCK_IDS = 4096
 _TOKENIZE_ROWS = 8192
 
 
-def token_ids(model: SentenceTransformer, sentences: Sequence[str]) -> list[list[int]]:
+def token_ids(model: Any, sentences: Sequence[str]) -> list[list[int]]:
     """Tokenize with the model's own tokenizer and length limit, without special tokens.
 
     Args:
-        model: Any SentenceTransformer with a Hugging Face, ``tokenizers`` or host word tokenizer.
+        model: Any SentenceTransformer, or its first module, with a Hugging Face, ``tokenizers`` or host word
+            tokenizer.
         sentences: The texts.
 
     Returns:
@@ -99,7 +100,7 @@ def random_token_vectors(ids: NDArray[np.int64], dimension: int, seed: int = 0) 
 
 
 def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """Embed texts as the mean of their tokens' random vectors; the order of the tokens changes no bit.
+    """Embed texts as the mean of their tokens' random vectors; only the share of each token counts, bit for bit.
 
     Args:
         tokens: Token ids of each text, from :func:`token_ids`.
@@ -115,13 +116,14 @@ def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed:
         (True, 0.0)
     """
     lengths = np.array([len(row) for row in tokens], dtype=np.int64)
-    # Sorted, because a sum in another order rounds differently, and rounding would be ranked.
-    flat = np.array([token for row in tokens for token in sorted(row)], dtype=np.int64)
+    flat = np.array([token for row in tokens for token in row], dtype=np.int64)
     ids, columns = np.unique(flat, return_inverse=True)
-    share = np.repeat(1.0 / np.maximum(lengths, 1), lengths).astype(np.float32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    bag = csr_matrix((share, columns, offsets), shape=(len(tokens), len(ids)))
-    return np.asarray(bag @ random_token_vectors(ids, dimension, seed), dtype=np.float32)
+    bag = csr_matrix((np.ones(len(flat)), columns, offsets), shape=(len(tokens), len(ids)))
+    # Each token once and in order: a sum in another order rounds differently, and rounding would be ranked.
+    bag.sum_duplicates()
+    bag.data /= np.repeat(lengths, np.diff(bag.indptr))
+    return np.asarray(bag.astype(np.float32) @ random_token_vectors(ids, dimension, seed), dtype=np.float32)
 
 
 def whiten_bag(raw: NDArray[np.float32], fit: NDArray[np.float32]) -> NDArray[np.float32]:

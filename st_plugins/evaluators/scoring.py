@@ -32,6 +32,7 @@ SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 CONVENTIONS = ("all", "mean", "wmean")
 _BLOCK_ROWS = 4096
 _COSINE_DECIMALS = 12
+_UNIT = 1e-5  # what rounding leaves of a squared length of 1
 
 
 def pair_similarities(
@@ -44,7 +45,8 @@ def pair_similarities(
 
     Rounding is not ranked: two rows that are equal bit by bit have cosine 1 and distance 0, a pair of rows has one
     value wherever and in whichever order it occurs, and cosines are rounded to 12 decimals. Two float32 vectors that
-    differ by rounding only have a cosine within 1e-13 of 1; between others rounding is a million times larger.
+    differ by rounding only have a cosine within 1e-13 of 1; between others rounding is a million times larger. The dot
+    product of vectors that all have length 1 is their cosine.
 
     Args:
         embeddings: Vectors, shape (M, d).
@@ -67,6 +69,8 @@ def pair_similarities(
         raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
     used, places = np.unique(np.concatenate([first, second]), return_inverse=True)
     a, b = used[equal_rows(embeddings[used])[places]].reshape(2, -1)
+    if similarity == "dot" and np.all(np.abs(np.einsum("nd,nd->n", *[embeddings[used]] * 2) - 1) < _UNIT):
+        similarity = "cosine"
     # One value for each pair of distinct rows: a sum's rounding depends on where the row lies in memory.
     codes, back = np.unique(np.minimum(a, b) * len(embeddings) + np.maximum(a, b), return_inverse=True)
     one, other = np.divmod(codes, len(embeddings))
