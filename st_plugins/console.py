@@ -38,8 +38,7 @@ _WHITENING_ADVICE = (
 def _interval(low: float, high: float, sign: str = "") -> str:
     if math.isnan(low) or math.isnan(high):
         return ""
-    # Adding 0.0 makes a zero of what rounding made a negative one.
-    return f"[{round(100 * low, 1) + 0.0:{sign}.1f}, {round(100 * high, 1) + 0.0:{sign}.1f}]"
+    return f"[{percent(low, 1, bool(sign))}, {percent(high, 1, bool(sign))}]"
 
 
 def _score(score: Score) -> Text:

@@ -116,6 +116,23 @@ def test_a_reversed_scale_is_noticed(model: SentenceTransformer, pairs: Pairs, s
     assert not any("other way" in text for text in right.warnings)
 
 
+@pytest.mark.parametrize("samples", [100, 0])
+def test_a_few_pairs_say_nothing_about_the_scale(model: SentenceTransformer, pairs: Pairs, samples: int) -> None:
+    for count in (2, 3, 4, 12):
+        task = _evaluate(model, Pairs("few", pairs.sentences1[:count], pairs.sentences2[:count], np.arange(count)))
+        similarities = np.array(task.tasks[0].similarities)
+        turned = Pairs("few", pairs.sentences1[:count], pairs.sentences2[:count], -similarities)
+        result = _evaluate(model, turned, bootstrap_samples=samples)
+        assert result.average["spearman_all"].value == pytest.approx(-1)
+        assert any("other way" in text for text in result.warnings) == (count == 12)
+
+
+def test_one_gold_value_promises_no_ranking(model: SentenceTransformer, pairs: Pairs) -> None:
+    result = _evaluate(model, Pairs("flat", pairs.sentences1, pairs.sentences2, np.ones(30)))
+    for text in (markdown(result), html(result)):
+        assert "perfect ranking" not in text and "no ranking to find" in text
+
+
 def test_similarities_that_run_the_other_way_are_not_the_scales_fault(
     model: SentenceTransformer, pairs: Pairs
 ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from st_plugins.evaluators.result import Difference
+from st_plugins.evaluators.result import Difference, Score
 from st_plugins.evaluators.statistics import (
     bootstrap,
     correlation,
@@ -145,3 +145,8 @@ def test_interval_leaves_the_same_share_out_on_both_sides() -> None:
     assert (score.value, score.low, score.high) == (0.4, pytest.approx(0.05), pytest.approx(0.95))
     with_undefined = interval(0.4, np.array([0.0, np.nan, 1.0]), 0.5)
     assert (with_undefined.low, with_undefined.high) == (pytest.approx(0.25), pytest.approx(0.75))
+
+
+def test_an_interval_reaches_to_its_score() -> None:
+    assert interval(-1.0, np.full(9, -0.9999999999999998), 0.95) == Score(-1.0, -1.0, -0.9999999999999998)
+    assert interval(0.5, np.full(9, 0.4), 0.95) == Score(0.5, 0.4, 0.5)

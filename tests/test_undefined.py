@@ -59,6 +59,20 @@ def test_a_difference_that_does_not_exist_is_undefined() -> None:
     assert difference(0.1, np.full(9, NAN), 0.95).verdict == "undefined"
 
 
+def test_undefined_resamples_speak_for_neither_side() -> None:
+    found = difference(2.0, np.array([2.0] * 60 + [NAN] * 40), 0.95)  # as of two pairs
+    assert found.p_value == pytest.approx(2 * 41 / 101) and found.verdict == "not separable"
+    assert difference(2.0, np.full(99, 2.0), 0.95).p_value == pytest.approx(0.02)
+
+
+def test_without_resamples_nothing_is_tested(model: SentenceTransformer, sentences: list[str]) -> None:
+    pairs = Pairs("own", sentences[:30], sentences[30:], np.arange(30.0))
+    result = STSSuiteEvaluator([pairs], bootstrap_samples=0, geometry=False).evaluate(model)
+    assert result.floor is not None
+    above = result.floor.above_raw["own"]
+    assert above.verdict == result.floor.above_whitened["avg"].verdict == "not tested" and not math.isnan(above.value)
+
+
 def test_undefined_differences_are_no_tests_of_holm() -> None:
     raw = {"a": Difference(0.1, 0, 0.2, 0.03, "better"), "b": Difference(NAN, NAN, NAN, NAN, "undefined")}
     corrected = holm(raw, 0.95)

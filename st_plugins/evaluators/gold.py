@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 
 _CLEARLY = 0.1  # a correlation this far below zero asks for a reason, if its interval is below zero too
 _CLEARLY_ALONE = 0.3  # the same where there is no interval
+_BY_CHANCE = 2.0  # standard deviations of a rank correlation between unrelated scores: a few pairs reach any value
 
 
 def highest_spearman(gold: Array) -> float:
@@ -75,11 +76,11 @@ def reversed_scale(task: TaskResult, floor: FloorResult | None) -> list[str]:
     score = task.spearman["all"]
     share = score.value / task.highest  # of what can be reached: few positives leave little room
     clearly = share <= -_CLEARLY_ALONE if np.isnan(score.high) else share <= -_CLEARLY and score.high < 0
-    if not clearly:
+    if not clearly or score.value * np.sqrt(task.pairs - 1) > -_BY_CHANCE:
         return []
     text = f"{task.title}: Spearman is {100 * score.value:.2f}, clearly below zero"
     if task.binary is not None:
-        text += f" (AUC {100 * task.binary.auc.value:.2f}, below 50)"
+        text += f", and AUC {100 * task.binary.auc.value:.2f}, below 50"
     raw = None if floor is None else floor.raw[task.name].value
     if raw is not None and raw > _CLEARLY:
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from st_plugins.evaluators.result import SuiteResult
@@ -56,6 +57,8 @@ def highest_in_words(result: SuiteResult) -> str:
     Returns:
         One or two sentences.
     """
+    if all(math.isnan(task.highest) for task in result.tasks):
+        return "All gold scores of a task are equal, so that there is no ranking to find."
     capped = [task for task in result.tasks if task.highest < TIES_MATTER]
     if not capped:
         return "100 is a perfect ranking, 0 is none."

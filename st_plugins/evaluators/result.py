@@ -44,7 +44,8 @@ class Difference:
         low: Lower end of its confidence interval.
         high: Upper end of its confidence interval.
         p_value: Two-sided bootstrap p-value, corrected when several tasks were compared (Holm).
-        verdict: ``"better"``, ``"worse"``, ``"not separable"``, or ``"undefined"`` where nothing could be measured.
+        verdict: ``"better"``, ``"worse"``, ``"not separable"``, ``"undefined"`` where nothing could be measured, or
+            ``"not tested"`` without resamples.
 
     Example:
         >>> Difference(0.02, 0.01, 0.03, p_value=0.004, verdict="better").value

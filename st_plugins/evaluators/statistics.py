@@ -231,7 +231,7 @@ def _blocks(counts: NDArray[np.uint8]) -> Iterator[tuple[Array, Array, slice]]:
 
 
 def interval(value: float, distribution: Array, confidence: float) -> Score:
-    """Return a score with its percentile interval.
+    """Return a score with its percentile interval, which reaches to the score itself if that lies outside.
 
     Args:
         value: The score on the pairs themselves.
@@ -246,14 +246,15 @@ def interval(value: float, distribution: Array, confidence: float) -> Score:
         return Score(float(value))
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(finite, [tail, 1.0 - tail])
-    return Score(float(value), float(low), float(high))
+    return Score(float(value), min(float(low), float(value)), max(float(high), float(value)))
 
 
 def difference(value: float, distribution: Array, confidence: float) -> Difference:
     """Judge a paired difference by its bootstrap distribution (uncorrected; see :func:`holm`).
 
     The two-sided p-value is twice the smaller share of resamples on either side of zero, with one added to both
-    counts so that it is never exactly zero.
+    counts so that it is never exactly zero. A resample on which the difference is undefined speaks for neither side,
+    and counts on both: few pairs, or one positive, decide nothing.
 
     Args:
         value: Difference on the pairs themselves.
@@ -261,15 +262,18 @@ def difference(value: float, distribution: Array, confidence: float) -> Differen
         confidence: Coverage, such as 0.95.
 
     Returns:
-        The difference with interval, p-value and verdict; ``"undefined"`` where the difference does not exist.
+        The difference with interval, p-value and verdict; ``"undefined"`` where the difference does not exist,
+        ``"not tested"`` where there are no resamples.
     """
     score = interval(value, distribution, confidence)
     finite = distribution[np.isfinite(distribution)]
     if not np.isfinite(value) or finite.size == 0:
         # Nothing was measured, which is another thing than two that cannot be told apart.
-        return Difference(score.value, score.low, score.high, float("nan"), "undefined")
-    tails = (np.sum(finite <= 0) + 1, np.sum(finite >= 0) + 1)
-    p_value = min(1.0, 2.0 * float(min(tails)) / (finite.size + 1))
+        verdict = "not tested" if np.isfinite(value) and distribution.size == 0 else "undefined"
+        return Difference(score.value, score.low, score.high, float("nan"), verdict)
+    neither = distribution.size - finite.size
+    tails = (np.sum(finite <= 0) + neither + 1, np.sum(finite >= 0) + neither + 1)
+    p_value = min(1.0, 2.0 * float(min(tails)) / (distribution.size + 1))
     return Difference(score.value, score.low, score.high, p_value, _verdict(score.value, p_value, confidence))
 
 
