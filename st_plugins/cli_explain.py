@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from st_plugins.cli_models import check_model, load_model
-from st_plugins.cli_options import DeviceOption, Dtype, LengthOption, ModelArgument, encodable, refuse_unused
+from st_plugins.cli_options import DeviceOption, LengthOption, ModelArgument, encodable, refuse_unused
 from st_plugins.terminal import say, terminal
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def explain(
     if html is None and json is None:
         refuse_unused(context, "without --html or --json", "overwrite")
     check_model(model)
-    loaded = load_model(model, Dtype.float32, device, max_seq_length)
+    loaded = load_model(model, None, device, max_seq_length)
     found: Explanation | PairExplanation
     if b is None:
         found = explanations.explain(loaded, a, top, prompt=prompt, by=by, faithfulness=faithfulness)

@@ -64,37 +64,38 @@ def refuse_unused_measuring(
         refuse_unused(context, "without --pairs", "text1", "text2", "score")
 
 
-def load_model(name: str, dtype: Dtype, device: str | None, max_seq_length: int | None) -> SentenceTransformer:
+def load_model(name: str, dtype: Dtype | None, device: str | None, max_seq_length: int | None) -> SentenceTransformer:
     """Load a model with the precision and the length that the options ask for."""
-    model = _loaded(name, dtype, device)
-    _limit(model, max_seq_length)
+    model = _loaded(name, device)
+    _adjust(model, dtype, max_seq_length)
     return model
 
 
 def evaluated(
-    evaluator: STSSuiteEvaluator, name: str, dtype: Dtype, device: str | None, max_seq_length: int | None
+    evaluator: STSSuiteEvaluator, name: str, dtype: Dtype | None, device: str | None, max_seq_length: int | None
 ) -> SuiteResult:
-    """Load and evaluate a model; its own length is recorded beside the one that was asked for."""
-    from st_plugins.evaluators.measuring import length_of
+    """Load and evaluate a model; its own length and precision are recorded beside those asked for."""
+    from st_plugins.evaluators.measuring import dtype_of, length_of
 
-    model = _loaded(name, dtype, device)
-    own = {"max_seq_length": length_of(model)}
-    _limit(model, max_seq_length)
+    model = _loaded(name, device)
+    own = {"max_seq_length": length_of(model), "dtype": dtype_of(model)}
+    _adjust(model, dtype, max_seq_length)
     return evaluator.evaluate(model, model_name=name, own=own)
 
 
-def _loaded(name: str, dtype: Dtype, device: str | None) -> SentenceTransformer:
-    import torch
-
+def _loaded(name: str, device: str | None) -> SentenceTransformer:
     from st_plugins.io import load_sentence_transformer
 
-    model = load_sentence_transformer(name, device)
-    return model if dtype is Dtype.float32 else model.to(getattr(torch, dtype.value))
+    return load_sentence_transformer(name, device)
 
 
-def _limit(model: SentenceTransformer, max_seq_length: int | None) -> None:
+def _adjust(model: SentenceTransformer, dtype: Dtype | None, max_seq_length: int | None) -> None:
+    import torch
+
     from st_plugins.lengths import check_length, set_length
 
+    if dtype is not None:
+        model.to(getattr(torch, dtype.value))
     if max_seq_length is not None:
         set_length(model, max_seq_length)
     check_length(model)

@@ -57,7 +57,7 @@ ColumnOption = Annotated[
     str | None, typer.Option(help="Column of the texts, when --texts is a table.", show_default=False)
 ]
 SplitOption = Annotated[str, typer.Option(help="Split of the tasks.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the weights.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Precision of the weights (default: the model's own).")]
 
 
 def _device(device: str | None) -> str | None:

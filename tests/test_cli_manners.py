@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -139,6 +140,22 @@ def test_options_of_measuring_are_refused_beside_stored_results(
         code, _, err = run("compare", "r", "r", *option)
         assert code == 1 and f"{option[0]} has no effect beside two stored results" in err, err
     assert run("compare", "r", "r", "--confidence", 0.9, "--bootstrap-samples", 50)[0] == 0
+
+
+def test_the_precision_is_the_models_own_unless_an_option_says_otherwise(
+    run: Run, files: Path, model: SentenceTransformer
+) -> None:
+    model.half().save("half", create_model_card=False)
+    options = ("--pairs", "pairs.tsv", "--no-floor", "--device", "cpu", "--output")
+    assert run("evaluate", "half", *options, "own")[0] == 0
+    assert run("evaluate", "half", "--dtype", "float32", *options, "full")[0] == 0
+    for folder, used in (("own", "float16"), ("full", "float32")):
+        measured = json.loads(Path(folder, "result.json").read_text(encoding="utf-8"))["settings"]["measured"]
+        assert measured["dtype"] == {"used": used, "own": "float16"}
+    code, _, err = run("compare", "full", "half", "--pairs", "pairs.tsv", "--device", "cpu")
+    assert code == 1 and "dtype is float32 for 'half' (the model's own is float16)" in err, err
+    _, out, _ = run("compare", "own", "half", "--pairs", "pairs.tsv", "--device", "cpu")
+    assert "B - A is +0.00 [+0.0, +0.0]" in out, out
 
 
 @pytest.mark.parametrize(

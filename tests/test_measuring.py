@@ -22,6 +22,7 @@ from st_plugins.geometry import GeometryCallback
 from st_plugins.training import train_consert
 
 QUESTIONS = ("question", "answer")
+GOLD = np.arange(18.0)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_prompts_of_the_model_and_of_the_caller(model: SentenceTransformer, pair
         evaluated(model, pairs, prompt_name="nope")
 
 
-@pytest.mark.parametrize("columns", [QUESTIONS, QUESTIONS[::-1], ("Query text", "passage_1")])
+@pytest.mark.parametrize("columns", [QUESTIONS, QUESTIONS[::-1], ("Query text", "passage_1"), ("queryText", "docId")])
 def test_query_and_document_prompts_are_those_of_the_host(
     model: SentenceTransformer, pairs: Pairs, columns: tuple[str, str]
 ) -> None:
@@ -160,6 +161,8 @@ def test_routes_that_are_missing_are_named(router: SentenceTransformer, pairs: P
     router[0].default_route = None
     with pytest.raises(ValueError, match=r"no default route.*'query', 'document'"):
         evaluated(router, pairs)
+    told = evaluated(router, pairs, routes="query,document").settings["measured"]["routes"]
+    assert told == {"used": {"own": ["query", "document"]}, "own": {"own": ["query", "document"]}}
     named = Router(
         {"question": list(router[0].sub_modules["query"]), "answer": list(router[0].sub_modules["document"])}
     )
@@ -212,6 +215,27 @@ def test_texts_of_the_same_tokens_are_one_input(model: SentenceTransformer, sent
     result = evaluator.evaluate(model)
     assert result.tasks[0].similarities == [1.0] * 9 and result.geometry["rows"] == 9
     assert any("all similarities are equal" in warning for warning in result.warnings)
+
+
+def test_texts_of_the_same_tokens_are_one_input_behind_prompts_and_routes(
+    model: SentenceTransformer, router: SentenceTransformer, sentences: list[str]
+) -> None:
+    cases: list[tuple[SentenceTransformer, dict[str, str]]] = [(model, {"prompt": "a man "})]
+    cases += [(router, {}), (router, {"routes": "query,document"}), (router, {"routes": "query", "prompt": "a dog "})]
+    for judged, settings in cases:
+        pairs = Pairs("own", [*sentences[:9], *(f" {text} " for text in sentences[:9])], sentences[9:18] * 2, GOLD)
+        seen: list[str] = []
+        encode = judged.encode
+
+        def spy(texts: list[str], encode: Any = encode, seen: list[str] = seen, **kwargs: Any) -> Any:
+            seen.extend(texts)
+            return encode(texts, **kwargs)
+
+        judged.encode = spy  # type: ignore[method-assign]
+        similarities = evaluated(judged, pairs, **settings).tasks[0].similarities
+        judged.encode = encode  # type: ignore[method-assign]
+        assert similarities is not None and similarities[:9] == similarities[9:]
+        assert sorted(seen) == sorted(sentences[:18])
 
 
 def test_a_model_collapsed_but_for_rounding_is_undefined(model: SentenceTransformer, pairs: Pairs) -> None:
@@ -274,12 +298,41 @@ def test_two_models_may_each_be_measured_as_they_are_used(
     assert [note.split()[0] for note in notes] == ["similarity", "max_seq_length", "prompts"]
 
 
+def test_a_model_with_routes_and_one_without_are_compared_on_the_same_routes(
+    model: SentenceTransformer, router: SentenceTransformer, pairs: Pairs
+) -> None:
+    model.prompts = {"query": "a man ", "document": ""}
+    routed, plain = (evaluated(one, pairs, routes="query,document") for one in (router, model))
+    assert plain.settings["measured"]["prompts"]["own"] == {"own": ["a man ", None]}
+    for first, second in ((routed, plain), (plain, routed)):
+        assert [note.split()[0] for note in compare(first, second).notes] == ["prompts"]
+    with pytest.raises(ValueError, match="evaluate both with the same routes"):
+        compare(routed, evaluated(model, pairs, routes="default"))
+
+
+def test_a_precision_that_somebody_chose_is_not_compared_with_another(
+    model: SentenceTransformer, pairs: Pairs
+) -> None:
+    half = evaluated(copy.deepcopy(model).to(torch.bfloat16), pairs, own={"dtype": "float32"})
+    with pytest.raises(ValueError, match=r"dtype is float32 .*bfloat16 .*own is float32.*the same dtype"):
+        compare(evaluated(model, pairs), half)
+
+
 def test_half_precision_and_versions_are_noted(model: SentenceTransformer, pairs: Pairs) -> None:
     result = evaluated(model, pairs)
     half = evaluated(copy.deepcopy(model).to(torch.bfloat16), pairs)
     half.versions["torch"] = "0.1"
     notes = compare(result, half).notes
     assert notes[0] == "dtype is float32 for 'm' and bfloat16 for 'm'" and "torch" in notes[1]
+
+
+def test_weights_that_no_embedding_passes_do_not_make_another_model(model: SentenceTransformer, pairs: Pairs) -> None:
+    other = _cut(model, 5)
+    pooler = other[0].auto_model.pooler.dense.weight
+    with torch.no_grad():
+        pooler.add_(torch.ones_like(pooler))
+    with pytest.raises(ValueError, match="max_seq_length"):
+        compare(evaluated(model, pairs), evaluated(other, pairs))
 
 
 def test_a_result_without_the_record_is_refused(model: SentenceTransformer, pairs: Pairs) -> None:

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 
 import st_plugins
-from st_plugins.evaluators.measuring import fingerprint
+from st_plugins.evaluators.measuring import dtype_of, fingerprint
 from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.whitening import Whitening
 
@@ -56,14 +56,13 @@ def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[
         if isinstance(module, NormalizingFlow | Whitening):
             entry["sources"] = module.sources
         modules.append(entry)
-    first = next(iter(model.parameters()), torch.empty(0))
     return {
         "weights": fingerprint(model, modules),
         "name": name or model.model_card_data.model_name or model.model_card_data.base_model or "SentenceTransformer",
         "modules": modules,
         "pooling": _plain(pooling),
         "dimension": model.get_embedding_dimension(),
-        "dtype": str(first.dtype).removeprefix("torch."),
+        "dtype": dtype_of(model),
         "device": str(model.device),
         "max_seq_length": _plain(model.max_seq_length),
         "similarity_fn_name": model.similarity_fn_name,

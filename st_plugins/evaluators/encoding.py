@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from st_plugins.evaluators.floor import token_ids
 from st_plugins.evaluators.measuring import Way, length_of
 
 __all__ = ["Encoded", "distinct", "encode_longest_first", "encode_ways", "same_input", "watch_input"]
@@ -149,7 +150,7 @@ def encode_ways(
         sentences: The M texts.
         wanted: Ways, each with the rows of the texts that are wanted in it.
         lengths: Tokens (or characters) of each text.
-        tokens: Token ids of each text, if they are known.
+        tokens: Token ids of each text, if the model has a tokenizer for text.
         batch_size: Texts a batch.
         show_progress_bar: Whether to show a progress bar for each way.
 
@@ -162,8 +163,12 @@ def encode_ways(
     for way in dict.fromkeys(way for way, _ in wanted):
         rows = np.unique(np.concatenate([rows for other, rows in wanted if other == way]))
         alike = np.arange(len(rows))
-        if tokens is not None and not way.prompt:  # a prompt may run together with the text's first letters
-            alike = same_input(model, [tokens[row] for row in rows])
+        reader = _reader(model, way.route)
+        if tokens is not None and reader is not None:
+            read = [tokens[row] for row in rows]
+            if way.prompt or reader is not model[0]:  # a prompt may run together with the text's first letters
+                read = token_ids(reader, [f"{way.prompt or ''}{sentences[row]}" for row in rows])
+            alike = same_input(reader, read)
         encoded, back = np.unique(alike, return_inverse=True)
         chosen = rows[encoded]
         block = encode_longest_first(
@@ -182,22 +187,30 @@ def encode_ways(
     return Encoded(blocks[0] if len(blocks) == 1 else np.concatenate(blocks), place)
 
 
-def same_input(model: SentenceTransformer, tokens: Sequence[Sequence[int]]) -> NDArray[np.intp]:
+def _reader(model: SentenceTransformer, route: str | None) -> Transformer | StaticEmbedding | None:
+    """Return the module that reads the texts; None where it may see more of a text than its tokens."""
+    first = model[0]
+    if isinstance(first, Router) and not first.route_mappings:
+        modules = first.sub_modules
+        name = first.default_route if route is None else route
+        first = modules[name][0] if name in modules else None
+    return first if isinstance(first, Transformer | StaticEmbedding) else None
+
+
+def same_input(reader: Transformer | StaticEmbedding, tokens: Sequence[Sequence[int]]) -> NDArray[np.intp]:
     """Return for each text the first one that the model cannot tell from it: "A dog" and "a dog" where case is lost.
 
     In two batches such texts would get embeddings that differ by rounding. Texts nearly as long as the limit are
     left alone, since what is cut off may differ.
 
     Args:
-        model: The model.
+        reader: The module that reads the texts.
         tokens: Token ids of each text.
 
     Returns:
         Row numbers, shape (M,).
     """
-    if not isinstance(model[0], Transformer | StaticEmbedding):  # others may see more of a text than its tokens
-        return np.arange(len(tokens))
-    limit = length_of(model)
+    limit = length_of(reader)
     longest = max(map(len, tokens), default=0) + 1 if limit is None else limit - _SPECIAL
     seen: dict[tuple[int, ...], int] = {}
     return np.array(

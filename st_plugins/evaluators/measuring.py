@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ from st_plugins.pipeline import check_prompt
 __all__ = [
     "Way",
     "check_alike",
+    "dtype_of",
     "fingerprint",
     "length_of",
     "measured",
+    "own_ways",
     "parse_routes",
     "setting_in_words",
     "way_of_texts",
@@ -44,10 +46,13 @@ class Way:
     Args:
         route: The host's ``task`` (``"query"``, ``"document"``), None for none or when the model does not take one.
         prompt: Text put before each text; None for none.
+        asked: The route that was asked for. A model without routes takes at most a prompt from it, so that two ways
+            that differ in nothing else are one.
     """
 
     route: str | None
     prompt: str | None
+    asked: str | None = field(default=None, compare=False)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -176,7 +181,28 @@ def _way(model: SentenceTransformer, route: str | None, prompt: str | None, name
     if not prompt and not model.default_prompt_name:
         prompt = None  # an empty prompt says something only where a default one is to be left out
     takes = route in names if names else "task" in model.get_model_kwargs()
-    return Way(route if takes else None, prompt)
+    return Way(route if takes else None, prompt, route)
+
+
+def own_ways(model: SentenceTransformer, columns: tuple[str, str], ways: tuple[Way, Way]) -> tuple[Way, Way]:
+    """Return what the model does by itself where it was used in these ways: its prompts there, and its routes.
+
+    Args:
+        model: The model.
+        columns: Names of the columns that the texts came from.
+        ways: How the two sides were encoded.
+
+    Returns:
+        The prompts that it has for the routes that were asked for, and the routes that the columns ask for. Where it
+        cannot do without being told one, the one it was told is its own.
+    """
+    names = _routes(model)
+    told = bool(names) and not _has_default(model)
+    first, second = (
+        Way(None, _way(model, way.asked, None, names).prompt, way.asked if told and route is None else route)
+        for way, route in zip(ways, _by_columns(columns, names), strict=True)
+    )
+    return first, second
 
 
 def _routes(model: SentenceTransformer) -> list[str]:
@@ -210,7 +236,7 @@ def _by_columns(columns: tuple[str, str], names: Sequence[str]) -> Routes:
 
 
 def _side(column: str) -> str | None:
-    words = set(re.findall("[a-z]+", column.lower()))
+    words = set(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", column).lower()))  # also of "queryText"
     query, document = bool(words & _QUERIES), bool(words & _DOCUMENTS)
     return None if query == document else "query" if query else "document"
 
@@ -243,36 +269,47 @@ def measured(
         similarity: The similarity that was used.
         target_whitening: As for the evaluator.
         ways: How the sides of each task were encoded, by its name.
-        own_ways: How they are encoded when nobody says otherwise.
+        own_ways: From :func:`own_ways`.
 
     Returns:
         ``{"used": ..., "own": ...}`` by name of the setting.
     """
-    first = next(iter(model.parameters()), torch.empty(0))
     used = {
         "similarity": similarity,
         "max_seq_length": length_of(model),
         "prompts": {name: [way.prompt or None for way in sides] for name, sides in ways.items()},
-        "routes": {name: [way.route for way in sides] for name, sides in ways.items()},
+        "routes": {name: [way.asked for way in sides] for name, sides in ways.items()},
         "truncate_dim": model.truncate_dim,
         "target_whitening": target_whitening,
-        "dtype": str(first.dtype).removeprefix("torch."),
+        "dtype": dtype_of(model),
     }
     theirs = used | {
         "similarity": str(model.similarity_fn_name),
         "prompts": {name: [way.prompt or None for way in sides] for name, sides in own_ways.items()},
-        "routes": {name: [way.route for way in sides] for name, sides in own_ways.items()},
+        "routes": {name: [way.asked for way in sides] for name, sides in own_ways.items()},
         "target_whitening": None,
         **own,
     }
     return {name: {"used": value, "own": theirs[name]} for name, value in used.items()}
 
 
-def length_of(model: SentenceTransformer) -> int | None:
+def dtype_of(model: SentenceTransformer) -> str:
+    """Return the precision of a model's weights.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Such as ``"float32"``.
+    """
+    return str(next(iter(model.parameters()), torch.empty(0)).dtype).removeprefix("torch.")
+
+
+def length_of(model: Any) -> int | None:
     """Return the model's length limit in tokens; None where it has none.
 
     Args:
-        model: The model; static embeddings say infinity.
+        model: The model, or the module that reads its texts; static embeddings say infinity.
 
     Returns:
         The limit.
@@ -296,6 +333,10 @@ def fingerprint(model: SentenceTransformer, modules: Sequence[Mapping[str, Any]]
     ]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if (
+            ".pooler." in name
+        ):  # BERT's own, which no embedding passes: drawn anew at each loading where it is not stored
+            continue
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // _SAMPLED)
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -327,8 +368,7 @@ def check_alike(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, st
         if one["used"] == two["used"]:
             continue
         told = " and ".join(_told(name, value) for name, value in zip(names, (one, two), strict=True))
-        changed = same or any(value["used"] != value["own"] for value in (one, two))
-        if changed and setting != "dtype":  # what half precision costs is a question of its own
+        if same or any(value["used"] != value["own"] for value in (one, two)):
             raise ValueError(
                 "the two were measured differently, which would be taken for a difference of the models: "
                 f"{setting} is {told}; evaluate both with the same {setting}"

@@ -21,7 +21,7 @@ from st_plugins.evaluators.describe import describe_model, library_versions
 from st_plugins.evaluators.encoding import Encoded, distinct, encode_ways, watch_input
 from st_plugins.evaluators.floor import floor_embeddings, floor_result, token_ids
 from st_plugins.evaluators.gold import reversed_scale
-from st_plugins.evaluators.measuring import Way, measured, parse_routes, ways_of
+from st_plugins.evaluators.measuring import Way, measured, own_ways, parse_routes, ways_of
 from st_plugins.evaluators.result import SuiteResult
 from st_plugins.evaluators.scoring import (
     CONVENTIONS,
@@ -296,7 +296,7 @@ class STSSuiteEvaluator(BaseEvaluator):
                     similarity=similarity,
                     target_whitening=self.target_whitening,
                     ways=ways,
-                    own_ways={pairs.name: ways_of(model, pairs.title, pairs.columns)[:2] for pairs in self.pairs},
+                    own_ways={pairs.name: own_ways(model, pairs.columns, ways[pairs.name]) for pairs in self.pairs},
                 ),
                 "confidence": self.confidence,
                 "bootstrap_samples": self.bootstrap_samples,
