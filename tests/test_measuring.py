@@ -101,6 +101,12 @@ def test_prompts_of_the_model_and_of_the_caller(model: SentenceTransformer, pair
         evaluated(model, pairs, prompt_name="nope")
 
 
+def test_the_hosts_empty_prompts_are_no_prompts_of_the_models_own(model: SentenceTransformer, pairs: Pairs) -> None:
+    model.prompts, model.default_prompt_name = {"query": "", "document": "", "x": "a man "}, "x"
+    result = evaluated(model, pairs)
+    assert result.settings["measured"]["prompts"]["used"] == {"own": ["a man ", "a man "]} and not result.warnings
+
+
 @pytest.mark.parametrize("columns", [QUESTIONS, QUESTIONS[::-1], ("Query text", "passage_1"), ("queryText", "docId")])
 def test_query_and_document_prompts_are_those_of_the_host(
     model: SentenceTransformer, pairs: Pairs, columns: tuple[str, str]

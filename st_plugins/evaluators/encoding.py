@@ -165,9 +165,9 @@ def encode_ways(
         alike = np.arange(len(rows))
         reader = _reader(model, way.route)
         if tokens is not None and reader is not None:
-            read = [tokens[row] for row in rows]
+            read: list[Sequence[int]] = [tokens[row] for row in rows]
             if way.prompt or reader is not model[0]:  # a prompt may run together with the text's first letters
-                read = token_ids(reader, [f"{way.prompt or ''}{sentences[row]}" for row in rows])
+                read = list(token_ids(reader, [f"{way.prompt or ''}{sentences[row]}" for row in rows]))
             alike = same_input(reader, read)
         encoded, back = np.unique(alike, return_inverse=True)
         chosen = rows[encoded]
@@ -189,9 +189,9 @@ def encode_ways(
 
 def _reader(model: SentenceTransformer, route: str | None) -> Transformer | StaticEmbedding | None:
     """Return the module that reads the texts; None where it may see more of a text than its tokens."""
-    first = model[0]
+    first: Any = model[0]
     if isinstance(first, Router) and not first.route_mappings:
-        modules = first.sub_modules
+        modules: Any = first.sub_modules
         name = first.default_route if route is None else route
         first = modules[name][0] if name in modules else None
     return first if isinstance(first, Transformer | StaticEmbedding) else None

@@ -131,7 +131,9 @@ def ways_of(
             raise ValueError(f"{argument}={route!r}: the model does not have it, it has {_listed(known)}")
     first, second = (_way(model, route, prompt, names) for route in chosen)
     warning = ""
-    others = {_way(model, route, prompt, names) for route in (None, *(names or _PROMPT_NAMES))}
+    # The host gives every model empty prompts for queries and documents.
+    prompted = [side for side, keys in _PROMPT_NAMES.items() if any(model.prompts.get(key) for key in keys)]
+    others = {_way(model, route, prompt, names) for route in (None, *(names or prompted))}
     if routes is None and chosen == (None, None) and len(others) > 1:
         what = f"the routes {_listed(names)}" if names else "prompts of its own for 'query' and 'document'"
         warning = (
