@@ -216,7 +216,7 @@ def test_a_model_is_known_by_its_content(model: SentenceTransformer, tmp_path: P
     model.save(str(tmp_path / "moved"))
     assert fingerprint(model) == known == fingerprint(SentenceTransformer(str(tmp_path / "moved"), device="cpu"))
     others = []
-    for change in ("weights", "length", "prompt", "similarity", "pooling"):
+    for change in ("weights", "length", "prompt", "similarity", "dropout", "pooling"):
         other = copy.deepcopy(model)
         if change == "weights":
             with torch.no_grad():
@@ -227,10 +227,12 @@ def test_a_model_is_known_by_its_content(model: SentenceTransformer, tmp_path: P
             other.prompts = {"query": "q: "}
         elif change == "similarity":
             other.similarity_fn_name = "dot"
+        elif change == "dropout":
+            other[0].model.config.hidden_dropout_prob = 0.3
         else:
             other[1].include_prompt = False  # type: ignore[assignment]
         others.append(fingerprint(other))
-    assert len({known, *others}) == 6
+    assert len({known, *others}) == 7
     assert checksum(["a", "b"]) != checksum(["b", "a"]) and checksum(["a\nb"]) != checksum(["a", "b"])
 
 

@@ -15,6 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from transformers import PreTrainedModel
 
 from st_plugins import io
 from st_plugins.data.files import text_fault
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# What loading or saving writes into an encoder's configuration; the type is that of the weights.
+_NOT_OF_THE_CONTENT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def check_installed() -> None:
@@ -127,16 +131,22 @@ def checksum(texts: Iterable[str]) -> str:
 def fingerprint(model: SentenceTransformer) -> str:
     """Return a SHA-256 of what a model is, wherever it lies and whatever it is called.
 
-    That is: its modules with their settings, its weights, its tokenizer, prompts and similarity.
+    That is: its modules with their settings, its encoder's too (dropout), its weights, its tokenizer, prompts and
+    similarity.
     """
     described = describe_model(model)
     wanted = ("modules", "max_seq_length", "similarity_fn_name", "prompts", "default_prompt_name")
     settings = {name: described[name] for name in wanted}
+    encoders = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    settings["encoders"] = [
+        {key: value for key, value in part.config.to_dict().items() if key not in _NOT_OF_THE_CONTENT}
+        for part in encoders
+    ]
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if backend is not None:
         vocabulary = json.loads(backend.to_str())
         settings["tokenizer"] = vocabulary | {"truncation": None, "padding": None}  # which tokenizing changes
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
