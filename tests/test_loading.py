@@ -17,6 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from torch import nn
+from transformers import AlbertConfig, AlbertModel
 
 import st_plugins
 from st_plugins.adapt import whiten
@@ -213,6 +214,7 @@ def test_files_that_loading_does_not_use_are_not_looked_at(model: SentenceTransf
         (lambda: NormalizingFlow(16, levels=1, depth=1), "width"),
         (lambda: NormalizingFlow(16, levels=1, depth=1), "depth"),
         (lambda: SpanPooling(16), "embedding_dimension"),
+        (lambda: SpanPooling(16, max_span_length=3), "max_span_length"),
         (lambda: TextCNNPooling(16, 4), "channels"),
         (lambda: TextRNNPooling(16, 4), "layers"),
     ],
@@ -226,7 +228,7 @@ def test_sizes_are_compared_with_the_tensors_first(
         module.fit(np.random.default_rng(0).normal(size=(40, 16)), epochs=1)
     folder = save(SentenceTransformer(modules=[*model, module], device="cpu"), tmp_path / "model")
     (config,) = folder.glob(f"2_{type(module).__name__}/config.json")
-    for size in (200_000, -1, True, "8", 7.5, float("nan")):
+    for size in (200_000, -1, True, "8", 7.5, float("nan"))[key == "max_span_length" :]:  # its large ones have no cost
         edit(config, **{key: size})
         with pytest.raises(ValueError, match=rf"2_{type(module).__name__}/.*{key}|{key}.*{size}"):
             st_plugins.load(folder, device="cpu")
@@ -240,6 +242,74 @@ def test_sizes_of_the_encoder(model: SentenceTransformer, tmp_path: Path, key: s
         edit(folder / "config.json", **{key: size})
         with pytest.raises(ValueError, match=rf"config\.json .*{key}:? {size!r}"):
             st_plugins.load(folder, device="cpu")
+
+
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("key", ["num_labels", "inner_group_num", "num_hidden_groups"])
+def test_counts_that_become_python_objects_end_before_the_memory(tmp_path: Path, key: str) -> None:
+    sizes = {"vocab_size": 8, "hidden_size": 4, "embedding_size": 4, "num_attention_heads": 1, "intermediate_size": 4}
+    AlbertModel(AlbertConfig(**sizes, num_hidden_layers=1)).save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", **{key: 10**9})
+    with pytest.raises(
+        ValueError, match=rf"config\.json .*({key}: 1000000000|parts, many times what is in its weights)"
+    ):
+        st_plugins.load(tmp_path, device="cpu")
+
+
+def test_layers_that_the_file_has_not_are_not_made_up(model: SentenceTransformer, tmp_path: Path) -> None:
+    folder = save(model, tmp_path / "model")
+    layers = model[0].model.config.num_hidden_layers
+    edit(folder / "config.json", num_hidden_layers=layers + 1)
+    with pytest.raises(ValueError, match=rf"encoder\.layer\.{layers}\..*would be random"):
+        st_plugins.load(folder, device="cpu")
+    edit(folder / "config.json", num_hidden_layers=layers)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if "pooler" not in name}, folder / "model.safetensors")
+    assert np.array_equal(st_plugins.load(folder, device="cpu").encode(["a dog"]), model.encode(["a dog"]))
+
+
+@pytest.mark.parametrize("size", [60_000, 1, 0, True, "16", None])
+def test_the_width_of_a_pooling_is_that_of_its_encoder(model: SentenceTransformer, tmp_path: Path, size: Any) -> None:
+    folder = save(SentenceTransformer(modules=[Router.for_query_document([*model], [*model])]), tmp_path / "routes")
+    for place in (save(model, tmp_path / "model") / "1_Pooling", folder / "query_1_Pooling"):
+        edit(place / "config.json", embedding_dimension=size)
+        with pytest.raises(ValueError, match=rf"{place.parent} .*(embedding_dimension {size!r}|cannot be loaded)"):
+            st_plugins.load(place.parent, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("truncate_dim", 0), ("truncate_dim", "8"), ("similarity_fn_name", "os.system"), ("prompts", {"query": 5})],
+)
+def test_settings_of_the_vectors_without_sense(
+    model: SentenceTransformer, tmp_path: Path, key: str, value: Any
+) -> None:
+    folder = save(model, tmp_path / "model")
+    edit(folder / "config_sentence_transformers.json", **{key: value})
+    with pytest.raises(ValueError, match=rf"config_sentence_transformers\.json has {key}: "):
+        st_plugins.load(folder, device="cpu")
+
+
+def test_no_program_is_started_by_the_name_of_a_module(model: SentenceTransformer, tmp_path: Path) -> None:
+    folder = save(model, tmp_path / "model")
+    rows = json.loads((folder / "modules.json").read_text())
+    for kind in ("st_plugins.__main__.main", "sentence_transformers..Pooling", "st_plugins.modules._x.y"):
+        (folder / "modules.json").write_text(json.dumps([rows[0], {**rows[1], "type": kind}]))
+        with pytest.raises(ValueError, match="which is no public name"):
+            st_plugins.load(folder, device="cpu")
+    for path in ("1_Pooling/..", "a\0b", "C:\\x", "a\\..\\..\\b"):
+        (folder / "modules.json").write_text(json.dumps([rows[0], {**rows[1], "path": path}]))
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            st_plugins.load(folder, device="cpu")
+
+
+def test_a_folder_of_a_model_may_be_a_link_and_begin_with_a_tilde(
+    model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (save(model, tmp_path / "~model") / "1_Pooling").rename(tmp_path / "elsewhere")
+    (tmp_path / "~model" / "1_Pooling").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(st_plugins.load("~model", device="cpu").encode(["a dog"]), model.encode(["a dog"]))
 
 
 @pytest.mark.usefixtures("limited")

@@ -121,7 +121,34 @@ def test_numbers_that_cannot_hold_the_result_are_refused(kind: str, dtype: Any) 
     for call in (module.transform, *([module.inverse, module.log_likelihood] if kind == "flow" else [])):
         with pytest.raises(TypeError, match=r"floating-point numbers, got (u?int|bool|object)"):
             call(np.ones((2, 6), dtype))
+    with pytest.raises(TypeError, match=r"floating-point numbers, got torch\.int32"):
+        module({"sentence_embedding": torch.ones(2, 6, dtype=torch.int32)})
     assert module.transform(np.ones((2, 6), np.float16)).dtype == np.float16
+    numbers = module.transform(POINTS)
+    assert np.array_equal(module.transform(POINTS.astype(">f8")), numbers)
+    assert np.array_equal(
+        module.transform(torch.ones(2, 6, dtype=torch.bfloat16)), module.transform(np.ones((2, 6), "f"))
+    )
+
+
+@pytest.mark.parametrize("kind", ["whitening", "flow"])
+def test_a_module_is_fitted_as_well_without_gradients_and_of_arrays_of_any_order(kind: str) -> None:
+    wanted = fitted(kind).transform(OTHERS)
+    with torch.inference_mode():
+        module = fitted(kind, np.ascontiguousarray(POINTS[:, ::-1]).astype(">f8")[:, ::-1])
+    assert np.array_equal(module.transform(OTHERS), wanted)
+    module.load_state_dict(fitted(kind, OTHERS).state_dict())
+    assert np.array_equal(module.transform(OTHERS), fitted(kind, OTHERS).transform(OTHERS))
+
+
+@pytest.mark.parametrize("kind", ["whitening", "flow"])
+def test_a_state_comes_back_from_the_device_meta(kind: str) -> None:
+    whole = fitted(kind)
+    empty = fitted(kind).to("meta")
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    restored = empty.to_empty(device="cpu")
+    restored.load_state_dict(whole.state_dict())
+    assert np.array_equal(restored.transform(OTHERS), whole.transform(OTHERS))
 
 
 @pytest.mark.parametrize(

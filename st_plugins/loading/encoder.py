@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
 from st_plugins.loading.devices import check_present
@@ -82,6 +84,7 @@ def load_encoder(
                 model = SentenceTransformer(str(stage.path), device=device, **_options(wanted))
         except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(_named(error, stage)) from error
+        _check_widths(model.children(), stage)
         _restore_names(model, stage)
     keep_layers(model)
     return (model if wanted is None else model.to(wanted)).eval()
@@ -157,6 +160,22 @@ def _assembled(stage: Stage, device: str | None, dtype: torch.dtype | None) -> S
         name: row["kwargs"] for name, row in zip(names, stage.rows, strict=True) if row.get("kwargs")
     }
     return model
+
+
+def _check_widths(modules: Iterable[nn.Module], stage: Stage) -> None:
+    """Refuse a pooling that says another width than it gets: it has no tensors that would contradict it."""
+    width: int | None = None
+    for module in modules:
+        if isinstance(module, Router):
+            for route in module.sub_modules.values():
+                _check_widths(route.children(), stage)
+        if isinstance(module, Pooling) and module.embedding_dimension != width is not None:
+            raise ValueError(
+                f"{stage.folder} has a Pooling with embedding_dimension {module.embedding_dimension!r}, but what "
+                f"comes before it has the width {width}; correct the config.json of the Pooling"
+            )
+        known = getattr(module, "get_embedding_dimension", None)
+        width = width if known is None else known()
 
 
 def _restore_names(model: nn.Module, stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -40,7 +41,10 @@ def local_folder(
     given = str(name)
     if not given.strip():
         raise ValueError(f"path {given!r} is empty; give a model folder or a hub id")
-    folder = Path(name).expanduser()
+    folder = Path(name)
+    if not folder.exists():  # else a folder whose own name begins with ~
+        with contextlib.suppress(RuntimeError):  # no such user
+            folder = folder.expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_adapter", "check_model_config", "check_transformer_settings"]
+from sentence_transformers import SimilarityFunction
+
+__all__ = ["check_adapter", "check_host_config", "check_model_config", "check_transformer_settings"]
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
@@ -118,6 +120,30 @@ _ADAPTER = {
     "use_dora",
     "use_rslora",
 }
+
+
+def check_host_config(config: Mapping[str, Any], file: Path) -> None:
+    """Check what ``config_sentence_transformers.json`` says of the vectors, which the host finds out when it encodes.
+
+    Args:
+        config: Its content.
+        file: Its path, for messages.
+
+    Raises:
+        ValueError: A setting has no meaning; the message names it and the file.
+    """
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
+        raise ValueError(f"{file} has prompts: {prompts!r}, which must be an object of texts")
+    width = config.get("truncate_dim")
+    if width is not None and (type(width) is not int or width < 1):
+        raise ValueError(f"{file} has truncate_dim: {width!r}, which must be a whole number of at least 1, or null")
+    name = config.get("similarity_fn_name")
+    if name is not None and name not in SimilarityFunction.possible_values():
+        raise ValueError(
+            f"{file} has similarity_fn_name: {name!r}, which must be one of "
+            f"{', '.join(SimilarityFunction.possible_values())}, or null"
+        )
 
 
 def check_transformer_settings(settings: Mapping[str, Any], file: Path) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers import AutoConfig, AutoModel
 
 from st_plugins.loading.files import Shapes
@@ -17,7 +24,7 @@ __all__ = ["check_model_sizes", "check_sizes", "check_whole"]
 
 _SIZE = re.compile(
     r"(?:.*_)?(?:dimensions?|width|levels|depth|layers|blocks|hidden|features|channels|hidden_dim|num_labels|"
-    r"kernel_sizes|stride_sizes|max_width|max_length|max_seq_length|dimension)"
+    r"kernel_sizes|stride_sizes|max_width|max_length|max_seq_length|max_span_length|dimension)"
 )
 _SWITCHES = ("parallel_blocks",)
 _LOOP = re.compile(r".*(?:layer|level|depth|block|expert)")  # each unit of these is a Python object
@@ -26,10 +33,14 @@ _MODEL_SIZE = re.compile(
     r"d_ff|d_kv|n_(?:embd|layers?|heads?|positions|ctx|inner)|(?:num_)?(?:layers|heads|hidden_layers)|dim|"
     r"max_position_embeddings"
 )
-_MOST_LAYERS = 256
+# The configuration classes of transformers make a Python object of each of these, before there is a model.
+_OBJECTS = re.compile(r"(?:.*_)?(?:n_layer|layers|experts|blocks|stages|levels|depth|num_labels)")
+_MOST_LAYERS, _MOST_OBJECTS, _MOST_LABELS = 256, 512, 1 << 12
 # A model may have parts that its file has not (a decoder, a pooler), but not many times the file.
 _MOST_TIMES, _MOST_MORE = 4, 1 << 22
 _MOST_POSITIONS = 1 << 24
+_MOST_PARTS = 1 << 12
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 def check_whole(values: Mapping[str, Any], where: str) -> None:
@@ -101,37 +112,74 @@ def check_model_sizes(folder: Path, config: Mapping[str, Any], shapes: Shapes, n
     Raises:
         ValueError: A size is none, or the model would be many times what is in the files; the message names the sizes.
     """
-    sizes = {key: value for key, value in _flat(config).items() if _MODEL_SIZE.fullmatch(key.rpartition(".")[2])}
+    flat = _flat(config)
+    sizes = {key: value for key, value in flat.items() if _MODEL_SIZE.fullmatch(key.rpartition(".")[2])}
     said = ", ".join(f"{key} {value!r}" for key, value in sizes.items())
     largest = max((size for shape in shapes.values() for size in shape), default=0)
-    for key, value in sizes.items():
-        if value is None or isinstance(value, list | dict):
-            continue
-        least = 0 if re.search("type_vocab|layer|dim$|d_kv|moe|expert|embedding|inner", key) else 1
-        if "max_position" in key or "n_positions" in key or "n_ctx" in key:
-            least = -1  # XLNet's "no limit"
-            most = max(largest, _MOST_POSITIONS)
-        else:
+    for key, value in flat.items():
+        last, least, most = key.rpartition(".")[2], -math.inf, math.inf
+        if key in sizes and value is not None and not isinstance(value, list):
+            least = 0 if re.search("type_vocab|layer|dim$|d_kv|moe|expert|embedding|inner", key) else 1
             most = _MOST_TIMES**4 * max(_MOST_LAYERS, largest)
-        if type(value) is not int or not least <= value <= most or (_LOOP.match(key) and value > 2 * _MOST_LAYERS):
+            if "max_position" in key or "n_positions" in key or "n_ctx" in key:
+                least, most = -1, max(largest, _MOST_POSITIONS)  # -1: XLNet's "no limit"
+        elif type(value) is not int:
+            continue
+        if _OBJECTS.fullmatch(last):
+            most = max(largest, _MOST_LABELS) if last == "num_labels" else _MOST_OBJECTS
+        if type(value) is not int or not least <= value <= most:
             raise ValueError(
                 f"{named} has {key}: {value!r}, which is no size of it (the largest in its file is {largest}); "
                 "copy or download it again"
             )
+    held = sum(_product(shape) for shape in shapes.values())
     try:
         loaded = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
+        with _at_most(_MOST_TIMES * held + _MOST_MORE, _MOST_TIMES * len(shapes) + _MOST_PARTS), torch.device("meta"):
             model = AutoModel.from_config(loaded, trust_remote_code=False)
     except Exception as error:
         text = str(error).replace(str(folder), str(named.parent))
         raise ValueError(f"{named} does not describe a model that can be built ({said}): {text}") from error
-    wanted = sum(parameter.numel() for parameter in model.parameters())
-    held = sum(_product(shape) for shape in shapes.values())
-    if wanted > _MOST_TIMES * held + _MOST_MORE:
+    missing = _missing_from_a_layer([name for name, _ in model.named_parameters()], shapes, model.base_model_prefix)
+    if missing:
         raise ValueError(
-            f"{named} asks for {wanted:,} numbers ({said}), but its weights have {held:,}; copy or download the model "
-            "again"
+            f"{named} describes a model with {missing} ({said}), but its weights have that of other layers only; the "
+            "missing ones would be random: copy or download the model again"
         )
+
+
+@contextmanager
+def _at_most(numbers: int, parts: int) -> Iterator[None]:
+    """Stop a model from being built, by a ValueError, when it has more numbers or more parts than these."""
+    builder, seen = threading.get_ident(), [0, 0]
+
+    def count(module: nn.Module, name: str, part: nn.Module | nn.Parameter | None) -> None:
+        if part is None or threading.get_ident() != builder:
+            return
+        seen[0] += part.numel() if isinstance(part, nn.Parameter) else 0
+        seen[1] += 1
+        if seen[0] > numbers or seen[1] > parts:
+            raise ValueError(
+                f"it has more than {numbers:,} numbers or {parts:,} parts, many times what is in its weights; copy or "
+                "download the model again"
+            )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_module_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _missing_from_a_layer(wanted: list[str], held: Shapes, prefix: str) -> str | None:
+    """Return a parameter that the files have for other layers, but not for its own.
+
+    What a file has under no number may have another name there, or be left out on purpose (a pooler, a decoder).
+    """
+    given = {name.removeprefix(f"{prefix}.") for name in held}
+    elsewhere = {_NUMBER.sub(".#.", name) for name in given}
+    return next((n for n in wanted if n not in given and "#" in (t := _NUMBER.sub(".#.", n)) and t in elsewhere), None)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

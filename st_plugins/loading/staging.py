@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from sentence_transformers.base.modules import Dense, Module, Router, Transformer
@@ -78,7 +78,9 @@ class Stage:
             ValueError: Something in it is damaged, dangerous or no regular file; the message names it.
         """
         if is_there(self.folder / HOST_CONFIG):
-            _check_activations(read_object(self.folder / HOST_CONFIG), self.folder / HOST_CONFIG)
+            config = read_object(self.folder / HOST_CONFIG)
+            _check_activations(config, self.folder / HOST_CONFIG)
+            keys.check_host_config(config, self.folder / HOST_CONFIG)
             self._link(HOST_CONFIG)
         if (self.folder / "README.md").is_file():  # the host keeps the card; whatever else has the name is no use
             self._link("README.md")
@@ -275,6 +277,8 @@ def module_class(kind: str, folder: Path) -> type[Module]:
             "SentenceTransformer(path, trust_remote_code=True)"
         )
     package, _, name = kind.rpartition(".")
+    if any(not part.isidentifier() or part.startswith("_") for part in kind.split(".")):  # a __main__ runs a program
+        raise ValueError(f"{folder} names the module type {kind!r}, which is no public name")
     try:
         found = getattr(importlib.import_module(package), name)
     except (ImportError, AttributeError) as error:
@@ -301,8 +305,9 @@ def _joined(subfolder: str, name: str) -> str:
 
 
 def _check_inside(folder: Path, path: str, file: Path) -> None:
-    """Refuse a path of a module that leads out of the model's folder, by itself or over a link."""
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+    """Refuse a path of a module that leads out of the model's folder; links that its owner made may."""
+    parts = path.replace("\\", "/").split("/")
+    if ".." in parts or "\0" in path or Path(path).is_absolute() or PureWindowsPath(path).anchor:
         raise ValueError(f"{file} has the path {path!r}, which leads out of the folder")
 
 

@@ -22,7 +22,7 @@ from st_plugins.loading.files import read_object
 from st_plugins.modules import storage
 from st_plugins.modules.flow import CouplingKind, Flow, PermutationKind
 from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
-from st_plugins.modules.rows import as_floating_point, stacked
+from st_plugins.modules.rows import as_floating_point, refuse_whole_numbers, stacked
 from st_plugins.modules.stored import StoredModule
 
 __all__ = ["PRESETS", "NormalizingFlow"]
@@ -221,10 +221,12 @@ class NormalizingFlow(StoredModule):
         training = replace(training, **{name: value for name, value in given.items() if value is not None})
         if resume:
             self._check_fitted()
-        rows = stacked(embeddings, self.embedding_dimension, type(self).__name__, next(self.parameters()).device)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        flow = copy.deepcopy(self.flow)
-        with torch.autocast(rows.device.type, enabled=False):
+        device = next(self.parameters()).device
+        # Whoever encodes without gradients may fit there, too.
+        with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            rows = stacked(embeddings, self.embedding_dimension, type(self).__name__, device)
+            flow = copy.deepcopy(self.flow)
             history, better = maximise_likelihood(
                 flow, rows, training, generator, resume=resume, show_progress_bar=show_progress_bar
             )
@@ -245,6 +247,7 @@ class NormalizingFlow(StoredModule):
             The same dictionary, with the embedding replaced.
 
         Raises:
+            TypeError: The embeddings are whole numbers or booleans, which cannot hold the result.
             ValueError: The module is not fitted, or the width is another one.
         """
         embeddings: Tensor = features["sentence_embedding"]
@@ -365,6 +368,7 @@ class NormalizingFlow(StoredModule):
     def _checked(self, rows: Tensor) -> Tensor:
         """Return rows of the right width in the type to compute in."""
         self._check_fitted()
+        refuse_whole_numbers(rows.dtype, type(self).__name__)
         if rows.shape[-1] != self.embedding_dimension:
             raise ValueError(
                 f"sentence_embedding has width {rows.shape[-1]}, but this NormalizingFlow was made for "
@@ -384,7 +388,8 @@ class NormalizingFlow(StoredModule):
         kept = {name: tensor.data for name, tensor in self.state_dict(keep_vars=True).items()}
         super()._apply(fn, recurse)
         for name, tensor in self.state_dict(keep_vars=True).items():
-            tensor.data = kept[name].to(tensor.device)
+            old = kept[name]  # on meta there is nothing to keep, only the type
+            tensor.data = tensor.data.to(old.dtype) if old.is_meta else old.to(tensor.device)
         return self
 
 

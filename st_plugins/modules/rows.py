@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["as_floating_point", "as_rows", "refuse_non_finite", "stacked"]
+__all__ = ["as_floating_point", "as_rows", "refuse_non_finite", "refuse_whole_numbers", "stacked"]
 
 Array = NDArray[np.floating]
 
@@ -61,13 +62,34 @@ def as_floating_point(array: Array, owner: str) -> Tensor:
         Traceback (most recent call last):
         TypeError: Whitening needs floating-point numbers, got int8; give the embeddings themselves, not quantised...
     """
-    given = np.asarray(array)
-    if given.dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(
-            f"{owner} needs floating-point numbers, got {given.dtype}; give the embeddings themselves, not quantised "
-            "ones, or convert them first: array.astype(numpy.float32)"
-        )
-    return torch.from_numpy(np.require(given, requirements=["C", "W"]))
+    given = array.detach().cpu() if isinstance(array, Tensor) else np.asarray(array)
+    refuse_whole_numbers(given.dtype, owner)
+    if isinstance(given, Tensor):  # NumPy has no bfloat16 for the result
+        return given.float() if given.dtype == torch.bfloat16 else given
+    return _native(given)
+
+
+def refuse_whole_numbers(dtype: Any, owner: str) -> None:
+    """Raise a TypeError if numbers of a type cannot hold what is computed from them.
+
+    Args:
+        dtype: Type of the numbers, of torch or NumPy.
+        owner: Name of the class that is asked, for the message.
+
+    Raises:
+        TypeError: It is one of whole numbers or booleans, or no type of numbers.
+
+    Example:
+        >>> refuse_whole_numbers(torch.int8, "Whitening")
+        Traceback (most recent call last):
+        TypeError: Whitening needs floating-point numbers, got torch.int8; give the embeddings themselves, not...
+    """
+    if dtype.is_floating_point if isinstance(dtype, torch.dtype) else np.issubdtype(dtype, np.floating):
+        return
+    raise TypeError(
+        f"{owner} needs floating-point numbers, got {dtype}; give the embeddings themselves, not quantised ones, or "
+        "convert them first: array.astype(numpy.float32)"
+    )
 
 
 def refuse_non_finite(rows: Array | Tensor, first_row: int) -> None:
@@ -126,6 +148,12 @@ def stacked(
         rows = as_rows(block, dimension, owner)
         refuse_non_finite(rows, count)
         count += len(rows)
-        tensor = rows.detach() if isinstance(rows, Tensor) else torch.from_numpy(np.require(rows, requirements="W"))
+        tensor = rows.detach() if isinstance(rows, Tensor) else _native(rows)
         found.append(tensor.to(device, torch.promote_types(tensor.dtype, torch.float32)))
     return torch.cat(found)  # outside inference mode no inference tensor, also if the blocks are
+
+
+def _native(rows: Array) -> Tensor:
+    """Return an array as a tensor: of this machine's byte order, and of a type that torch has."""
+    kind = np.float64 if rows.dtype.itemsize > 8 else rows.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(rows, kind, ["C", "W"]))

@@ -17,7 +17,7 @@ from st_plugins.loading.files import Shapes
 from st_plugins.loading.sizes import check_whole
 from st_plugins.modules import storage
 from st_plugins.modules.moments import Moments
-from st_plugins.modules.rows import as_floating_point, as_rows
+from st_plugins.modules.rows import as_floating_point, as_rows, refuse_whole_numbers
 from st_plugins.modules.stored import StoredModule
 from st_plugins.modules.transform import derive
 from st_plugins.modules.whitening_state import WhiteningState, misfit
@@ -178,6 +178,7 @@ class Whitening(StoredModule):
             The same dictionary, with the embedding replaced.
 
         Raises:
+            TypeError: The embeddings are whole numbers or booleans, which cannot hold the result.
             ValueError: The module is not fitted, or the width is another one.
         """
         embeddings: Tensor = features["sentence_embedding"]
@@ -186,6 +187,7 @@ class Whitening(StoredModule):
                 f"sentence_embedding has width {embeddings.shape[-1]}, but this Whitening was made for "
                 f"{self.embedding_dimension}"
             )
+        refuse_whole_numbers(embeddings.dtype, type(self).__name__)
         with torch.autocast(embeddings.device.type, enabled=False):
             dtype = torch.promote_types(embeddings.dtype, torch.float32)
             mean, weight = (part.to(embeddings.device, dtype) for part in self._map())
@@ -373,7 +375,10 @@ def check_shrinkage(shrinkage: float | str) -> None:
 
 def _derive_first(module: nn.Module, *unused: Any) -> None:
     """Bring the transform up to date before ``state_dict`` reads it."""
-    if isinstance(module, Whitening) and module.count > 1:
+    if not isinstance(module, Whitening) or module.state.weight is not None:
+        return
+    count = module.state.statistics_count
+    if count is not None and not count.is_meta and module.count > 1:
         module._map()
 
 
