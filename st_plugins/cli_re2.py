@@ -198,13 +198,16 @@ def predict(
 
       st-plugins predict ./matcher pairs.tsv --output scored.tsv
     """
-    from st_plugins.data.files import read_table
+    from st_plugins.data.files import read_table, text_fault
     from st_plugins.data.writing import table_target, write_table
     from st_plugins.matching import RE2Matcher
 
     target = table_target(output, name="--output", overwrite=overwrite, inputs=(model, pairs), column="predicted")
     table = read_table(pairs)
     texts = list(zip(table.texts(text1, "--text1"), table.texts(text2, "--text2"), strict=True))
+    for number, row in enumerate(table.rows):  # all columns are written again, after the work
+        if fault := next(filter(None, map(text_fault, map(str, row))), ""):
+            raise table.error(number, f"a field {fault}")
     matcher = RE2Matcher.load(model, device)
     columns = ["predicted", *(f"probability of {label}" for label in matcher.labels or [])]
     for column in columns:

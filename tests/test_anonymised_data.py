@@ -202,3 +202,21 @@ def test_classes_are_counted_when_pairs_are_read(tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO", logger="st_plugins"):
         AnonymisedPairs.read(tmp_path / "x.tsv")
     assert "x.tsv: 2 classes: '0' 1, '1' 2, 1 pairs without a label" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("12", ["3"]), "first must be a list, got one string"),
+        ((["1"], [None]), r"second\[0\] is 'None', a NoneType; it must be text"),
+        (([1], ["2"]), r"first\[0\] is '1', a int; it must be text"),
+        ((["1"], ["2"], [], "01"), "classes must be a list, got one string"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        AnonymisedPairs(*arguments)
+
+
+def test_columns_may_be_read_only_once() -> None:
+    assert AnonymisedPairs((text for text in ["1"]), ["2"]).pairs == [("1", "2")]  # type: ignore[arg-type]

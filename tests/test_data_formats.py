@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 from st_plugins import whiten
 from st_plugins.data import Pairs, read_pairs, read_texts
+from st_plugins.data.anonymised import AnonymisedPairs
+from st_plugins.data.files import to_score
 from st_plugins.evaluators import STSSuiteEvaluator
 from st_plugins.explain import explain_pair
 from st_plugins.matching import LearnedEmbedding
@@ -53,6 +56,14 @@ FILES = {
     "lines.json": "\n".join(map(json.dumps, RECORDS)) + "\n\n",
     "lines.txt": "\r\n".join(map(json.dumps, RECORDS)),
     "lines": "\n".join(map(json.dumps, RECORDS)),
+    "after-one-another.json": "".join(map(json.dumps, RECORDS)),
+    "indented-after-one-another.txt": "\n".join(json.dumps(record, indent=2) for record in RECORDS),
+    "blank-lines.jsonl": "\n\n".join(map(json.dumps, RECORDS)) + "\n\n",
+    "twice-packed.jsonl.gz": gzip.compress(gzip.compress("\n".join(map(json.dumps, RECORDS)).encode())),
+    "x.csv~": quoted(","),
+    "space-before-quote.csv": quoted(",").replace(',"', ', "'),
+    "excel-quoted.csv": '"sep=,"\r\n' + quoted(",").replace("\n", "\r\n"),
+    "returns.csv": quoted(",").replace("\n", "\r\r\n"),
     "x.tsv.bak": plain(),
     "x.tab": plain(),
     "x.data": plain(),
@@ -217,3 +228,82 @@ def test_what_separates_fields_is_said(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, logger="st_plugins"):
         read_pairs(write(tmp_path / "x.csv", FILES["tabs.csv"]))
     assert "the fields are separated by tabs" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.dat", "x", "x.csv.txt"])
+@pytest.mark.parametrize("separator", [",", ";", "|"])
+def test_a_table_is_no_text_whatever_its_name(tmp_path: Path, name: str, separator: str) -> None:
+    path = write(tmp_path / name, plain(separator).replace("x|y;z", "xyz").replace("dog, a", "dog a"))
+    with pytest.raises(ValueError, match="say which column holds the texts with column=; there are sentence1, "):
+        read_texts(path)
+    assert read_texts(path, column="sentence1") == ["a dog a cat", "naïve 你好"]
+
+
+def test_a_row_with_an_array_is_a_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", json.dumps({"text": "a dog", "tokens": ["a", "dog"]}))
+    assert read_texts(path, column="text") == ["a dog"]
+    assert read_texts(write(path, json.dumps({"texts": ["a dog", "a cat"]}))) == ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", json.dumps(RECORDS, indent=1)[:-30], r"x\.txt:\d+: not JSON"),
+        ("x.txt", '[\n "a",\n "b', r"x\.txt:3: not JSON"),
+        ("x.jsonl", '{"text": "a"}\n{"text": "b\n{"text": "c"}', r"x\.jsonl:2: not JSON"),
+        ("x.json", "[" * 100_000, r"x\.json: not JSON \(maximum recursion"),
+        ("x.jsonl", '{"text": "a", "n": 1' + "0" * 5000 + "}", r"x\.jsonl: not JSON \(Exceeds the limit"),
+        ("x.json", '{"text": {"0": "a"}, "n": {"0": 1}}', "in pandas orient='records'"),
+        ("x.json", "{}", "an object without columns"),
+        ("x.jsonl", '{"text\\ud83d": "a"}', r"x\.jsonl:1: the name of a column holds half a character"),
+        ("x.csv", "text\na, b\n", r"x\.csv:2: 2 fields, but the header has 1; put fields that hold a separator in"),
+        ("x.csv", "text,n\na,1\n\nb,2\n", r"x\.csv:3: .*remove the empty line"),
+        ("x.csv", "text,n\ra,1\rb,2\n", r"x\.csv:1: some lines end in a carriage return only"),
+        ("x.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        ("x.txt", "<!DOCTYPE html>\n<html>404</html>\n", "a web page"),
+    ],
+)
+def test_what_is_broken_is_refused_with_a_remedy(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_texts(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    "content", ["[1] Smith\n[2] Jones\n", '{\n  "use strict";\n}\n', "{}\nfoo\n", "[" * 9999 + "\nb\n"]
+)
+def test_text_that_looks_a_little_like_json_is_text(tmp_path: Path, content: str) -> None:
+    assert read_texts(write(tmp_path / "x.txt", content)) == content.strip().split("\n")
+
+
+def test_what_text_may_hide_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_texts(write(tmp_path / "x.txt", "Text\na\rb\n")) == ["Text", "a\rb"]
+    assert "'Text' is taken for a text; if it is a header" in caplog.text
+    assert "1 texts hold a carriage return" in caplog.text
+    assert read_texts(write(tmp_path / "x.txt", "\ufeffa\n\ufeffb\n")) == ["a", "b"]
+
+
+def test_pipes_and_folders_are_refused_by_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (read_pairs, read_texts, read_vectors, AnonymisedPairs.read):
+        with pytest.raises(ValueError, match=r"pipe' is a pipe or a device, .*write what comes from it to a file"):
+            read(tmp_path / "pipe")
+    for read in (read_pairs, AnonymisedPairs.read):
+        with pytest.raises(ValueError, match="is a folder; name a file in it"):
+            read(tmp_path)
+
+
+def test_vectors_of_another_encoding_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="is UTF-16; save it as UTF-8"):
+        read_vectors(write(tmp_path / "x.vec", "dog 1 2\n".encode("utf-16")))
+    read_vectors(write(tmp_path / "x.vec", "é 1 2\ndog 1 2\n".encode("latin-1")))
+    assert "1 words hold bytes that are not UTF-8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"), [("1,5", "decimal point"), ("True", "1 and 0"), (True, "1 and 0"), (None, "remove the row")]
+)
+def test_a_score_that_is_none_is_refused_with_a_remedy(value: Any, remedy: str) -> None:
+    with pytest.raises(ValueError, match=f"is not a finite number; .*{remedy}"):
+        to_score(value)
+    with pytest.raises(ValueError, match=r"score 10+\.\.\. is not"):
+        to_score(10**400)

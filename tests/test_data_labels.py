@@ -33,7 +33,27 @@ def test_names_are_as_they_are_spelled(labels: list[Any], names: list[str]) -> N
     assert class_labels(labelled(*labels), "label") == names
 
 
-@pytest.mark.parametrize("mark", ["-", "", " ", None, float("nan"), "NaN", "null", "?", "N/A"])
+MARKS = [
+    "-",
+    "",
+    " ",
+    None,
+    float("nan"),
+    "NaN",
+    "null",
+    "?",
+    "N/A",
+    "–",
+    "—",
+    "\u200b",
+    "NaT",
+    "(null)",
+    "#REF!",
+    "\\N",
+]
+
+
+@pytest.mark.parametrize("mark", [*MARKS, "undefined", "."])
 def test_marks_for_a_missing_label_are_no_class(mark: Any) -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:2: label is .* names no class; remove the 2 rows"):
         class_labels(labelled("yes", mark, "no", mark), "label")
@@ -128,3 +148,21 @@ def test_a_column_of_scores_is_noticed(caplog: pytest.LogCaptureFixture) -> None
 def test_missing_column() -> None:
     with pytest.raises(ValueError, match=r"no column 'gold'; there are label; name the right one with --label="):
         class_labels(labelled("a"), "gold", "--label")
+
+
+@pytest.mark.parametrize("mark", [-100, "-100", -9, -99, "−1"])
+def test_other_marks_beside_positions_are_no_class(mark: Any) -> None:
+    with pytest.raises(ValueError, match=r"^x\.jsonl:3: .* marks rows without a label"):
+        class_labels(labelled(0, 2, mark, 1), "label")
+
+
+@pytest.mark.parametrize("name", ["unk", "Unknown", "missing"])
+def test_what_may_be_a_mark_or_a_class_is_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert class_labels(labelled("some", name), "label") == ["some", name]
+    assert f"x.jsonl:2: label is {name!r}: it often marks rows without a label" in caplog.text
+
+
+@pytest.mark.parametrize(("one", "other"), [("not_entailment", "not-entailment"), ("yes", "yes\u200b"), ("−1", "-1")])
+def test_what_looks_alike_is_one_class(one: str, other: str) -> None:
+    with pytest.raises(ValueError, match="two spellings of one class"):
+        class_labels(labelled(one, other, one), "label")

@@ -76,6 +76,10 @@ def test_train_and_predict_classes(run: Run, pairs: Path, tmp_path: Path) -> Non
     code, _, err = run("predict", output, pairs, "--output", tmp_path / "scored.tsv")
     assert code == 1 and "exists; choose another file" in err
     assert run("predict", output, pairs, "--output", tmp_path / "scored.tsv", "--overwrite")[0] == 0
+    half = pairs.with_name("half.jsonl")
+    half.write_text('{"sentence1": "a dog", "sentence2": "a cat", "note": "\\ud83d"}\n', encoding="utf-8")
+    code, _, err = run("predict", output, half, "--output", tmp_path / "half.tsv")
+    assert code == 1 and "half.jsonl:1: a field holds half a character" in err
     code, _, err = run("predict", output, tmp_path / "scored.tsv", "--output", tmp_path / "again.tsv")
     assert code == 1 and "there is a column 'predicted' already; rename it" in err
     code, _, err = run("train", "re2", "--train", pairs, "--output", output)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import logging
 import math
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from st_plugins.data.content import kind_of, read_content, unified
 from st_plugins.data.parsing import SEPARATORS, Rows, parse_delimited, parse_json, separator_of
 
 __all__ = [
     "Table",
     "check_texts",
-    "format_of",
-    "read_content",
-    "read_lines",
     "read_table",
     "text_fault",
     "to_score",
@@ -28,102 +23,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"tsv": "tsv", "tab": "tsv", "csv": "csv", "jsonl": "json", "ndjson": "json", "json": "json", "txt": "txt"}
-_FOREIGN = {
-    b"PK\x03\x04": "a ZIP archive or an Office file (xlsx, docx)",
-    b"\xd0\xcf\x11\xe0": "an old Office file (xls, doc)",
-    b"PAR1": "a Parquet file",
-    b"ARROW1": "an Arrow file",
-    b"%PDF": "a PDF",
-    b"\x89PNG": "a picture (PNG)",
-    b"\xff\xd8\xff": "a picture (JPEG)",
-    b"GIF8": "a picture (GIF)",
-    b"SQLite format 3": "an SQLite database",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy array",
-    b"BZh": "packed with bzip2",
-    b"\xfd7zXZ": "packed with xz",
-    b"\x28\xb5\x2f\xfd": "packed with zstandard",
-    b"7z\xbc\xaf": "packed with 7-Zip",
-}
-_WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
-         codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
-
-
-def format_of(path: Path) -> str:
-    """Return the file's format by its name.
-
-    Args:
-        path: A file name, with or without ``.gz``.
-
-    Returns:
-        The suffix in lower case without the dot and without ``.gz``: ``"tsv"``, ``"csv"``, ``"jsonl"``, ``"txt"``, ...
-    """
-    name = path.name.lower().removesuffix(".gz")
-    return name.rpartition(".")[2] if "." in name else ""
-
-
-def kind_of(path: Path) -> str:
-    """Return what a file's name says of its content: ``"tsv"``, ``"csv"``, ``"json"``, ``"txt"``, or nothing."""
-    parts = path.name.lower().split(".")[1:]
-    return next((_KINDS[part] for part in reversed(parts) if part in _KINDS), "")  # pairs.tsv.bak is a tsv
-
-
-def read_content(path: Path) -> str:
-    """Read a text file, unpacked if it is a gzip file, in UTF-8 or, with a byte order mark, UTF-16 or UTF-32.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its text without a byte order mark, line ends untouched.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no text, not UTF-8, or not a whole gzip file; the message names the remedy.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"file {str(path)!r} does not exist; check the path")
-    data = path.read_bytes()
-    if data.startswith(b"\x1f\x8b") or path.name.lower().endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
-    for magic, what in _FOREIGN.items():
-        if data.startswith(magic):
-            raise ValueError(f"{path}: is {what}, not text; export it as CSV or JSON lines")
-    wide = next((name for mark, name in _WIDE.items() if data.startswith(mark)), "")
-    try:
-        text = data.decode(wide or "utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not {wide.upper() or 'UTF-8'}; save the file as UTF-8"
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{path}:{line}: a NUL character: no text, or UTF-16 without its mark; save it as UTF-8")
-    return text
-
-
-def unified(text: str) -> str:
-    r"""Return text whose lines end in a line feed only, without empty lines at the end."""
-    if "\n" not in text:  # of an old Macintosh; beside line feeds it is part of a text
-        text = text.replace("\r", "\n")
-    return text.replace("\r\n", "\n").rstrip("\r\n")
-
-
-def read_lines(path: Path) -> list[str]:
-    r"""Return the lines of a file, split on ``\n`` only; a ``\r`` before it and empty lines at the end are dropped.
-
-    Args:
-        path: The file, see :func:`read_content`.
-
-    Returns:
-        The lines without their ends. ``str.splitlines`` would also split on characters that occur inside texts.
-    """
-    return unified(read_content(path)).split("\n")
+_USUAL_NAMES = {"text", "sentence", "sentence1", "sentence_a", "question", "question1", "premise", "score", "label"}
 
 
 def text_fault(text: str) -> str:
@@ -185,8 +85,14 @@ def to_score(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        comma = isinstance(value, str) and value.count(",") == 1 and value.replace(",", "").strip().isdecimal()
-        raise ValueError(f"score {value!r} is not a finite number{'; write a decimal point' if comma else ''}")
+        remedy = ""
+        if isinstance(value, str) and value.count(",") == 1 and value.replace(",", "").strip().isdecimal():
+            remedy = "; write a decimal point"
+        elif isinstance(value, bool) or str(value).strip().casefold() in ("true", "false"):
+            remedy = "; write 1 and 0"
+        elif not str("" if value is None else value).strip():
+            remedy = "; remove the row, or give it a score"
+        raise ValueError(f"score {_shown(value)} is not a finite number{remedy}")
     return score
 
 
@@ -206,6 +112,11 @@ class Table:
     rows: list[list[Any]]
     lines: list[int]
 
+    @property
+    def names(self) -> str:
+        """The names of the columns, for messages."""
+        return ", ".join(name or "(without a name)" for name in self.columns)
+
     def index(self, column: str, option: str = "") -> int:
         """Return the position of a column.
 
@@ -222,14 +133,15 @@ class Table:
         if column in self.columns:
             return self.columns.index(column)
         wanted = column.strip().casefold()
-        alike = [at for at, name in enumerate(self.columns) if name.strip("\ufeff\u200b \t").casefold() == wanted]
+        alike = [at for at, name in enumerate(self.columns) if name.strip("\ufeff\u200b \t\xa0").casefold() == wanted]
         if len(alike) == 1:
             return alike[0]
         remedy = f"; name the right one with {option}=" if option else ""
-        shown = ", ".join(name or "(without a name)" for name in self.columns)
+        if len(self.columns) == 1 and kind_of(self.path) != "json":
+            remedy = f"; separate columns by {', '.join(SEPARATORS.values())}"
         if any(_is_number(name) or name.count(" ") > 3 for name in self.columns):
             remedy = "; is that a row already? Write the names of the columns above it"
-        raise ValueError(f"{self.path}:1: no column {column!r}; there are {shown}{remedy}")
+        raise ValueError(f"{self.path}:1: no column {column!r}; there are {self.names}{remedy}")
 
     def error(self, row: int, what: str) -> ValueError:
         """Return an exception that points at a row.
@@ -259,7 +171,7 @@ class Table:
         at = self.index(column, option)
         for number, row in enumerate(self.rows):
             if not isinstance(row[at], str):
-                raise self.error(number, f"{column} is {row[at]!r}; it must be text")
+                raise self.error(number, f"{column} is {_shown(row[at])}; it must be text")
             if fault := text_fault(row[at]):
                 raise self.error(number, f"{column} {fault}")
         return [row[at] for row in self.rows]
@@ -306,6 +218,8 @@ def read_table(path: Path) -> Table:
     """
     table = try_table(path, read_content(path))
     if table is None:
+        if not path.stat().st_size:
+            raise ValueError(f"{path}: the file is empty")
         raise ValueError(
             f"file {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz), and its first line is no "
             "header of such a table; rename it, or write one of them"
@@ -334,12 +248,17 @@ def try_table(path: Path, content: str, texts: bool = False) -> Table | None:
     if found is None:
         return None
     table = Table(path, *found)
+    for name in table.columns:
+        if fault := text_fault(name):
+            raise ValueError(f"{path}:1: the name of a column {fault}")
+        if "\r" in name:
+            raise ValueError(f"{path}:1: some lines end in a carriage return only, some do not; end all with \\n")
     if len(set(table.columns)) != len(table.columns):
-        shown = ", ".join(name or "(without a name)" for name in table.columns)
-        raise ValueError(f"{path}:1: a column name occurs twice: {shown}; rename one")
+        raise ValueError(f"{path}:1: a column name occurs twice: {table.names}; rename one")
     for number, row in enumerate(table.rows):
         if len(row) != len(table.columns):
-            raise table.error(number, f"{len(row)} fields, but the header has {len(table.columns)}")
+            remedy = "put fields that hold a separator in double quotes" if any(row) else "remove the empty line"
+            raise table.error(number, f"{len(row)} fields, but the header has {len(table.columns)}; {remedy}")
     if not table.rows:
         raise ValueError(f"{path}: there is no row; the file is empty or has only a header")
     return table
@@ -348,14 +267,15 @@ def try_table(path: Path, content: str, texts: bool = False) -> Table | None:
 def _delimited(path: Path, text: str, kind: str, texts: bool) -> Rows | None:
     lines = text.split("\n", 1000)[:1000]
     usual = "," if kind == "csv" else "\t"
-    if kind == "csv" and lines[0].lower().startswith("sep=") and lines[0][4:] in SEPARATORS:  # of Excel
-        columns, rows, numbers = parse_delimited(text[len(lines[0]) + 1 :], lines[0][4:], path, quoting=True)
+    first = lines[0].strip('"')
+    if first.lower().startswith("sep=") and first[4:] in SEPARATORS:  # of Excel
+        columns, rows, numbers = parse_delimited(text[len(lines[0]) + 1 :], first[4:], path, quoting=True)
         return Rows(columns, rows, [number + 1 for number in numbers])
     if kind in ("tsv", "csv"):
         separator = separator_of(lines[:1], usual)
     elif "\t" in lines[0] and len(lines) > 1 and len({line.count("\t") for line in lines}) == 1:
         separator = "\t"
-    elif not texts and separator_of(lines[:1], usual) in lines[0]:
+    elif separator_of(lines[:1], usual) in lines[0] and (not texts or _names_columns(lines[0])):
         separator = separator_of(lines[:1], usual)
     else:
         return None
@@ -364,6 +284,18 @@ def _delimited(path: Path, text: str, kind: str, texts: bool) -> Rows | None:
     if separator != usual:
         logger.info("%s: the fields are separated by %s", path, SEPARATORS[separator])
     return parse_delimited(text, separator, path, quoting=separator != "\t" or kind == "csv")
+
+
+def _names_columns(line: str) -> bool:
+    """Return whether a line can only be the header of a table: words without spaces, one of them a usual name."""
+    names = [name.strip().strip('"').casefold() for name in line.split(separator_of([line], ","))]
+    return not any(" " in name for name in names) and not _USUAL_NAMES.isdisjoint(names)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, not all of it if it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 def _is_number(text: str) -> bool:

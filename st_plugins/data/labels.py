@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -15,8 +16,11 @@ __all__ = ["check_labels", "class_counts", "class_labels"]
 
 logger = logging.getLogger(__name__)
 
-# What SNLI, pandas, SQL and spreadsheets write for a label that is not there. "none" and "unknown" may be classes.
-_NO_LABEL = {"", "-", "--", "?", "nan", "null", "na", "n/a", "#n/a", "<na>"}
+# What SNLI, pandas, SQL and spreadsheets write for a label that is not there; and what may also be a class.
+_NO_LABEL = {"", "-", "--", "?", ".", "nan", "nat", "null", "(null)", "nil", "na", "n/a", "#n/a", "<na>", "\\n",
+             "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "undefined"}  # fmt: skip
+_MAYBE_NO_LABEL = {"unknown", "unk", "missing", "no label", "unlabelled", "unlabeled"}
+_MARKS = (-1, -9, -99, -100, -999, -9999)  # for a missing label among 0, 1, 2; -100 is that of PyTorch
 _TRUTH = {"true": Decimal(1), "false": Decimal(0)}
 _MINUS = "\N{MINUS SIGN}"
 _SHOWN = 20
@@ -83,16 +87,21 @@ def check_labels(
         Traceback (most recent call last):
         ValueError: row 2: label is '1.0', but '1' in row 0: two spellings of one class? Write one of them...
     """
+    names: list[str] = []
+    first: dict[str, int] = {}
     for row, value in enumerate(values):
         if isinstance(value, list | tuple | dict):
             raise error(row, f"{name} is {str(value)[:80]}, and not one label; give each row one")
-    names = ["" if value is None else str(value) for value in values]
+        names.append("" if value is None else str(value))
+        first.setdefault(names[-1], row)
     counts = Counter(names)
-    first = {label: names.index(label) for label in counts}
+    doubtful = []
     spelled: dict[Hashable, str] = {}
     numbers: dict[str, Decimal] = {}
     for label in counts:
         plain = _plain(label)
+        if plain in _MAYBE_NO_LABEL:
+            doubtful.append(label)
         if plain in _NO_LABEL:
             shown = repr(label) if label.strip() else "empty"
             raise error(first[label], f"{name} is {shown}, which names no class{_often(counts[label])}")
@@ -108,13 +117,14 @@ def check_labels(
             )
         if number is not None and plain not in _TRUTH:
             numbers[label] = number
-    warning = _check_numbers(numbers, counts, first, error, place, name)
+    doubtful += _check_numbers(numbers, counts, first, error, place, name)
     if quiet:
         return names
     if len(counts) > max(_SHOWN, len(names) // 2):
         logger.warning("%s: %d classes in %d rows; is it a score?", name, len(counts), len(names))
-    if warning:
-        logger.warning("%s", warning)
+    for label in doubtful:
+        where = error(first[label], f"{name} is {label!r}")
+        logger.warning("%s: it often marks rows without a label; here it is a class of its own.", where)
     if "None" in counts:  # also what Python writes for nothing
         logger.warning("%s", error(first["None"], f"{name} is 'None': here it is a class, and no missing label."))
     logger.info("%s: %s", name, class_counts(names))
@@ -147,7 +157,7 @@ def _check_numbers(
     error: Callable[[int, str], ValueError],
     place: Callable[[int], str],
     name: str,
-) -> str:
+) -> list[str]:
     """Refuse -1 that marks a missing label, and numbers beside names; return what is to be warned of."""
     names = [label for label in counts if label not in numbers]
     if numbers and names:
@@ -158,20 +168,18 @@ def _check_numbers(
             f"{name} is {late!r}, but {early!r} {place(first[early])}: names and numbers of classes are mixed; write "
             "names everywhere, or numbers",
         )
-    missing = next((label for label, number in numbers.items() if number == -1), None)
-    others = [number for number in numbers.values() if number != -1]
-    if missing is None or any(number < 0 or number != int(number) for number in others):
-        return ""
-    if not others or len(others) > 2 or (others and 0 in others and max(others) > 1):
+    below = [label for label, number in numbers.items() if number < 0]
+    others = [number for number in numbers.values() if number >= 0]
+    if len(below) != 1 or numbers[below[0]] not in _MARKS or any(number != int(number) for number in others):
+        return []
+    missing = below[0]
+    if numbers[missing] < -1 or not others or len(others) > 2 or (0 in others and max(others) > 1):
         raise error(
             first[missing],
             f"{name} is {missing!r}, which marks rows without a label where the others are 0, 1, 2, ..."
             f"{_often(counts[missing])}",
         )
-    if 0 in others:
-        where = str(error(first[missing], f"{name} is {missing!r}"))
-        return f"{where}: it often marks rows without a label; here it is a class of its own."
-    return ""
+    return [missing] if 0 in others else []
 
 
 def _often(count: int) -> str:
@@ -180,7 +188,7 @@ def _often(count: int) -> str:
 
 
 def _plain(label: str) -> str:
-    """Return a label without what the eye does not tell apart: case, spaces, invisible characters, kinds of dashes."""
+    """Return a label without what no two classes differ in alone: case, spaces, invisible characters, dashes."""
     kept = []
     for character in unicodedata.normalize("NFKC", label):
         kind = unicodedata.category(character)
@@ -188,7 +196,8 @@ def _plain(label: str) -> str:
             kept.append("-")
         elif character.isspace() or kind not in ("Cc", "Cf"):
             kept.append(character)
-    return " ".join("".join(kept).split()).casefold()
+    plain = " ".join("".join(kept).split()).casefold()
+    return re.sub(r"(?<=\w)[ _-](?=\w)", " ", plain)  # not_entailment, not-entailment
 
 
 def _number(plain: str) -> Decimal | None:

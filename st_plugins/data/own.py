@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from st_plugins.data.files import Table, format_of, kind_of, read_content, read_table, try_table, unified
+from st_plugins.data.content import format_of, kind_of, read_content, unified
+from st_plugins.data.files import Table, read_table, try_table
 from st_plugins.data.pairs import Pairs
 
 __all__ = ["read_pairs", "read_texts"]
@@ -108,11 +109,16 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
 
 def _texts_of(path: Path, column: str | None) -> list[str]:
     content = read_content(path)
-    table = try_table(path, content, texts=True) if content.strip() else None
+    table = try_table(path, content, texts=column is None) if content.strip() else None
     if table is None:
         if column is not None:
             raise ValueError(f"column={column!r}: {path} is read as one text a line and has no columns")
-        return unified(content).split("\n")
+        lines = unified(content).split("\n")
+        if lines[0].strip().casefold() in _TEXT_NAMES and len(lines) > 1:
+            logger.warning("%s:1: %r is taken for a text; if it is a header, name the file .csv", path, lines[0])
+        if returns := sum("\r" in line for line in lines):
+            logger.warning("%s: %d texts hold a carriage return; if it ends a line, write \\n there", path, returns)
+        return lines
     return table.texts(_text_column(table) if column is None else column, "column")
 
 
@@ -129,9 +135,7 @@ def _text_column(table: Table) -> str:
     if len(words) == 1 and plain:
         logger.info("%s: the texts are those of column %r", table.path, plain[0])
         return plain[0]
-    raise ValueError(
-        f"{table.path}: say which column holds the texts with column=; there are {', '.join(table.columns)}"
-    )
+    raise ValueError(f"{table.path}: say which column holds the texts with column=; there are {table.names}")
 
 
 def _say_skipped(folder: Path, skipped: list[Path]) -> None:

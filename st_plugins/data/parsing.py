@@ -9,6 +9,11 @@ from typing import Any, NamedTuple
 
 __all__ = ["SEPARATORS", "Rows", "parse_delimited", "parse_json", "separator_of"]
 
+_SPACE = re.compile(r"[ \t\r\n]*")  # of JSON, which knows no other
+_STRING = r'"(?:[^"\\\n]|\\.)*"'
+# An object with a name, or an array of objects or of texts: no text that is meant as such begins so.
+_BEGINS_AS_JSON = re.compile(rf'\s*\[?\s*{{\s*{_STRING}\s*:|\s*\[\s*{_STRING}\s*(?:,\s*"|,?\s*\n)')
+
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
 
 
@@ -80,7 +85,8 @@ def parse_delimited(text: str, separator: str, path: Path, quoting: bool) -> Row
 def _quoted(text: str, separator: str, path: Path) -> tuple[list[list[str]], list[int]]:
     """Split as spreadsheets do. Not by `csv`, whose limit on the length of a field holds for the whole process."""
     mark = re.escape(separator)
-    field = re.compile(rf'"([^"]*(?:""[^"]*)*)"(?={mark}|\n|\Z)|([^"\n{mark}][^\n{mark}]*)?(?={mark}|\n|\Z)')
+    # Some write a space after the separator, before the quotation mark.
+    field = re.compile(rf' *"([^"]*(?:""[^"]*)*)"(?={mark}|\n|\Z)|([^"\n{mark}][^\n{mark}]*)?(?={mark}|\n|\Z)')
     rows: list[list[str]] = [[]]
     numbers, number, at = [1], 1, 0
     while True:
@@ -91,7 +97,7 @@ def _quoted(text: str, separator: str, path: Path) -> tuple[list[list[str]], lis
             raise ValueError(f"{path}:{numbers[-1]}: {what}; double the quotation marks inside quoted fields")
         quoted, plain = match.groups()
         rows[-1].append(plain or "" if quoted is None else quoted.replace('""', '"'))
-        number += text.count("\n", at, match.end())
+        number += 0 if quoted is None else quoted.count("\n")
         at = match.end()
         if at == len(text):
             return [[] if row == [""] else row for row in rows], numbers
@@ -117,7 +123,7 @@ def _as_quoted_by_a_program(text: str, separator: str) -> tuple[list[list[str]],
         if quoted is not None:
             needed = needed or any(character in quoted for character in ('""', separator, "\n"))
         rows[-1].append(plain if quoted is None else quoted.replace('""', '"'))
-        number += text.count("\n", at, match.end())
+        number += 0 if quoted is None else quoted.count("\n")
         at = match.end()
         if at == len(text):
             break
@@ -131,12 +137,12 @@ def _as_quoted_by_a_program(text: str, separator: str) -> tuple[list[list[str]],
 
 
 def parse_json(text: str, path: Path, certain: bool) -> Rows | None:
-    """Read JSON: an array, an object with one array in it, or one value a line; of objects, or of texts.
+    """Read JSON: an array, an object with one array in it, or values one after another; of objects, or of texts.
 
     Args:
         text: The content.
         path: The file, for messages.
-        certain: Whether it has to be JSON; otherwise what is none is not read.
+        certain: Whether it has to be JSON. Otherwise what is none is not read, unless it begins as only JSON does.
 
     Returns:
         The table. Texts without a name get the column ``text``. None for what is no JSON.
@@ -144,80 +150,64 @@ def parse_json(text: str, path: Path, certain: bool) -> Rows | None:
     Raises:
         ValueError: It is broken, or neither objects nor texts; the message names the line.
     """
-    start = text.lstrip()[:1]
-    if not start or (not certain and start not in "[{"):
-        return Rows([], [], []) if certain else None
-    items = _array(text, text.index("["), path, certain) if start == "[" else None
-    if items is None:
-        items = _lines(text, path, certain)
-    return None if items is None else _table(items, text, path)
+    start = _end(_SPACE, text, 0)
+    if not certain and text[start : start + 1] not in ("[", "{"):
+        return None
+    is_array = text[start : start + 1] == "["
+    try:
+        items, end = _values(text, start + is_array, is_array)
+        if is_array and _end(_SPACE, text, end + 1) < len(text):  # several arrays
+            items, end = _values(text, start, False)
+    except (ValueError, RecursionError) as error:
+        if not certain and not _BEGINS_AS_JSON.match(text):
+            return None
+        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{path}{line}: not JSON ({what}); write one object a line, or an array of objects") from None
+    if len(items) == 1 and not is_array and isinstance(items[0][1], dict):
+        items = _inside(items[0][1], text, path) or items
+    return _table(items, text, path)
 
 
-def _array(text: str, at: int, path: Path, certain: bool) -> list[tuple[int, Any]] | None:
-    """Return the values of an array with their lines; None where it is one line of several, or no JSON."""
-    decoder, space = json.JSONDecoder(), re.compile(r"[\s]*")
+def _values(text: str, at: int, is_array: bool) -> tuple[list[tuple[int, Any]], int]:
+    """Return values with their lines, those of an array up to its end or all there are, and where they end."""
+    decoder = json.JSONDecoder()
     items: list[tuple[int, Any]] = []
     number, counted = 1, 0
-    at += 1
-    try:
-        while True:
-            at = _end(space, text, at)
-            if text[at : at + 1] == "]" and not items:
-                break
-            number, counted = number + text.count("\n", counted, at), at
-            value, at = decoder.raw_decode(text, at)
-            items.append((number, value))
-            at = _end(space, text, at)
-            if text[at : at + 1] == "]":
-                break
-            if text[at : at + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-            at += 1
-    except json.JSONDecodeError as error:
-        if not certain:
-            return None
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); write the file again") from None
-    rest = text[at + 1 :].strip()
-    return items if not rest or rest[0] in ",}" else None
-
-
-def _lines(text: str, path: Path, certain: bool) -> list[tuple[int, Any]] | None:
-    items: list[tuple[int, Any]] = []
-    for number, line in enumerate(text.rstrip().split("\n"), start=1):
+    at = _end(_SPACE, text, at)
+    while at < len(text) and (items or not is_array or text[at] != "]"):
+        number, counted = number + text.count("\n", counted, at), at
         try:
-            items.append((number, json.loads(line)))
+            value, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            whole = _object(text, path) if not items else None
-            if whole is not None:
-                return whole
-            if not certain and not any(isinstance(value, dict) for _, value in items):
-                return None
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); write one object a line") from None
-    lists = _object(text, path) if len(items) == 1 and isinstance(items[0][1], dict) else None
-    return lists or items
+            whole_line = not is_array and text[at : text.find("\n", at)].strip() not in ("{", "[")
+            raise json.JSONDecodeError(error.msg, text, at) if whole_line else error from None
+        items.append((number, value))
+        at = _end(_SPACE, text, end)
+        if is_array and text[at : at + 1] != ",":
+            break
+        if is_array:
+            at = _end(_SPACE, text, at + 1)
+    if is_array and text[at : at + 1] != "]":
+        raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+    return items, at
 
 
-def _object(text: str, path: Path) -> list[tuple[int, Any]] | None:
-    """Return the array that an object holds, as many sites export it; None for other objects, and for no JSON."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(value, dict):
-        return None
-    lists = [name for name, inner in value.items() if isinstance(inner, list)]
-    if len(lists) == 1:
-        match = re.search(re.escape(json.dumps(lists[0], ensure_ascii=False)) + r"\s*:\s*\[", text)
-        if match:
-            items = _array(text, match.end() - 1, path, certain=True)
-            before = text.count("\n", 0, match.end() - 1)
-            if items is not None and len(items) == len(value[lists[0]]):
-                return [(max(number, before + 1), inner) for number, inner in items]
-        return [(1, inner) for inner in value[lists[0]]]
-    if lists or text.strip().count("\n"):
+def _inside(value: dict[str, Any], text: str, path: Path) -> list[tuple[int, Any]] | None:
+    """Return the array that an object is there to hold, as many sites export it; None for an object that is a row."""
+    arrays = [name for name, inner in value.items() if isinstance(inner, list)]
+    records = [name for name in arrays if value[name] and isinstance(value[name][0], dict)]
+    if len(arrays) == 1 and (records or len(value) == 1):
+        name = arrays[0]
+        for match in re.finditer(re.escape(json.dumps(name, ensure_ascii=False)) + r"\s*:\s*\[", text):
+            items, _ = _values(text, match.end(), True)
+            if [inner for _, inner in items] == value[name]:
+                return items
+        return [(1, inner) for inner in value[name]]
+    if value and all(isinstance(inner, list | dict) for inner in value.values()):
         raise ValueError(
-            f"{path}:1: an object with {', '.join(list(value)[:8])}, of which {len(lists)} are arrays; write an array "
-            "of objects, or one object a line (JSON lines)"
+            f"{path}:1: an object with {', '.join(list(value)[:8])}, of which {len(arrays)} are arrays; write an "
+            "array of objects, or one object a line (in pandas orient='records')"
         )
     return None
 
@@ -230,13 +220,20 @@ def _table(items: list[tuple[int, Any]], text: str, path: Path) -> Rows:
     rows = []
     for number, value in items:
         if not isinstance(value, dict):
-            shown = text.split("\n")[number - 1].strip()[:40]
-            raise ValueError(f"{path}:{number}: {shown!r} is not an object with named columns")
+            shown = text.split("\n")[number - 1].strip()
+            raise ValueError(
+                f"{path}:{number}: {shown[:40]!r} is not an object with named columns, nor are all of them texts"
+            )
         columns = columns or list(value)
-        missing = [column for column in columns if column not in value]
-        if missing:
-            raise ValueError(f"{path}:{number}: no {', '.join(missing)}; the first line has {', '.join(columns)}")
-        rows.append([value[column] for column in columns])
+        try:
+            rows.append([value[column] for column in columns])
+        except KeyError:
+            missing = [column for column in columns if column not in value]
+            raise ValueError(
+                f"{path}:{number}: no {', '.join(missing)}; the first line has {', '.join(columns)}"
+            ) from None
+    if rows and not columns:
+        raise ValueError(f"{path}:{items[0][0]}: an object without columns; give each row its texts by name")
     return Rows(columns, rows, [number for number, _ in items])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from st_plugins.atomic import Target, file_target
-from st_plugins.data.files import format_of
+from st_plugins.data.content import format_of
 
 __all__ = ["append_row", "table_target", "write_table"]
 

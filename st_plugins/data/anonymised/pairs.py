@@ -11,7 +11,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from st_plugins.data.files import read_lines
+from st_plugins.data.content import read_lines
 from st_plugins.data.labels import class_counts
 
 __all__ = ["AnonymisedPairs", "canonical"]
@@ -69,6 +69,7 @@ class AnonymisedPairs:
     Raises:
         ValueError: The columns differ in length, a text is empty or has a token that is no integer, a label is
             unknown, or there are fewer than two classes.
+        TypeError: A column is one string, or a text is none.
 
     Example:
         >>> train = AnonymisedPairs(["12 7", "3 4"], ["7 12 9", "8"], ["1", "0"])
@@ -84,6 +85,11 @@ class AnonymisedPairs:
     classes: tuple[str, ...] = ("0", "1")
 
     def __post_init__(self) -> None:
+        for name in ("first", "second", "labels", "classes"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a list, got one string: {getattr(self, name)[:40]!r}")
+        for name in ("first", "second", "labels"):
+            object.__setattr__(self, name, list(getattr(self, name)))
         classes, labels = tuple(self.classes), list(self.labels) or [None] * len(self.first)
         if len(set(classes)) < max(2, len(classes)) or not all(classes):
             raise ValueError(f"classes must be at least two different names, got {classes}")
@@ -93,6 +99,8 @@ class AnonymisedPairs:
         for name in ("first", "second"):
             texts = []
             for row, text in enumerate(getattr(self, name)):
+                if not isinstance(text, str):
+                    raise TypeError(f"{name}[{row}] is {str(text)[:40]!r}, a {type(text).__name__}; it must be text")
                 try:
                     texts.append(canonical(text))
                 except ValueError as error:

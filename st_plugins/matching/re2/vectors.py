@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
+import logging
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from st_plugins.data.content import regular
+
 __all__ = ["read_vectors"]
+
+logger = logging.getLogger(__name__)
 
 _GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
@@ -40,8 +46,8 @@ def read_vectors(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is empty or damaged, or a line is malformed, has another number of dimensions than the
-            first, or holds NaN or infinity in a vector to be kept; the message has the line's number.
+        ValueError: The file is a pipe, empty or damaged; or a line is malformed, has another number of
+            dimensions than the first, or holds NaN or infinity in a vector to be kept; the message has its number.
 
     Example:
         >>> import tempfile
@@ -51,8 +57,9 @@ def read_vectors(
         (['the', 'dog'], array([[ 0.5,  1. ], [ 2. , -1. ]], dtype=float32))
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"there is no vector file {str(path)!r}; give a text file of word2vec or GloVe")
+    regular(path)
     wanted = None if words is None else set(words)
     found: dict[str, NDArray[np.float32]] = {}
     exact: set[str] = set()
@@ -64,6 +71,8 @@ def read_vectors(
             if word == name:
                 exact.add(name)
             found[name] = _vector(values, f"{path}, line {number}")
+    if broken := sum("\ufffd" in word for word in found):
+        logger.warning("%s: %d words hold bytes that are not UTF-8; if many, save the file as UTF-8.", path, broken)
     vectors = list(found.values())
     return list(found), np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
 
@@ -89,7 +98,8 @@ def _rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, str, list[str
             )
         if dimensions < 1 or len(fields) != dimensions + 1 or not fields[0]:
             raise ValueError(
-                f"{path}, line {number}: expected a word and {max(dimensions, 1)} numbers, got {line.strip()[:60]!r}"
+                f"{path}, line {number}: expected a word and {max(dimensions, 1)} numbers, "
+                f"got {line.strip()[:60]!r}; put single spaces between"
             )
         if " " in fields[0] and _is_number(fields[0].rsplit(" ", 1)[1]):
             raise ValueError(
@@ -145,6 +155,8 @@ def _lines(path: Path) -> Iterator[Iterator[str]]:
         compressed = start.startswith(_GZIP)
         if start.startswith(_ZIP):
             raise ValueError(f"{path} is a ZIP archive; unpack it, and give the text file in it")
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"{path} is UTF-16; save it as UTF-8")
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
         try:
             # Only \n ends a line: GloVe has words with other characters that Python takes for line ends.
