@@ -46,6 +46,14 @@ def test_better_worse_and_antisymmetry(result: SuiteResult) -> None:
     assert forward.scores["avg"][0] == pytest.approx(np.mean([forward.scores[name][0] for name in ("one", "two")]))
 
 
+def test_the_better_one_is_named_in_both_orders(result: SuiteResult) -> None:
+    poor, good = _with_similarities(result, 2.0), _with_similarities(result, 0.0)
+    poor.model["name"], good.model["name"] = "poor", "good"
+    for first, second, said in ((poor, good, "good (B) is better by "), (good, poor, "good (A) is better by ")):
+        sentence = verdict(compare(first, second)).plain
+        assert sentence.startswith(said) and "-" not in sentence
+
+
 def test_a_model_is_not_separable_from_itself(result: SuiteResult) -> None:
     comparison = compare(result, result)
     assert {value.verdict for value in [*comparison.tasks.values(), comparison.average]} == {"not separable"}
