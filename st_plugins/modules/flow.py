@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from st_plugins.modules.flow_layers import ActNorm, Coupling, FlowLayer, Linear, LULinear, Permutation
+from st_plugins.modules.flow_layers import ActNorm, Coupling, FlowLayer, Linear, LULinear, Permutation, varying
 from st_plugins.modules.flow_published import PublishedCoupling
 
 __all__ = ["CouplingKind", "Flow", "PermutationKind", "level_widths"]
@@ -105,6 +105,9 @@ class Flow(nn.Module):
         Args:
             rows: ``(rows, d)``.
         """
+        # What varies by rounding only is constant in every layer, also where a level has nothing else to compare with.
+        mean, _, varies = varying(rows)
+        rows = torch.where(varies.to(rows.device), rows, mean.to(rows))
         for index, level in enumerate(self.levels):
             for layer in _typed(level):
                 layer.initialise(rows)
