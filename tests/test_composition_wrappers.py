@@ -76,11 +76,11 @@ WRAPPERS: dict[str, tuple[Callable[[Any, nn.Module, MakeTeacher], Any], str]] = 
 
 # What is refused, and the words of the reason; all other cells work.
 ADVERSARIAL, AGAIN = "an AdversarialPerturbation follows the gradient of one loss", "set mini_batch_size=None"
-SWAP = r"write SpanSharpnessRegularizer\(MatryoshkaLoss\(model, CoSENTLoss\(model\), …\), …\)"
+SWAP = r"write SpanSharpnessRegularizer\({}\(model, CoSENTLoss\(model\), …\), …\)"
 REFUSED_AROUND: dict[tuple[str, str], str] = {
     **{("ConSERTLoss, adversarial", name): ADVERSARIAL for name in AROUND},
     **{("ConSERTLoss, mini_batch_size", name): AGAIN for name in AROUND},
-    **{("SpanSharpnessRegularizer", name): SWAP for name in ("MatryoshkaLoss", "Matryoshka2dLoss")},
+    **{("SpanSharpnessRegularizer", name): SWAP.format(name) for name in ("MatryoshkaLoss", "Matryoshka2dLoss")},
     **{
         ("LayerMixRegularizer", name): "reads all layers at once" for name in ("Matryoshka2dLoss", "AdaptiveLayerLoss")
     },
@@ -95,7 +95,7 @@ REFUSED_AROUND: dict[tuple[str, str], str] = {
 }
 CACHED = [name for name in INSIDE if name.startswith("Cached") or name == "MegaBatchMarginLoss"]
 REFUSED_INSIDE: dict[tuple[str, str], str] = {
-    **{("RDropLoss", name): rf"write {name}\(model, RDropLoss\(" for name in AROUND},
+    **{("RDropLoss", name): rf"write {name}\(model, RDropLoss\(CoSENTLoss\(model\)\), …\)" for name in AROUND},
     **{("RDropLoss", name): "embeds parts of a batch, and a second time for the gradients" for name in CACHED},
     **{("VIRTLoss", name): "embeds parts of a batch, and a second time for the gradients" for name in CACHED},
     **{("SpanSharpnessRegularizer", name): "which embeds texts without gradients" for name in CACHED},
@@ -246,6 +246,48 @@ def test_a_softmax_loss_is_refused_by_its_own_name(make_model: MakeModel, senten
         loss(columns, torch.arange(4) % 2)
     remedy = matryoshka_loss(model, RDropLoss(SelfExplainingLoss(model, 2, weight=0, pairs="siamese")))
     assert total(remedy(columns, torch.arange(4) % 2)).isfinite()
+
+
+@pytest.mark.parametrize("name", ["ConSERTLoss", "SimCSELoss", "RDropLoss", "SelfExplainingLoss"])
+def test_matryoshka_around_adaptive_layers_is_refused(
+    make_model: MakeModel, make_teacher: MakeTeacher, sentences: list[str], name: str
+) -> None:
+    ours = OURS[name]
+    model = ours.model(make_model)
+    both = matryoshka_loss(model, adaptive_layer_loss(model, ours.build(model, make_teacher)))
+    with pytest.raises(ValueError, match=r"MatryoshkaLoss cannot be around AdaptiveLayerLoss.* or Matryoshka2dLoss"):
+        both(ours.batch(model, sentences, 4), ours.target(4))
+
+
+@pytest.mark.parametrize("wrapper", ["AdaptiveLayerLoss", "Matryoshka2dLoss"])
+def test_layers_one_by_one_are_refused_where_a_layer_mix_reads_them_all(
+    make_model: MakeModel, make_teacher: MakeTeacher, sentences: list[str], wrapper: str
+) -> None:
+    model = OURS["LayerMixRegularizer"].model(make_model)
+    for name, loss in (
+        ("RDropLoss", CoSENTLoss(model)),
+        ("ConSERTLoss", OURS["ConSERTLoss"].build(model, make_teacher)),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{wrapper} .*train a model with a LayerMix|AdaptiveLayerLoss and {wrapper}"
+        ):
+            AROUND[wrapper](model, loss)(OURS[name].batch(model, sentences, 4), OURS[name].target(4))
+
+
+def test_a_refusal_names_the_loss_that_is_to_blame(make_model: MakeModel, sentences: list[str]) -> None:
+    model = OURS["SpanSharpnessRegularizer"].model(make_model)
+    cached = matryoshka_loss(model, INSIDE["CachedMultipleNegativesRankingLoss"](model, None))
+    for build in (RDropLoss, lambda loss: SpanSharpnessRegularizer(loss, 0.1)):
+        with pytest.raises(ValueError, match="CachedMultipleNegativesRankingLoss"):
+            build(cached)
+    nested = matryoshka_loss(model, SpanSharpnessRegularizer(RDropLoss(CoSENTLoss(model)), 0.1))
+    swap = r"SpanSharpnessRegularizer\(MatryoshkaLoss\(model, RDropLoss\(CoSENTLoss\(model\), …\), …\), …\)"
+    columns, scores = OURS["RDropLoss"].batch(model, sentences, 4), torch.rand(4)
+    with pytest.raises(ValueError, match=swap):
+        nested(columns, scores)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=rf"RDropLoss\(CoSENTLoss\) takes 2 text columns, got {count}"):
+            RDropLoss(CoSENTLoss(model))([*columns, columns[0]][-count:], scores)
 
 
 def test_no_loss_hides_the_term_of_another(

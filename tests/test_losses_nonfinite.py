@@ -14,9 +14,13 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MatryoshkaLoss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import BertConfig, BertForMaskedLM, TrainerControl, TrainerState, TrainingArguments
 
+from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer
+from st_plugins.data.miniature import untrained_encoder
 from st_plugins.losses import LayerMixRegularizer, NonFiniteLossError, RDropLoss, VIRTLoss
-from st_plugins.training import NonFiniteLossCallback
+from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher
+from st_plugins.training import NonFiniteLossCallback, train_consert
 from tests.our_losses import OURS, MakeModel, MakeTeacher
 from tests.training import host_trainer, logged
 
@@ -50,11 +54,10 @@ def test_every_loss_looks_at_its_own_value(
     columns = ours.batch(model, sentences, 4)
     loss(columns, ours.target(4))
     model[0].model.embeddings.word_embeddings.weight.data.fill_(torch.nan)
-    with pytest.raises((NonFiniteLossError, ValueError), match=r"nan|NaN") as caught:
+    with pytest.raises(NonFiniteLossError, match=r"nan|NaN|not finite") as caught:
         loss(ours.batch(model, sentences, 4), ours.target(4))
-    if isinstance(caught.value, NonFiniteLossError):
-        assert caught.value.batch == 2 and "in batch 2" in str(caught.value)
-        assert sentences[0][:12] in caught.value.texts[0]
+    assert caught.value.batch == 2 and "in batch 2" in str(caught.value)
+    assert sentences[0][:12] in caught.value.texts[0] and set(caught.value.rows) <= set(range(4))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def test_a_diverging_training_stops_in_the_trainer(
     ours = OURS[name]
     loss: Any = ours.build(ours.model(make_model), make_teacher)
     run = host_trainer(loss, ours.dataset(sentences, 8), tmp_path, **DIVERGES)
-    with pytest.raises((NonFiniteLossError, ValueError), match=r"nan|NaN"):
+    with pytest.raises(NonFiniteLossError, match=r"nan|not finite"):
         run.train()
     assert run.state.global_step < 4 and 0.0 not in logged(run, "loss")
 
@@ -174,3 +177,70 @@ def test_the_callback_guards_losses_of_the_host(make_model: MakeModel, sentences
     parameter.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(NonFiniteLossError, match="the gradient is not finite at step 1"):
         host_trainer(loss, data, tmp_path, NonFiniteLossCallback(loss)).train()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_labels_that_are_no_numbers_are_refused(make_model: MakeModel, make_teacher: MakeTeacher, bad: float) -> None:
+    model: Any = make_model().train()
+    columns = [model.preprocess(["a cat", "three cats"]), model.preprocess(["a dog", "a cat"])]
+    labels = torch.tensor([0.5, bad])
+    with pytest.raises(NonFiniteLossError, match=rf"labels are not finite: \[{bad}\] in batch 1; the batch was"):
+        VIRTLoss(model, make_teacher(), CoSENTLoss(model))(columns, labels)  # to which such a row would say nothing
+    loss = RDropLoss(CoSENTLoss(model))
+    if bad == torch.inf:
+        with pytest.raises(NonFiniteLossError, match="labels are not finite"):
+            loss(columns, labels)
+    else:
+        assert loss(columns, labels)["r_drop"] > 0  # a row without a label
+
+
+def test_embeddings_that_the_maps_do_not_see(make_model: MakeModel, make_teacher: MakeTeacher) -> None:
+    model: Any = make_model().train()
+    model[0].model.encoder.layer[-1].output.dense.bias.data[0] = torch.inf
+    with pytest.raises(NonFiniteLossError, match=r"the embeddings are not finite in batch 1; .* rows \[0, 1\]"):
+        VIRTLoss(model, make_teacher())([model.preprocess(["a cat", "a dog"]) for _ in range(2)])
+
+
+def test_the_callback_looks_at_the_weights_before_they_are_saved(make_model: MakeModel, tmp_path: Path) -> None:
+    model: Any = make_model().train()
+    callback, args = NonFiniteLossCallback(RDropLoss(CoSENTLoss(model))), TrainingArguments(str(tmp_path))
+    model[0].model.embeddings.word_embeddings.weight.data[0] = torch.inf
+    callback.on_step_end(args, TrainerState(global_step=3, max_steps=4), TrainerControl())
+    for state, control in (
+        (TrainerState(global_step=4, max_steps=4), TrainerControl()),
+        (TrainerState(global_step=3, max_steps=4), TrainerControl(should_save=True)),
+    ):
+        for event in (callback.on_step_end, callback.on_epoch_end):
+            with pytest.raises(
+                NonFiniteLossError, match=r"word_embeddings.weight'\] are no longer finite at step [34]"
+            ):
+                event(args, state, control)
+
+
+def test_what_a_last_step_ruined_is_no_result(sentences: list[str], tmp_path: Path) -> None:
+    rows = [(sentences[row], sentences[row + 1], str(row % 2)) for row in range(8)]
+    matcher = RE2Matcher(LearnedEmbedding.from_texts(sentences[:9], 8), RE2Config(hidden=8, blocks=1), ["0", "1"])
+    with pytest.raises(NonFiniteLossError, match="what the last step left gives no finite scores"):
+        matcher.fit(rows, epochs=1, batch_size=8, learning_rate=1e30, show_progress_bar=False)
+    pairs = AnonymisedPairs(["1 2 3", "3 4 5"] * 2, ["2 1", "1 5"] * 2, ["1", "0"] * 2)
+    tokenizer = build_tokenizer(pairs, max_length=16)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = LabelTokenModel(BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)), tokenizer)
+    with pytest.raises(
+        NonFiniteLossError, match=r"what the last step left predicts no finite scores; build the model"
+    ):
+        model.fit(pairs, max_steps=1, batch_size=4, learning_rate=1e30, warmup=0.0, show_progress_bar=False)
+    with pytest.raises(NonFiniteLossError, match="NaN or infinity"):
+        train_consert(
+            untrained_encoder(dimension=16),
+            sentences[:8],
+            tmp_path / "model",
+            epochs=1,
+            batch_size=8,
+            learning_rate=1e30,
+            warmup=0.0,
+            eval_steps=5,
+            device="cpu",
+            show_progress_bar=False,
+        )
+    assert not (tmp_path / "model").exists()

@@ -379,6 +379,17 @@ def test_a_deciding_word_is_found(make_model: Callable[..., SentenceTransformer]
     assert hits >= 36
 
 
+def test_prediction_reads_what_the_model_reads(span_model: Callable[..., SentenceTransformer]) -> None:
+    model = span_model()
+    loss, texts = SelfExplainingLoss(model, 2), ["a cat", "a dog ran"]
+    bare, prompted = loss.predict(texts), loss.predict([f"the dog {text}" for text in texts])
+    model.prompts, model.default_prompt_name = {"x": "the dog "}, "x"
+    assert torch.equal(loss.predict(texts), prompted) and not torch.allclose(bare, prompted, atol=1e-6)
+    assert torch.equal(loss.predict(texts, prompt=""), bare)
+    joint = loss.predict([("a cat", "a dog ran")])
+    assert torch.equal(joint, loss.predict([("the dog a cat", "a dog ran")], prompt=""))
+
+
 def test_an_encoder_that_cannot_be_augmented_is_fine() -> None:
     words = WordEmbeddings(WhitespaceTokenizer(["good", "bad"]), torch.randn(2, 4))
     model = SentenceTransformer(modules=[words, SpanPooling(4, include_special_tokens=True)], device="cpu")

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from st_plugins.dropout import without_dropout
-from st_plugins.losses import VIRTLoss
+from st_plugins.losses import VIRTLoss, map_agreement
 from tests.training import host_trainer, logged
 
 Model = Callable[..., SentenceTransformer]
@@ -48,6 +48,18 @@ def student(make_model: Model) -> SentenceTransformer:
         if parameter.ndim > 1:
             nn.init.normal_(parameter.data, std=0.3)
     return model
+
+
+def test_agreement_is_measured_with_the_prompt_that_the_model_reads(
+    student: SentenceTransformer, make_teacher: Teacher
+) -> None:
+    pairs, teacher = [("a cat slept", "the dog ran")], make_teacher()
+    bare = map_agreement(student, teacher, pairs)
+    student.prompts, student.default_prompt_name = {"x": "the big dog "}, "x"
+    prompted = map_agreement(student, teacher, pairs)
+    for before, after in zip(bare, prompted, strict=True):
+        assert after.chance == before.chance  # the prompt's own tokens are not compared
+    assert any(abs(after.overlap - before.overlap) > 1e-4 for before, after in zip(bare, prompted, strict=True))
 
 
 def dataset(sentences: list[str]) -> Dataset:

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from st_plugins.atomic import atomic_file
 from st_plugins.geometry.probe import NUMBERS, Probe
 from st_plugins.loading.files import read_tensors
+from st_plugins.nonfinite import NonFiniteLossError
 from st_plugins.resumption import Companion, checkpoint_of
 
 __all__ = ["GeometryCallback"]
@@ -75,7 +76,7 @@ class GeometryCallback(TrainerCallback):
     Raises:
         ValueError: Fewer than two distinct texts, an unknown ``on_collapse`` or ``criterion``, or a number out of its
             range; during training also when ``restore_at_end`` and ``load_best_model_at_end`` are both on.
-        FloatingPointError: During training, when a probe text gets a NaN or infinite embedding. Training stops there,
+        NonFiniteLossError: During training, when a probe text gets a NaN or infinite embedding. Training stops there,
             before the step can be saved.
 
     Example:
@@ -257,7 +258,7 @@ class GeometryCallback(TrainerCallback):
                 problem = str(error)
         numbers, problem = _from_first_process((numbers, problem))
         if problem:
-            raise FloatingPointError(f"step {step}: {problem}")
+            raise NonFiniteLossError(f"step {step}: {problem}", remedy="")
         self._log(numbers, state)
         if self._training:
             self.history.append({"step": step, **_named(numbers)})

@@ -101,7 +101,7 @@ class LayerMixRegularizer(GuardedLoss):
             ValueError: The wrapped loss has a term of our name.
         """
         columns = list(sentence_features)
-        self.begin(columns)
+        self.begin(columns, labels)
         refuse_around(self.model, "LayerMixRegularizer", _ALL_LAYERS, truncates=False)
         penalty = self.weight * LayerMix.of(inner_model(self.model)).penalty()
         return self.guarded(with_term(self.loss, self.loss(columns, labels), _TERM, penalty))

@@ -8,41 +8,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GuardedLoss", "NonFiniteLossError"]
+from st_plugins.losses.wrappers import refuse_around_layers, wrapped
+from st_plugins.nonfinite import NonFiniteLossError, NonFiniteRowsError
 
-_SHOWN = 5
+__all__ = ["GuardedLoss", "damaged_rows"]
+
 T = TypeVar("T")  # a tensor, or tensors by name
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss, or its gradient, is NaN or infinite; raised before the optimizer or a checkpoint can take it.
-
-    Args:
-        what: What is not finite.
-        rows: Positions in the batch of the sentences whose embedding is not finite; empty if all of them are finite,
-            or none is known.
-        texts: The sentences at these positions, decoded; all sentences of the batch if ``rows`` is empty.
-        step: The optimizer step, counted from 1, where it is known (see `NonFiniteLossCallback`).
-        batch: The batch that the loss was trained on, counted from 1, where it is known.
-
-    Example:
-        >>> raise NonFiniteLossError("the loss is nan", [1], ["a dog"], 7)
-        Traceback (most recent call last):
-        st_plugins.losses.nonfinite.NonFiniteLossError: the loss is nan at step 7; the embeddings of rows [1] of the
-        batch are not finite: ['a dog']. Nothing was updated or saved...
-    """
-
-    def __init__(
-        self, what: str, rows: list[int], texts: list[str], step: int | None = None, batch: int | None = None
-    ) -> None:
-        self.rows, self.texts, self.step, self.batch = rows, texts, step, batch
-        when = "" if batch is None else f" in batch {batch}"
-        when = when if step is None else f" at step {step}"
-        blame = f"the embeddings of rows {_short(rows)} of the batch are not finite" if rows else "the batch was"
-        super().__init__(
-            f"{what}{when}; {blame}: {_short(texts)}. Nothing was updated or saved. If the rows are all of the batch, "
-            "the weights are damaged: resume from a checkpoint with a lower learning rate; in fp16, try bf16"
-        )
 
 
 class GuardedLoss(nn.Module):
@@ -61,14 +32,24 @@ class GuardedLoss(nn.Module):
     _batches = 0
     _batch: Sequence[Any] = ()
 
-    def begin(self, columns: Sequence[Any]) -> None:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss; what a module of the model finds not to be finite is an error of the training."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except NonFiniteRowsError as error:
+            count = _rows(self._batch[0]) if self._batch else 0  # a pass may have each row several times
+            raise self.non_finite(str(error), sorted({row % count for row in error.rows} if count else ())) from error
+
+    def begin(self, columns: Sequence[Any], labels: Tensor | None = None) -> None:
         """Remember the batch, for errors.
 
         Args:
             columns: One tokenized batch, or one list of texts, for each text column.
+            labels: The labels, where the loss or one inside uses them.
 
         Raises:
-            ValueError: The batch has no rows.
+            NonFiniteLossError: A label is infinite, or NaN where that does not mark a row without one.
+            ValueError: The batch has no rows, or the wrappers around are in an order that cannot work.
         """
         if columns and not _rows(columns[0]):
             raise ValueError("the batch has no rows; give the loss at least one")
@@ -76,6 +57,11 @@ class GuardedLoss(nn.Module):
         again = len(batch) == len(self._batch) and all(map(_same, batch, self._batch))
         self._batch = batch
         self._batches += torch.is_grad_enabled() and not again  # wrappers ask several times about a batch
+        refuse_around_layers(self.model, type(self).__name__)
+        if isinstance(labels, Tensor) and labels.is_floating_point():
+            bad = labels.isinf() if self._reads_marks() else ~labels.isfinite()
+            if bad.any():  # losses that rank or compare would leave such rows out without a word
+                raise self.non_finite(f"labels are not finite: {labels[bad][:8].tolist()}")
 
     def guarded(self, value: T, embeddings: Sequence[Tensor] = ()) -> T:
         """Return a loss, unless it is not finite.
@@ -96,7 +82,7 @@ class GuardedLoss(nn.Module):
             what = f"the loss is {sum(named.values())}"
             if isinstance(value, Mapping):
                 what += f" ({', '.join(f'{name} {number:.4g}' for name, number in named.items())})"
-            raise self.non_finite(what, _damaged(embeddings))
+            raise self.non_finite(what, damaged_rows(embeddings))
         return value
 
     def non_finite(self, what: str, rows: list[int] | None = None) -> NonFiniteLossError:
@@ -113,6 +99,13 @@ class GuardedLoss(nn.Module):
         count = min(map(len, columns), default=0)
         texts = [" | ".join(column[row] for column in columns) for row in rows or range(count)]
         return NonFiniteLossError(what, rows or [], texts, self.training_step, self._batches or None)
+
+    def _reads_marks(self) -> bool:
+        """Say whether this loss or one inside knows rows without a label, which have NaN."""
+        loss: nn.Module | None = self
+        while loss is not None and not getattr(loss, "marks_missing", False):
+            loss = wrapped(loss)
+        return loss is not None
 
     def _texts(self, column: Any) -> list[str]:
         """Return the texts of a column, decoded; none if it is not made of tokens."""
@@ -153,15 +146,17 @@ def _rows(column: Any) -> int:
     return 1
 
 
-def _damaged(embeddings: Sequence[Tensor]) -> list[int]:
-    """Return the rows of which some embedding is not finite."""
+def damaged_rows(embeddings: Sequence[Tensor]) -> list[int]:
+    """Return the rows of which some embedding is not finite.
+
+    Args:
+        embeddings: ``(…, N, d)`` each.
+
+    Returns:
+        Their numbers.
+    """
     finite = [e.detach().isfinite().all(dim=-1).view(-1, e.shape[-2]).all(dim=0) for e in embeddings]
     if not finite:
         return []
     found: list[int] = (~torch.stack(finite).all(dim=0)).nonzero().flatten().tolist()
     return found
-
-
-def _short(items: list[int] | list[str]) -> str:
-    more = len(items) - _SHOWN
-    return f"{items[:_SHOWN]}" + (f" and {more} more" if more > 0 else "")

@@ -9,8 +9,6 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.losses import uses_gradient_cache
-from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss, MSELoss
 from sentence_transformers.sentence_transformer.losses import (
     CoSENTLoss,
     CosineSimilarityLoss,
@@ -20,11 +18,17 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import cos_sim, pairwise_cos_sim
 from torch import Tensor, nn
 
-from st_plugins.augment import NoAugmentation
 from st_plugins.dropout import dropout_probabilities
-from st_plugins.losses.embedding import ViewLoss, as_in_training
-from st_plugins.losses.head import HeadedLoss
+from st_plugins.losses.embedding import as_in_training
 from st_plugins.losses.nonfinite import GuardedLoss
+from st_plugins.losses.rdrop_wrapped import (
+    Consistency,
+    check_columns,
+    check_wrapped,
+    classifier_of,
+    consistency_of,
+    inner_of,
+)
 from st_plugins.losses.terms import Terms
 from st_plugins.losses.two_passes import TwoPasses, two_passes
 from st_plugins.losses.wrappers import refuse_around
@@ -33,15 +37,9 @@ __all__ = ["RDropLoss", "symmetric_kl"]
 
 logger = logging.getLogger(__name__)
 
-Consistency = Literal["classes", "scores", "similarities"]
 Scaling = Literal["mean", "sum"]
 
 _TERM = "r_drop"
-_CROSS_ENCODER_LOSSES: dict[type[nn.Module], Consistency] = {
-    CrossEntropyLoss: "classes",
-    BinaryCrossEntropyLoss: "classes",
-    MSELoss: "scores",
-}
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
@@ -144,6 +142,8 @@ class RDropLoss(GuardedLoss):
         and scores of shape (N,) and (N, 1) mean the same.
     """
 
+    marks_missing = True
+
     def __init__(
         self,
         loss: nn.Module,
@@ -162,11 +162,11 @@ class RDropLoss(GuardedLoss):
             raise ValueError(f"consistency must be 'auto' or one of {get_args(Consistency)}, got {consistency!r}")
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale must be a number above 0, got {scale}")
-        inner = _check_loss(loss)
+        inner = check_wrapped(loss)
         self.loss = loss
         self.weight, self.scaling, self.scale, self.unlabelled = weight, scaling, scale, unlabelled
-        self.consistency: Consistency = _chosen(loss) if consistency == "auto" else consistency
-        embeds, head = isinstance(inner, SentenceTransformer), _head(loss)
+        self.consistency: Consistency = consistency_of(loss) if consistency == "auto" else consistency
+        embeds, head = isinstance(inner, SentenceTransformer), classifier_of(loss)
         if (self.consistency == "classes" and embeds and head is None) or (
             self.consistency == "similarities" and not embeds
         ):
@@ -199,13 +199,12 @@ class RDropLoss(GuardedLoss):
 
         Raises:
             NonFiniteLossError: A term is NaN or infinite.
-            ValueError: The model is in evaluation mode while gradients are computed, labels are missing, or the
-                wrapped loss embeds a column more than once.
+            ValueError: The model is in evaluation mode while gradients are computed, columns or labels do not suit,
+                or the wrapped loss embeds a column more than once.
         """
         columns = list(sentence_features)
-        self.begin(columns)
-        if not columns:
-            raise ValueError("the dataset has no text column; give it at least one")
+        self.begin(columns, labels)
+        check_columns(self.loss, len(columns))
         if isinstance(self.loss, SoftmaxLoss):
             refuse_around(
                 self.model,
@@ -223,7 +222,7 @@ class RDropLoss(GuardedLoss):
             labels = labels.flatten()  # version 6.0 of the host compares (N, 1) with itself as a matrix
         missing = None if labels is None else self._missing(labels)
         filled = labels if missing is None or labels is None else _filled(labels, missing)
-        with as_in_training(_inner(self.model)), two_passes(self.loss) as passes, self._recorded() as outputs:
+        with as_in_training(inner_of(self.model)), two_passes(self.loss) as passes, self._recorded() as outputs:
             terms = [self._wrapped(passes, half, None, columns, filled, kwargs) for half in (0, 1)]
             predictions = self._predictions(passes, list(outputs))
             if missing is not None and labels is not None and bool(missing.any()):
@@ -256,7 +255,7 @@ class RDropLoss(GuardedLoss):
         """Return the terms of the wrapped loss for one pass, or for some rows of it."""
         passes.show(half, rows)
         value = self.loss(columns, labels, **kwargs)
-        expected = len(columns) if isinstance(_inner(passes.module), SentenceTransformer) else 1
+        expected = len(columns) if isinstance(inner_of(passes.module), SentenceTransformer) else 1
         if passes.columns_shown != expected:
             raise ValueError(
                 f"{type(self.loss).__name__} runs the model {passes.columns_shown} times for {expected} column(s), so "
@@ -268,7 +267,7 @@ class RDropLoss(GuardedLoss):
     def _recorded(self) -> Iterator[list[Tensor]]:
         """Collect what the loss's classifier returns inside the block."""
         outputs: list[Tensor] = []
-        head = _head(self.loss)
+        head = classifier_of(self.loss)
         if head is None:
             yield outputs
             return
@@ -280,7 +279,7 @@ class RDropLoss(GuardedLoss):
 
     def _predictions(self, passes: TwoPasses, outputs: list[Tensor]) -> tuple[Tensor, ...]:
         """Return what the first and the second pass predict, for all rows."""
-        if isinstance(_inner(passes.module), CrossEncoder):
+        if isinstance(inner_of(passes.module), CrossEncoder):
             activation: Any = self.loss.activation_fn
             return tuple(activation(passes.outputs[0]["scores"]).chunk(2))
         if outputs and self.consistency != "similarities":
@@ -343,68 +342,6 @@ class RDropLoss(GuardedLoss):
     archivePrefix = "arXiv",
 }}
 {getattr(self.loss, "citation", "")}"""
-
-
-def _check_loss(loss: nn.Module) -> SentenceTransformer | CrossEncoder:
-    """Return the model of a loss that can be wrapped."""
-    if not isinstance(loss, nn.Module) or not isinstance(getattr(loss, "model", None), nn.Module):
-        raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
-    name, inner = type(loss).__name__, _inner(cast("nn.Module", loss.model))
-    if uses_gradient_cache(loss):
-        raise ValueError(
-            f"{name} embeds parts of a batch, and a second time for the gradients, so that RDropLoss cannot follow "
-            "it; use the loss without caching, or gradient accumulation"
-        )
-    parts = [part for part in loss.modules() if part is not loss]
-    if any(dict(part.named_children()).get("model") is loss.model for part in parts):
-        raise ValueError(f"{name} cannot be inside RDropLoss: {_nesting(loss)}")
-    views = loss.views if isinstance(loss, ViewLoss) else ((NoAugmentation(),),)
-    if len(views) > 1 or not all(isinstance(part, NoAugmentation) for view in views for part in view):
-        raise ValueError(f"{name} compares several views of its own, dropout among them; train with it as it is")
-    if isinstance(inner, CrossEncoder) and not isinstance(loss, tuple(_CROSS_ENCODER_LOSSES)):
-        known = ", ".join(kind.__name__ for kind in _CROSS_ENCODER_LOSSES)
-        raise ValueError(f"RDropLoss supports these losses of cross-encoders: {known}; got {name}")
-    return inner
-
-
-def _nesting(loss: nn.Module) -> str:
-    """Say what to write instead of R-Drop around a loss that stands around another."""
-    name, inside = type(loss).__name__, type(getattr(loss, "loss", None)).__name__
-    if isinstance(loss, RDropLoss):
-        return "once is enough; give it the loss without RDropLoss"
-    if not isinstance(getattr(loss, "loss", None), nn.Module):
-        return "it needs the model in one pass of its own; leave out the one or the other"
-    if isinstance(loss, GuardedLoss):
-        return f"it looks into the model's pass; write {name}(RDropLoss({inside}(model)), …)"
-    return f"it calls the loss in it several times; write {name}(model, RDropLoss({inside}(model)), …)"
-
-
-def _chosen(loss: nn.Module) -> Consistency:
-    for kind, consistency in _CROSS_ENCODER_LOSSES.items():
-        if isinstance(loss, kind):
-            return consistency
-    if isinstance(loss, SoftmaxLoss | HeadedLoss):
-        return "classes"
-    return "scores" if isinstance(loss, CosineSimilarityLoss | CoSENTLoss) else "similarities"
-
-
-def _head(loss: nn.Module) -> nn.Module | None:
-    """Return the classifier that a loss on embeddings has."""
-    head = getattr(loss, "classifier", getattr(loss, "head", None))
-    return head if isinstance(head, nn.Module) else None
-
-
-def _inner(model: nn.Module) -> SentenceTransformer | CrossEncoder:
-    """Return the model inside the wrappers of a trainer, DataParallel among them: it keeps the order of the rows."""
-    inner: Any = model
-    while not isinstance(inner, SentenceTransformer | CrossEncoder):
-        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            raise TypeError(
-                f"loss.model must be a SentenceTransformer, a CrossEncoder or a wrapper of one, got "
-                f"{type(model).__name__}"
-            )
-    return inner
 
 
 def _filled(labels: Tensor, missing: Tensor) -> Tensor:

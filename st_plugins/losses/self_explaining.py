@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses import uses_gradient_cache
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -18,9 +17,10 @@ from st_plugins.losses.embedding import Features, ViewLoss, inner_model
 from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
 from st_plugins.losses.nonfinite import GuardedLoss
 from st_plugins.losses.terms import Terms, with_term
-from st_plugins.losses.wrappers import refuse_around
+from st_plugins.losses.wrappers import around, gradient_cached, refuse_around, written
 from st_plugins.modes import evaluating
 from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.pipeline import default_prompt
 
 __all__ = ["SelfExplainingLoss", "SpanSharpnessRegularizer"]
 
@@ -178,12 +178,13 @@ class SelfExplainingLoss(HeadedLoss):
             terms[_TERM] = -self.weight * sharpness.mean()
         return terms
 
-    def predict(self, texts: Sequence[Any], batch_size: int = 32) -> Tensor:
+    def predict(self, texts: Sequence[Any], batch_size: int = 32, prompt: str | None = None) -> Tensor:
         """Classify texts with the model and the head, in evaluation mode.
 
         Args:
             texts: Texts, or pairs of texts.
             batch_size: Texts encoded at a time.
+            prompt: What goes before each text, or the first of a joint pair; None is the model's default prompt.
 
         Returns:
             ``(len(texts), num_labels)`` probabilities in float32 on the CPU; ``.argmax(dim=1)`` are the classes.
@@ -194,12 +195,14 @@ class SelfExplainingLoss(HeadedLoss):
         if self.pairs == "siamese" and any(isinstance(text, str) or len(text) != 2 for text in texts):
             raise ValueError("texts must be pairs (text, text) for a loss with pairs='siamese'")
         model = inner_model(self.model)
+        prompt = default_prompt(model) if prompt is None else prompt
         found = [torch.zeros(0, self.num_labels)]
         with torch.no_grad(), evaluating(model):
             for begin in range(0, len(texts), batch_size):
                 batch = list(texts[begin : begin + batch_size])
                 columns = [batch] if self.pairs == "joint" else [list(column) for column in zip(*batch, strict=True)]
-                _, logits = self([batch_to_device(model.preprocess(column), model.device) for column in columns])
+                features = [model.preprocess(column, prompt=prompt) for column in columns]
+                _, logits = self([batch_to_device(column, model.device) for column in features])
                 found.append(logits.softmax(dim=1).cpu())
         return torch.cat(found)
 
@@ -265,8 +268,7 @@ class SpanSharpnessRegularizer(GuardedLoss):
                 "SpanSharpnessRegularizer cannot wrap a loss with an AdversarialPerturbation, whose first pass is not "
                 "trained on; choose other views"
             )
-        cached = next((type(part).__name__ for part in loss.modules() if uses_gradient_cache(part)), None)
-        if cached is not None:
+        if (cached := gradient_cached(loss)) is not None:
             raise ValueError(
                 f"SpanSharpnessRegularizer cannot wrap {cached}, which embeds texts without gradients (gradient "
                 "caching), and a second time for the gradients: their sharpness would not be trained; use the form of "
@@ -296,13 +298,12 @@ class SpanSharpnessRegularizer(GuardedLoss):
                 are computed.
         """
         columns = list(sentence_features)
-        self.begin(columns)
-        kind = type(self.loss).__name__
+        self.begin(columns, labels)
         refuse_around(
             self.model,
             "SpanSharpnessRegularizer",
             "it runs the model's SpanPooling once for all dimensions; write "
-            f"SpanSharpnessRegularizer(MatryoshkaLoss(model, {kind}(model), …), …)",
+            f"SpanSharpnessRegularizer({around(self.model).name}(model, {written(self.loss)}, …), …)",
             layers=False,
         )
         pooling = SpanPooling.of(inner_model(self.model))

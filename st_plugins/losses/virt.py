@@ -8,17 +8,16 @@ from typing import Any, Literal
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.losses import uses_gradient_cache
 from torch import Tensor, nn
 
 from st_plugins.losses.embedding import Features, inner_model
-from st_plugins.losses.nonfinite import GuardedLoss
+from st_plugins.losses.nonfinite import GuardedLoss, damaged_rows
 from st_plugins.losses.terms import Terms, with_term
 from st_plugins.losses.virt_inputs import TeacherInput
 from st_plugins.losses.virt_maps import Distance, Heads, Target, TargetMaps, pair_distance
 from st_plugins.losses.virt_student import ColumnLayers, capture_columns, check_captured, pair_attention
 from st_plugins.losses.virt_teacher import TeacherMaps
-from st_plugins.losses.wrappers import around, refuse_around
+from st_plugins.losses.wrappers import around, gradient_cached, refuse_around, written
 
 __all__ = ["VIRTLoss"]
 
@@ -155,17 +154,16 @@ class VIRTLoss(GuardedLoss):
                 text does not line up with the teacher's input.
         """
         columns = list(sentence_features)
-        self.begin(columns)
+        self.begin(columns, None if self.task_loss is None else labels)
         if len(columns) < 2:
             raise ValueError(
                 f"VIRTLoss compares pairs of texts, but got {len(columns)} text column; give the dataset two or more"
             )
-        task = "loss" if self.task_loss is None else f"{type(self.task_loss).__name__}(model)"
         refuse_around(
             self.model,
             "VIRTLoss",
             "its maps come from one pass of the model, which the wrapper makes once for all dimensions or layers; "
-            f"write VIRTLoss(model, teacher, {around(self.model).name}(model, {task}, …))",
+            f"write VIRTLoss(model, teacher, {around(self.model).name}(model, {written(self.task_loss)}, …))",
         )
         if self.weight == 0:
             terms = self._task_terms(columns, labels)
@@ -187,8 +185,9 @@ class VIRTLoss(GuardedLoss):
 
     def _task_terms(self, columns: list[Features], labels: Tensor | None) -> dict[str, Tensor]:
         if self.task_loss is None:
-            for features in columns:
-                self.model(features)
+            embeddings = [self.model(features)["sentence_embedding"] for features in columns]
+            if rows := damaged_rows(embeddings):  # the maps do not see the last layer's output
+                raise self.non_finite("the embeddings are not finite", rows)
             return {}
         terms = self.task_loss(columns, labels)
         return dict(terms) if isinstance(terms, Mapping) else {"task": terms}
@@ -243,12 +242,11 @@ class VIRTLoss(GuardedLoss):
 def _check_task_loss(task_loss: nn.Module, inner: SentenceTransformer) -> None:
     if not isinstance(task_loss, nn.Module):
         raise TypeError(f"task_loss must be a loss, built with the model, got {task_loss!r}")
-    for part in task_loss.modules():
-        if uses_gradient_cache(part):
-            raise ValueError(
-                f"task_loss {type(part).__name__} embeds parts of a batch, and a second time for the gradients, so "
-                "that VIRTLoss cannot follow it; use the loss without caching, or gradient accumulation"
-            )
+    if (cached := gradient_cached(task_loss)) is not None:
+        raise ValueError(
+            f"task_loss {cached} embeds parts of a batch, and a second time for the gradients, so that VIRTLoss "
+            "cannot follow it; use the loss without caching, or gradient accumulation"
+        )
     own = getattr(task_loss, "model", None)
     if isinstance(own, nn.Module) and inner_model(own) is not inner:
         raise ValueError("task_loss has another model than VIRTLoss; build both with the same one")

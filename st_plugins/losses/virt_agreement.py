@@ -15,6 +15,7 @@ from st_plugins.losses.virt_maps import Block, Heads, PairAttention, TargetMaps,
 from st_plugins.losses.virt_student import capture_columns, check_captured, pair_attention
 from st_plugins.losses.virt_teacher import TeacherMaps
 from st_plugins.modes import evaluating
+from st_plugins.pipeline import default_prompt
 
 __all__ = ["LayerAgreement", "map_agreement"]
 
@@ -51,7 +52,8 @@ def map_agreement(
 ) -> list[LayerAgreement]:
     """Compare the maps that `VIRTLoss` brings together, before and after training.
 
-    The maps are those of ``target="softmax_slice"`` without special tokens, of both models in evaluation mode. A pair
+    The maps are those of ``target="softmax_slice"`` without special tokens, of both models in evaluation mode. The
+    student reads the texts with its default prompt, if it has one; the prompt's own tokens are not compared. A pair
     counts with the average over heads, rows and both directions; pairs with an empty text do not count.
 
     Args:
@@ -86,7 +88,8 @@ def map_agreement(
     with torch.no_grad(), evaluating(student):
         for begin in range(0, len(pairs), batch_size):
             texts = zip(*pairs[begin : begin + batch_size], strict=True)
-            columns = [batch_to_device(student.preprocess(list(column)), student.device) for column in texts]
+            tokenized = [student.preprocess(list(column), prompt=default_prompt(student)) for column in texts]
+            columns = [batch_to_device(column, student.device) for column in tokenized]
             found = [maps.inputs.column(features, index) for index, features in enumerate(columns)]
             pair = maps.inputs.teacher_input(*found)
             count += int((pair.student[0].lengths > 0).sum())

@@ -12,10 +12,26 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import adaptive_layer, matryoshka
+from sentence_transformers.base.losses import uses_gradient_cache
+from sentence_transformers.sentence_transformer.losses import (
+    Matryoshka2dLoss,
+    MatryoshkaLoss,
+    adaptive_layer,
+    matryoshka,
+)
 from torch import Tensor, nn
 
-__all__ = ["Around", "around", "keep_layers", "refuse_around", "repeated"]
+__all__ = [
+    "Around",
+    "around",
+    "gradient_cached",
+    "keep_layers",
+    "refuse_around",
+    "refuse_around_layers",
+    "repeated",
+    "wrapped",
+    "written",
+]
 
 _LAYERS = "all_layer_embeddings"
 
@@ -90,6 +106,86 @@ def refuse_around(model: nn.Module, loss: str, reason: str, *, truncates: bool =
     found = around(model)
     if (found.truncates and truncates) or (found.layers and layers):
         raise ValueError(f"{found.name} cannot be around {loss}: {reason}")
+
+
+def refuse_around_layers(model: nn.Module, loss: str) -> None:
+    """Raise a ValueError if ``MatryoshkaLoss`` is around ``AdaptiveLayerLoss``, and not inside.
+
+    Then the model runs for the first dimension only, so that there are no layers for the others.
+
+    Args:
+        model: The loss's model.
+        loss: The running loss, for the message.
+
+    Raises:
+        ValueError: It is.
+    """
+    part: Any = model
+    while not isinstance(part, SentenceTransformer):
+        part = getattr(part, "module", None) or getattr(part, "_orig_mod", None)
+        if not isinstance(part, nn.Module):
+            return  # no model of sentences
+    forward: Any = part.forward
+    if isinstance(forward, adaptive_layer.ForwardDecorator) and isinstance(forward.fn, matryoshka.ForwardDecorator):
+        raise ValueError(
+            f"MatryoshkaLoss cannot be around AdaptiveLayerLoss, here around {loss}: the model runs for the first "
+            f"dimension only, so that the others have no layers; write AdaptiveLayerLoss(model, MatryoshkaLoss(model, "
+            "…)), or Matryoshka2dLoss"
+        )
+
+
+def wrapped(loss: nn.Module) -> nn.Module | None:
+    """Return the loss inside another, whatever it is called there.
+
+    Args:
+        loss: A loss, of ours or of the host.
+
+    Returns:
+        The loss in it, or None.
+    """
+    inside = getattr(loss, "loss", getattr(loss, "task_loss", None))
+    if isinstance(loss, Matryoshka2dLoss) and isinstance(inside, MatryoshkaLoss):
+        inside = inside.loss  # which that class puts between
+    return inside if isinstance(inside, nn.Module) else None
+
+
+def written(loss: nn.Module | None) -> str:
+    """Write a loss as its user did, for remedies.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        Its class, with what it is given first in parentheses.
+
+    Example:
+        >>> from sentence_transformers.sentence_transformer.losses import CoSENTLoss
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> written(Matryoshka2dLoss(model, CoSENTLoss(model), [64, 32]))
+        'Matryoshka2dLoss(model, CoSENTLoss(model), …)'
+    """
+    if loss is None:
+        return "loss"
+    name, inside = type(loss).__name__, wrapped(loss)
+    if inside is None:
+        return f"{name}(model)"
+    if "model" not in dict(loss.named_children()):  # ours take it from the loss
+        return f"{name}({written(inside)}, …)"
+    teacher = "teacher, " if hasattr(loss, "task_loss") else ""
+    return f"{name}(model, {teacher}{written(inside)}, …)"
+
+
+def gradient_cached(loss: nn.Module) -> str | None:
+    """Name the loss, this one or one inside, that embeds twice: without gradients, and in the backward pass.
+
+    Args:
+        loss: A loss.
+
+    Returns:
+        The class of the innermost, since wrappers say it of themselves too; None if there is none.
+    """
+    return next((type(part).__name__ for part in reversed(list(loss.modules())) if uses_gradient_cache(part)), None)
 
 
 def keep_layers(features: dict[str, Any], output: dict[str, Any], found: Around) -> None:

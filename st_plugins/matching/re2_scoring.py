@@ -13,6 +13,7 @@ from torch import Tensor
 
 from st_plugins.matching.inputs import padded
 from st_plugins.matching.re2 import RE2, RE2Config
+from st_plugins.nonfinite import NonFiniteRowsError
 
 __all__ = ["EncodedText", "encode_texts", "saying_cut", "score_pairs", "token_vectors"]
 
@@ -122,7 +123,7 @@ def score_pairs(
         ``(len(second), num_labels)``.
 
     Raises:
-        ValueError: A logit is NaN or infinite.
+        NonFiniteRowsError: A logit is NaN or infinite; a ValueError.
     """
     device = next(network.parameters()).device
     one = len(first) == 1
@@ -143,9 +144,10 @@ def score_pairs(
                 for row, is_finite in zip(rows, finite.tolist(), strict=True)
                 if not is_finite
             )
-            raise ValueError(
+            raise NonFiniteRowsError(
                 f"the logits of pairs {bad[:8]} are NaN or infinite; check the weights and the source's vectors, or "
-                "try float32"
+                "try float32",
+                bad,
             )
         logits[rows] = found.to(logits.dtype)
     return logits

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -33,6 +34,7 @@ from st_plugins.matching.re2_checkpoints import (
     digest_of_state,
 )
 from st_plugins.matching.re2_scoring import saying_cut
+from st_plugins.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.training.checkpoints import CheckpointCallback, CheckpointFolder
 from st_plugins.training.devices import check_device, check_placement
 
@@ -47,6 +49,7 @@ logger = logging.getLogger(__name__)
 _MOST_WARMUP = 1 / 8
 _TRANSFORMER_LEARNING_RATE = 2e-5
 _TEXTS_AT_A_TIME = 1024
+_LOOKED_AT = 32  # pairs that the finished matcher has to score
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,7 @@ def train_matcher(
             if arguments.disable_tqdm:
                 trainer.remove_callback(PrinterCallback)
             _train(trainer, best, start)
+        _check_finished(matcher, list(rows.select(range(min(len(rows), _LOOKED_AT)))))
     except BaseException:
         if kept is not None:
             kept.keep_if_useful()
@@ -273,6 +277,18 @@ def _train(trainer: MatcherTrainer, best: BestWeightsCallback | None, start: Pat
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     if best is not None:
         best.restore()
+
+
+def _check_finished(matcher: RE2Matcher, rows: list[dict[str, Any]]) -> None:
+    """Refuse what a last step ruined: no loss was computed after it."""
+    refuse_damaged_weights(matcher.network)
+    batch, device = _collate(rows), next(matcher.network.parameters()).device
+    with torch.no_grad():
+        logits = matcher(*(batch_to_device(batch[side], device) for side in ("first", "second")))
+    if not logits.isfinite().all():
+        raise NonFiniteLossError(
+            "what the last step left gives no finite scores; train with a lower learning rate", remedy=""
+        )
 
 
 def _accuracy(metrics: Mapping[str, float]) -> Accuracy | None:
@@ -320,9 +336,10 @@ class _Objective(nn.Module):
         else:
             loss = cross_entropy(logits.float(), labels)
         if not loss.isfinite():
-            raise ValueError(
+            raise NonFiniteLossError(
                 f"the loss became {loss.item()}, nothing was updated by this batch; train with a lower learning rate, "
-                "and check that the source's vectors are finite"
+                "and check that the source's vectors are finite",
+                remedy="",
             )
         return {"loss": loss, "logits": logits}
 

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from st_plugins.modules.flow import Flow
 from st_plugins.modules.flow_layers import ActNorm
 from st_plugins.modules.flow_published import PublishedAdam
+from st_plugins.nonfinite import NonFiniteLossError
 
 __all__ = ["FlowTraining", "maximise_likelihood"]
 
@@ -124,7 +125,8 @@ def maximise_likelihood(
         of the training rows, if nothing is held out).
 
     Raises:
-        ValueError: There are too few rows, they are all equal or too large, or the likelihood becomes NaN or infinite.
+        NonFiniteLossError: The likelihood becomes NaN or infinite.
+        ValueError: There are too few rows, or they are all equal or too large.
 
     Example:
         >>> rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
@@ -187,9 +189,10 @@ def maximise_likelihood(
 
 def _check_finite(entry: dict[str, float], training: FlowTraining) -> None:
     if not all(map(math.isfinite, entry.values())):
-        raise ValueError(
+        raise NonFiniteLossError(
             f"the likelihood became NaN or infinite in epoch {entry['epoch']} with learning_rate="
-            f"{training.learning_rate}; choose a smaller one"
+            f"{training.learning_rate}; choose a smaller one",
+            remedy="",
         )
 
 

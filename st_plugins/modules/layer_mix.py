@@ -185,7 +185,8 @@ class LayerMix(StoredModule):
             The same dictionary, with the token embeddings replaced.
 
         Raises:
-            ValueError: The layers are missing, or of another number or width.
+            ValueError: The layers are missing, or of another number or width, or another layer than the last stands
+                for the model's output.
         """
         states = features.get("all_layer_embeddings")
         if states is None:
@@ -204,6 +205,11 @@ class LayerMix(StoredModule):
             raise ValueError(
                 f"the layers have widths {widths}, but this LayerMix was made for {self.embedding_dimension}; make it "
                 "with LayerMix.after(transformer)"
+            )
+        if any(features.get("token_embeddings") is state for state in states[:-1]):
+            raise ValueError(
+                "AdaptiveLayerLoss and Matryoshka2dLoss cannot train a model with a LayerMix, which reads all layers "
+                "at once, so that it would give the same embedding for each layer; leave out the one or the other"
             )
         precise = torch.promote_types(states[-1].dtype, torch.float32)
         weights = (self.gamma * self._softmax()).to(precise) if self.learned else self._fixed

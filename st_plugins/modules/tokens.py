@@ -9,6 +9,8 @@ import torch
 from sentence_transformers.util import repad_flattened_features
 from torch import Tensor
 
+from st_plugins.nonfinite import NonFiniteRowsError
+
 __all__ = ["counted_tokens", "left_aligned", "padded", "refuse_non_finite"]
 
 
@@ -115,7 +117,7 @@ def refuse_non_finite(embeddings: Tensor, module: str) -> None:
         module: Name of the module that made them.
 
     Raises:
-        ValueError: A row holds NaN or infinity, and the tensor is on the CPU.
+        NonFiniteRowsError: A row holds NaN or infinity, and the tensor is on the CPU; a ValueError.
 
     Example:
         >>> refuse_non_finite(torch.ones(2, 3), "Pooling")
@@ -124,7 +126,8 @@ def refuse_non_finite(embeddings: Tensor, module: str) -> None:
         return
     bad = (~embeddings.detach().isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(
+        raise NonFiniteRowsError(
             f"the token embeddings of rows {bad[:8]} of the batch (of {len(embeddings)}) hold NaN or infinity; "
-            f"weights of the encoder or of {module} are damaged, or float16 overflows (try bfloat16)"
+            f"weights of the encoder or of {module} are damaged, or float16 overflows (try bfloat16)",
+            bad,
         )

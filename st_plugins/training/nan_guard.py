@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from st_plugins.losses.nonfinite import GuardedLoss, NonFiniteLossError
+from st_plugins.losses.nonfinite import GuardedLoss
 from st_plugins.losses.own_parameters import own_state
+from st_plugins.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.resumption import Companion
 
 __all__ = ["NonFiniteLossCallback"]
@@ -20,9 +21,10 @@ class NonFiniteLossCallback(TrainerCallback):
 
     The losses of this package raise `NonFiniteLossError` with the texts to blame as soon as their value is NaN or
     infinite, with this callback or without; with it the error says at which step of the trainer, otherwise in which
-    batch of the loss. It is also raised, with the texts of the latest batch,
-    when the loss is finite but its gradient is not: otherwise the update would make the weights NaN, and the next
-    checkpoint would be worthless. With ``fp16=True`` gradients are left to the scaler, which skips such steps.
+    batch of the loss. It is also raised, with the texts of the latest batch, when the loss is finite but its gradient
+    is not: otherwise the update would make the weights NaN, and the next checkpoint would be worthless. Before a step
+    is saved, and after the last one, the weights are looked at too. With ``fp16=True`` gradients are left to the
+    scaler, which skips such steps.
 
     A resumed training whose loss has parameters of its own stops before its first step if they did not come back with
     `HeadCheckpointCallback`: they would start anew, while the optimizer goes on with what it knew of the old ones.
@@ -78,5 +80,18 @@ class NonFiniteLossCallback(TrainerCallback):
             raise (
                 self._guarded[0].non_finite(what)
                 if self._guarded
-                else NonFiniteLossError(what, [], [], state.global_step + 1)
+                else NonFiniteLossError(what, step=state.global_step + 1)
             )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the weights before they are saved, or the training ends with them."""
+        if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
+            refuse_damaged_weights(self.loss, state.global_step)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the weights where an epoch's end is saved."""
+        self.on_step_end(args, state, control)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
@@ -34,12 +35,14 @@ from st_plugins.loading.files import is_there, read_object
 from st_plugins.loading.staging import staged
 from st_plugins.matching.inputs import as_pairs
 from st_plugins.modes import evaluating
+from st_plugins.nonfinite import NonFiniteLossError, refuse_damaged_weights
 
 __all__ = ["LabelTokenModel"]
 
 logger = logging.getLogger(__name__)
 
 _RECORD = "label_token_model.json"
+_LOOKED_AT = 32  # pairs that the finished model has to score
 
 
 class LabelTokenModel(nn.Module):
@@ -157,12 +160,12 @@ class LabelTokenModel(nn.Module):
             Itself, in evaluation mode.
 
         Raises:
-            FloatingPointError: The loss became NaN or infinite.
+            NonFiniteLossError: The loss became NaN or infinite, or the finished model's weights or scores.
             ModuleNotFoundError: The packages of the extra ``train`` are missing.
             TypeError: ``pairs`` is something else.
             ValueError: No pair has a label, a label is not among the model's classes, or a setting is out of range.
         """
-        from st_plugins.data.anonymised.training import check_settings, train
+        from st_plugins.data.anonymised.training import AGAIN, check_settings, train
         from st_plugins.training.preparation import check_installed
 
         check_installed()
@@ -188,6 +191,9 @@ class LabelTokenModel(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         masking = PairMasking(self.tokenizer, masked_share, swap, generator, self._token_types)
         train(self.encoder, masking, pairs, **settings, callbacks=callbacks, show_progress_bar=show_progress_bar)
+        refuse_damaged_weights(self)
+        if not np.isfinite(self.predict(pairs.pairs[:_LOOKED_AT], show_progress_bar=False)).all():
+            raise NonFiniteLossError(f"what the last step left predicts no finite scores; {AGAIN}", remedy="")
         return self.eval()
 
     def predict(

@@ -13,10 +13,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from st_plugins.data.anonymised.masking import IGNORED, PairMasking, logits_at
 from st_plugins.data.anonymised.pairs import AnonymisedPairs
+from st_plugins.nonfinite import NonFiniteLossError
 
-__all__ = ["check_settings", "train"]
+__all__ = ["AGAIN", "check_settings", "train"]
 
 logger = logging.getLogger(__name__)
+
+AGAIN = "build the model again and train it with a lower learning_rate"
 
 
 class _MaskedTrainer(Trainer):
@@ -31,9 +34,8 @@ class _MaskedTrainer(Trainer):
         # A batch of short unlabelled pairs may ask for nothing; its loss is zero, not NaN.
         loss = cross_entropy(logits, labels[asked], reduction="sum") / asked.sum().clamp(min=1)
         if not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss is {loss.item()} after step {self.state.global_step}; build the model again and train it "
-                "with a lower learning_rate"
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} after step {self.state.global_step}; {AGAIN}", remedy=""
             )
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -100,7 +102,7 @@ def train(
         What the trainer logged.
 
     Raises:
-        FloatingPointError: The loss became NaN or infinite.
+        NonFiniteLossError: The loss became NaN or infinite.
 
     Example:
         >>> import torch
