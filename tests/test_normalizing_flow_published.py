@@ -137,12 +137,12 @@ def test_the_recipe_on_a_model(model: SentenceTransformer, sentences: list[str])
 
 
 @pytest.mark.parametrize("size", [1e-31, 1e-12])
-@pytest.mark.parametrize(("preset", "dead"), [("published", 8), ("published", 12), ("paper", 15)])
-def test_a_level_of_nearly_dead_dimensions_only_does_not_diverge(preset: str, dead: int, size: float) -> None:
+@pytest.mark.parametrize("dead", [8, 12])
+def test_a_level_of_nearly_dead_dimensions_only_does_not_diverge(dead: int, size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(600, 16, generator=generator) @ torch.randn(16, 16, generator=generator) * 0.05
     rows[:, :dead] *= size
-    module = NormalizingFlow.from_preset(preset, 16).fit(rows, epochs=3, show_progress_bar=False)
+    module = NormalizingFlow.from_preset("published", 16).fit(rows, show_progress_bar=False)
     assert module.improved and abs(module.history[-1]["training"]) < 10
     assert float(abs(module.transform(rows.numpy())).max()) < 10
 
