@@ -143,7 +143,8 @@ def folder_target(
         OSError: The place cannot be written to.
 
     Example:
-        >>>         >>> with tempfile.TemporaryDirectory() as made:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as made:
         ...     target = folder_target(Path(made, "model"))
         ...     with target.write() as folder:
         ...         _ = (folder / "weights").write_bytes(b"1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,7 @@ test = "test.tsv"
 columns = ["sentence"]
 labels = ["bad", "good"]
 batch_size = 8
+max_length = 32
 epochs = 8
 learning_rate = 1e-2
 seeds = [0]
@@ -138,7 +140,9 @@ def test_the_published_recipes_run(folders: dict[str, Path], name: str) -> None:
         rows = [[label, *("the dog is happy" for _ in study.columns)] for label in study.labels * 2]
         text = "\n".join("\t".join(row) for row in [["label", *study.columns], *rows])
         (folders["data"] / file).write_bytes(gzip.compress(text.encode()))
-    classification.main(recipe, **folders, device="cpu", dry_run=True)
+    short = folders["data"] / recipe.name  # the encoder in its place has 40 positions
+    short.write_text(re.sub(r"max_length = [0-9]+", "max_length = 32", recipe.read_text(encoding="utf-8")), "utf-8")
+    classification.main(short, **folders, device="cpu", dry_run=True)
     assert len(list((folders["output"] / name).glob("*.json"))) == len(study.runs)
     classification_table.main(recipe, folders["output"])
 

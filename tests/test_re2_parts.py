@@ -248,7 +248,7 @@ def test_configuration_is_checked(options: dict[str, Any], message: str) -> None
 
 
 def test_configurations_and_schedules_of_the_authors() -> None:
-    with pytest.raises(ValueError, match="name must be 'snli', 'quora', 'scitail', 'wikiqa', got 'mnli'"):
+    with pytest.raises(ValueError, match="name must be 'snli', 'quora', 'scitail', 'wikiqa', 'small', got 'mnli'"):
         RE2Config.named("mnli")
     with pytest.raises(ValueError, match=r"RE2Config has no 'depth'; it has blocks, "):
         RE2Config.from_dict({"depth": 3})

@@ -42,7 +42,8 @@ batch_size = 8
 
 
 def _pipelines(**rows: str) -> str:
-    return "".join(f'\n[[pipeline]]\nname = "{name}"\nmodel = "tiny"\n{extra}\n' for name, extra in rows.items())
+    head = 'model = "tiny"\nmax_length = 32'
+    return "".join(f'\n[[pipeline]]\nname = "{name}"\n{head}\n{extra}\n' for name, extra in rows.items())
 
 
 def test_recipe_in_results_out(study: ModuleType, sts_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:

@@ -393,7 +393,10 @@ def _check_head(record: dict[str, Any], folder: Path) -> None:
     """Compare what the record says of the head with its tensors, before memory is asked for."""
     held = shapes(folder / _TENSORS)
     fusion = record["fusion"]
-    check_fusion(fusion)
+    try:
+        check_fusion(fusion)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _RECORD} does not describe a VIRTPairClassifier: {error}") from error
     columns = held.get("inner.weight", (0, 0))[-1]
     check_sizes(
         "PairHead",
