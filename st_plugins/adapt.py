@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, Pooling,
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from st_plugins.data.files import text_fault
+from st_plugins.data.files import check_texts
 from st_plugins.modules.all_layers import return_all_layers
 from st_plugins.modules.layer_mix import LayerMix, recipe_weights
 from st_plugins.modules.normalizing_flow import NormalizingFlow
@@ -253,18 +253,7 @@ def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
 
 
 def _checked(sentences: Sequence[str], least: int, what: str) -> list[str]:
-    if isinstance(sentences, str):
-        raise TypeError("sentences must be a list of strings, got one string; put it into a list")
-    if isinstance(sentences, Mapping) or hasattr(sentences, "columns"):  # which iterate over their names
-        raise TypeError(
-            f"sentences must be a list of strings, got a {type(sentences).__name__}; give one column of it"
-        )
-    sentences = list(sentences)
-    for index, sentence in enumerate(sentences):
-        if not isinstance(sentence, str):
-            raise TypeError(f"sentences must be strings, but sentences[{index}] is a {type(sentence).__name__}")
-        if fault := text_fault(sentence):
-            raise ValueError(f"sentences[{index}] {fault}")
+    sentences = check_texts(sentences, "sentences")
     if len(sentences) < least:
         raise ValueError(f"sentences has {len(sentences)} entries, but {what} needs at least {least}; give more text")
     if len(set(sentences)) < 2:

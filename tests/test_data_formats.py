@@ -307,3 +307,28 @@ def test_a_score_that_is_none_is_refused_with_a_remedy(value: Any, remedy: str) 
         to_score(value)
     with pytest.raises(ValueError, match=r"score 10+\.\.\. is not"):
         to_score(10**400)
+
+
+def take_floor_texts(texts: Any) -> object:
+    return STSSuiteEvaluator.from_pairs(["a"], ["b"], [1], floor_texts=texts)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [take_floor_texts, lambda texts: LearnedEmbedding.from_texts(texts, 8), distinct_texts],
+    ids=["floor_texts", "LearnedEmbedding", "distinct_texts"],
+)
+def test_texts_are_a_list_of_texts_wherever_they_come_in(take: Any) -> None:
+    for texts in (["a dog", None], ["a dog", 3], ["a dog", b"a cat"], ["a dog", float("nan")], [["a dog"]]):
+        with pytest.raises(TypeError, match=r"texts must be strings, but \w+\[\d\] is a"):
+            take(texts)
+    for texts in ("a dog", {"text": ["a dog", "a cat"]}):
+        with pytest.raises((TypeError, ValueError), match="texts must be a list of"):
+            take(texts)
+    for texts in (np.array(["a dog", "a cat"]), (text for text in ["a dog", "a cat"])):
+        assert take(texts)
+
+
+def test_pairs_of_one_string_are_refused() -> None:
+    with pytest.raises(TypeError, match="sentences1 must be a list, got 'ab'"):
+        Pairs("mine", "ab", ["a", "b"], np.ones(2))  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,22 +49,35 @@ def text_fault(text: str) -> str:
     return ""
 
 
-def check_texts(texts: Iterable[str], name: str) -> None:
-    """Refuse texts that cannot be encoded.
+def check_texts(texts: Iterable[str], name: str) -> list[str]:
+    """Return texts as a list; refuse what is none, and texts that cannot be encoded.
 
     Args:
-        texts: The texts.
+        texts: The texts; what can be read only once is read once.
         name: The argument that they are, for the message.
 
+    Returns:
+        The texts.
+
     Raises:
+        TypeError: It is one string, or a table, which iterates over the names of its columns, or an entry is no text.
         ValueError: A text holds half a character; the message names its index.
 
     Example:
-        >>> check_texts(["a dog", "a cat"], "texts")
+        >>> check_texts(("a dog", "a cat"), "texts")
+        ['a dog', 'a cat']
     """
-    for index, text in enumerate(texts):
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"{name} must be a list of strings, got one string; put it into a list")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise TypeError(f"{name} must be a list of strings, got a {type(texts).__name__}; give one column of it")
+    found = list(texts)
+    for index, text in enumerate(found):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be strings, but {name}[{index}] is a {type(text).__name__}")
         if fault := text_fault(text):
             raise ValueError(f"{name}[{index}] {fault}")
+    return found
 
 
 def to_score(value: Any) -> float:

@@ -51,6 +51,9 @@ class Pairs:
     columns: tuple[str, str] = ("sentence1", "sentence2")
 
     def __post_init__(self) -> None:
+        for column in ("sentences1", "sentences2", "scores"):
+            if isinstance(getattr(self, column), str | bytes | dict):
+                raise TypeError(f"pairs {self.name!r}: {column} must be a list, got {getattr(self, column)!r:.60}")
         object.__setattr__(self, "sentences1", list(self.sentences1))
         object.__setattr__(self, "sentences2", list(self.sentences2))
         object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64))

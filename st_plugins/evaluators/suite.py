@@ -138,7 +138,10 @@ class STSSuiteEvaluator(BaseEvaluator):
             raise ValueError(
                 f"bootstrap_samples={bootstrap_samples} and seed={seed} must be at least 0, batch_size={batch_size} 1"
             )
-        if floor_texts is not None and (isinstance(floor_texts, str) or len(floor_texts) < 2):
+        several = (
+            None if floor_texts is None or isinstance(floor_texts, str) else check_texts(floor_texts, "floor_texts")
+        )
+        if floor_texts is not None and len(several or ()) < 2:
             raise ValueError("floor_texts must be a list of at least two texts, or None for the evaluated texts")
         check_prompt(prompt, prompt_name)
         self.pairs = pairs_of(tasks, data, split)
@@ -150,8 +153,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         self.name = name
         self.split = split
         self.floor = floor
-        check_texts(floor_texts or (), "floor_texts")
-        self.floor_texts = floor_texts
+        self.floor_texts = several
         self.target_whitening = target_whitening
         self.geometry = geometry
         self.keep_similarities = keep_similarities

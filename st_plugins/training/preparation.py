@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import PreTrainedModel
 
 from st_plugins import io
-from st_plugins.data.files import text_fault
+from st_plugins.data.files import check_texts
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.describe import describe_model
 from st_plugins.geometry.probe import NUMBERS
@@ -97,17 +97,9 @@ def selection(select: str | None, dev: Pairs | None) -> str:
 
 def distinct_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
     """Return the distinct texts in order, and how many duplicates and blank ones were left out."""
-    if isinstance(texts, str):
-        raise TypeError("texts must be a list of strings, got one string; put it into a list")
-    if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # which iterate over their names
-        raise TypeError(f"texts must be a list of strings, got a {type(texts).__name__}; give one column of it")
     kept: dict[str, None] = {}
     duplicates = empty = 0
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts must be strings, but texts[{index}] is a {type(text).__name__}")
-        if fault := text_fault(text):
-            raise ValueError(f"texts[{index}] {fault}")
+    for text in check_texts(texts, "texts"):
         if not text.strip():
             empty += 1
         elif text in kept:

@@ -60,8 +60,7 @@ class LearnedEmbedding(TokenTable):
         Raises:
             ValueError: ``embedding_dimension`` is below 1, or there are no texts.
         """
-        given = list(texts)
-        check_texts(given, "texts")
+        given = check_texts(texts, "texts")
         if not any(text.strip() for text in given):
             raise ValueError("texts has no words to learn subwords from; give the training texts")
         tokenizer = Tokenizer(models.BPE())

@@ -83,10 +83,9 @@ class TokenTable(nn.Module):
         Returns:
             ``input_ids`` and ``attention_mask``, ``(N, n)``, on the CPU; n is at least 1.
         """
-        check_texts(texts, "texts")
+        texts = check_texts(texts, "texts")
         found = [
-            encoding.ids[:max_length]
-            for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            encoding.ids[:max_length] for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
         ]
         size = max([1, *map(len, found)])
         fill = self.padding_id or 0

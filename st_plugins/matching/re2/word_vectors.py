@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from typing_extensions import Self
 
+from st_plugins.data.files import check_texts
 from st_plugins.matching.re2.token_table import TokenTable
 from st_plugins.matching.re2.vectors import read_vectors
 
@@ -89,7 +90,7 @@ class WordVectors(TokenTable):
         """
         if minimum_frequency < 1:
             raise ValueError(f"minimum_frequency must be at least 1, got {minimum_frequency}")
-        given = None if texts is None else list(texts)
+        given = None if texts is None else check_texts(texts, "texts")
         tokenizer = _word_tokenizer(lowercase, keep_punctuation)
         words = None if given is None else _frequent(tokenizer, given, minimum_frequency)
         found, vectors = read_vectors(path, words, tokenizer.normalizer.normalize_str)
@@ -146,7 +147,7 @@ class WordVectors(TokenTable):
         Returns:
             From 0 to 1; 1 for texts without tokens.
         """
-        encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch(check_texts(texts, "texts"), add_special_tokens=False)
         ids = torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.long)
         known = self.embedding.weight.detach().cpu().ne(0).any(dim=1)
         return float(known[ids].double().mean()) if len(ids) else 1.0
