@@ -23,8 +23,6 @@ from st_plugins.evaluators import STSSuiteEvaluator, compare
 from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.losses import ConSERTLoss
 from st_plugins.losses.consert import check_temperature, two_views
-from st_plugins.losses.nonfinite import damaged_rows
-from st_plugins.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.pipeline import check_prompt, default_prompt
 from st_plugins.training.card import add_section, consert_section, selection_in_words
 from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
@@ -49,7 +47,6 @@ __all__ = ["train_consert"]
 logger = logging.getLogger(__name__)
 
 _FLOOR_TEXTS = 20_000  # as many texts as the floor is whitened on; it keeps a vector of each
-_LOOKED_AT = 32  # texts that the finished model has to embed
 _DEV_METRIC = "eval_avg_spearman_"  # and the model's similarity
 
 
@@ -135,8 +132,8 @@ def train_consert(
     Raises:
         FileExistsError: ``output`` or checkpoints beside it exist, and neither ``overwrite`` nor ``resume`` allows it.
         ModuleNotFoundError: The packages of the extra ``train`` are missing.
-        NonFiniteLossError: The loss became NaN or infinite, or the embeddings of a measured or of the finished model;
-            the message has the step or the texts.
+        NonFiniteLossError: The loss became NaN or infinite, or the embeddings that it led to: those of the last
+            step are looked at too. The message has the step and the texts.
         TypeError: ``texts`` is one string, or holds something else.
         ValueError: A setting is out of its range, there are fewer texts than a batch has, or the model has routes, or
             modules that plain sentence-transformers would not load.
@@ -234,7 +231,6 @@ def train_consert(
         with target.write() as folder:
             _save(adapted, folder)
             final = io.load_sentence_transformer(folder, str(arguments.device))
-            _check_finished(final, kept[:_LOOKED_AT])
             after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
             comparison = None if before is None or after is None else compare(after, before, seed=seed)
             result = TrainingResult(
@@ -358,18 +354,6 @@ def _choose(
         best = io.load_sentence_transformer(checkpoints.of_step(step), "cpu")
         trainer.model.load_state_dict(best.state_dict())
     return step, True
-
-
-def _check_finished(model: SentenceTransformer, texts: list[str]) -> None:
-    """Refuse what a last step ruined: no loss was computed after it."""
-    refuse_damaged_weights(model)
-    embeddings = model.encode(texts, show_progress_bar=False, convert_to_tensor=True)
-    if rows := damaged_rows([embeddings.float()]):
-        raise NonFiniteLossError(
-            f"what the last step left embeds {len(rows)} of {len(texts)} texts as NaN or infinity, the first is "
-            f"{texts[rows[0]][:80]!r}",
-            remedy="Train with a lower learning rate, or in float32",
-        )
 
 
 def _save(model: SentenceTransformer, folder: Path) -> None:
