@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from st_plugins.losses import LayerMixRegularizer, RDropLoss, SelfExplainingLoss, SpanSharpnessRegularizer, VIRTLoss
-from st_plugins.losses.wrappers import around
+from st_plugins.losses.wrappers import Around, around, keep_layers
 from tests.our_losses import OURS, MakeModel, MakeTeacher
 
 DIMENSIONS, WEIGHTS = [16, 6], [1.0, 0.5]
@@ -272,6 +272,14 @@ def test_layers_one_by_one_are_refused_where_a_layer_mix_reads_them_all(
             ValueError, match=rf"{wrapper} .*train a model with a LayerMix|AdaptiveLayerLoss and {wrapper}"
         ):
             AROUND[wrapper](model, loss)(OURS[name].batch(model, sentences, 4), OURS[name].target(4))
+
+
+def test_a_model_that_hides_its_layers_is_refused() -> None:
+    features: dict[str, Any] = {}
+    keep_layers(features, {"all_layer_embeddings": (torch.ones(1), torch.ones(1))}, Around(layers=True))
+    assert len(features["all_layer_embeddings"]) == 2
+    with pytest.raises(ValueError, match=r"AdaptiveLayerLoss got only the model's last layer: .* compiled"):
+        keep_layers({}, {"all_layer_embeddings": (torch.ones(1),)}, Around(layers=True))
 
 
 def test_a_refusal_names_the_loss_that_is_to_blame(make_model: MakeModel, sentences: list[str]) -> None:

@@ -195,8 +195,17 @@ def keep_layers(features: dict[str, Any], output: dict[str, Any], found: Around)
         features: What the trainer gave; changed, as the host's Transformer changes what it is given.
         output: What the model made of it, or of more rows of it.
         found: What is around.
+
+    Raises:
+        ValueError: There are none beside the last, so that the wrapper would do nothing, and say nothing of it.
     """
     if found.layers and not found.answers_layer and _LAYERS in output:
+        if len(output[_LAYERS]) < 2:
+            raise ValueError(
+                f"{found.name} got only the model's last layer: a model that is compiled in a process where another "
+                "was traced with hooks overlooks that its layers are asked for; train in a fresh process, or compile "
+                "nothing"
+            )
         features[_LAYERS] = output[_LAYERS]
 
 
