@@ -252,7 +252,7 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
         text = table if ".tsv" in file.name else "\n".join(sentences)
         file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
     shutil.copytree(encoder_folder, tmp_path / "models" / study.model)
-    small = re.sub(r"(batch_size|max_length) = [0-9]+\n", "", path.read_text(encoding="utf-8"))
+    small = re.sub(r"(?m)^(batch_size|max_length) = [0-9]+.*\n", "", path.read_text(encoding="utf-8"))
     small = "max_length = 32\n" + small
     small = small.replace("[defaults]\n", "[defaults]\nbatch_size = 8\n").replace("whitened to 128", "whitened")
     (tmp_path / path.name).write_text(small, encoding="utf-8")
