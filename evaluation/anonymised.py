@@ -36,11 +36,11 @@ from evaluation.anonymised_recipe import Row, Source, Study, as_integers, read_s
 from evaluation.anonymised_table import INTRODUCTION, score_auc, table
 from evaluation.pair_tasks import Examples
 from evaluation.pair_training import train
-from st_plugins.atomic import write_text
+from st_plugins.core.files import library_versions
+from st_plugins.core.reading.tables import read_table
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data import read_texts
 from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
-from st_plugins.data.files import read_table
-from st_plugins.evaluators.describe import library_versions
 
 __all__ = ["Bench", "main"]
 

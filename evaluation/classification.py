@@ -41,8 +41,8 @@ from evaluation.batching import LengthGroupedBatchSampler, text_length
 from evaluation.classification_recipe import Run, Study, Text, read_labelled, read_study
 from evaluation.pipelines import Pipeline, build_model
 from evaluation.run import result_file
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.explain import Explanation, Faithfulness, explain, faithfulness
 from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.tokens import read

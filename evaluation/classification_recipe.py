@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.toml_file import recipe_tables
-from st_plugins.data.files import read_table
+from st_plugins.core.reading.tables import read_table
 
 __all__ = ["Run", "Study", "Text", "read_labelled", "read_study"]
 

@@ -21,7 +21,7 @@ from scipy.stats import bootstrap
 from evaluation.classification_recipe import Study, read_study
 from evaluation.ledger import spread
 from evaluation.run import result_file
-from st_plugins.atomic import write_text
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.explain import Explanation
 
 __all__ = ["main"]

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from evaluation.pipelines import Pipeline, build_model
 from st_plugins import whiten
-from st_plugins.atomic import write_text
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data import load_task
-from st_plugins.evaluators.describe import library_versions
 from st_plugins.explain import explain_pair
 
 

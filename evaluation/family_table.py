@@ -31,7 +31,7 @@ from evaluation.pair_results import load_results as load_pairs
 from evaluation.re2_recipe import read_study as read_re2
 from evaluation.recipe import Study, read_study
 from evaluation.virt_recipe import read_study as read_virt
-from st_plugins.atomic import write_text
+from st_plugins.core.writing.atomic import write_text
 
 __all__ = ["main"]
 

@@ -19,7 +19,7 @@ import typer
 
 from evaluation.recipe import Run, Study, read_study
 from evaluation.run import RULES, SHARPNESS_TEXTS, result_file
-from st_plugins.atomic import write_text
+from st_plugins.core.writing.atomic import write_text
 
 __all__ = ["main"]
 

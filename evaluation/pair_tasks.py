@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from st_plugins.data.files import read_table
+from st_plugins.core.reading.tables import read_table
 
 __all__ = ["Examples", "Task", "check_task", "read_examples", "training_and_dev"]
 

@@ -15,14 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from st_plugins.io import load_sentence_transformer
-from st_plugins.modules import (
-    LayerMix,
-    SpanPooling,
-    TextCNNPooling,
-    TextRCNNPooling,
-    TextRNNPooling,
-    TokenEmbeddings,
-)
+from st_plugins.modules import LayerMix, SpanPooling, TextCNNPooling, TextRCNNPooling, TextRNNPooling, TokenEmbeddings
 
 __all__ = ["LAYER_RECIPES", "NEW_POOLINGS", "Pipeline", "build_model", "pool_tokens"]
 

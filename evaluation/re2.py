@@ -31,8 +31,8 @@ from evaluation.pair_tasks import Examples, read_examples, training_and_dev
 from evaluation.pair_training import Answer
 from evaluation.re2_recipe import Row, Study, read_study
 from evaluation.re2_training import Trained, train_matcher, train_siamese
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 
 __all__ = ["Setting", "main"]
 

@@ -17,7 +17,7 @@ from evaluation.ledger import spread
 from evaluation.pair_ledger import difference_table, main_table, sets
 from evaluation.pair_results import Results, load_results, load_seeds
 from evaluation.re2_recipe import Row, Study, read_study
-from st_plugins.atomic import write_text
+from st_plugins.core.writing.atomic import write_text
 
 __all__ = ["main"]
 

@@ -18,15 +18,8 @@ from evaluation.pair_tasks import Examples
 from evaluation.pair_training import Answer, Array, predict, softmax_siamese, train
 from evaluation.pipelines import Pipeline, build_model
 from evaluation.re2_recipe import Row, Task
-from st_plugins.matching import (
-    LearnedEmbedding,
-    RE2Config,
-    RE2Matcher,
-    RE2Schedule,
-    TransformerTokens,
-    WordVectors,
-)
-from st_plugins.matching.metrics import measure
+from st_plugins.core.pair_metrics import measure
+from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule, TransformerTokens, WordVectors
 from st_plugins.matching.re2_checkpoints import BestWeightsCallback
 
 __all__ = ["Trained", "build_source", "train_matcher", "train_siamese"]

@@ -11,8 +11,8 @@ import numpy as np
 from evaluation.after import AFTER
 from evaluation.pipelines import NEW_POOLINGS
 from evaluation.toml_file import recipe_tables
+from st_plugins.core.reading.tables import read_table
 from st_plugins.data import read_texts
-from st_plugins.data.files import read_table
 
 __all__ = ["Run", "Study", "draw_texts", "read_study", "training_columns"]
 

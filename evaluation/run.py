@@ -33,9 +33,9 @@ from evaluation.after import AFTER, RANDOM
 from evaluation.batching import LengthGroupedBatchSampler
 from evaluation.pipelines import Pipeline, build_model
 from evaluation.recipe import Run, Study, draw_texts, read_study, training_columns
-from st_plugins.atomic import write_text
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
-from st_plugins.evaluators.describe import library_versions
 from st_plugins.explain import explain
 from st_plugins.geometry import GeometryCallback
 from st_plugins.losses import (

@@ -37,8 +37,8 @@ from evaluation.pipelines import Pipeline, build_model
 from evaluation.virt_reading import reader
 from evaluation.virt_recipe import Row, Study, read_study
 from evaluation.virt_training import student, trim, with_virt
-from st_plugins.atomic import atomic_folder, write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import atomic_folder, write_text
 from st_plugins.losses import map_agreement
 
 __all__ = ["Setting", "main"]

@@ -20,7 +20,7 @@ from evaluation.ledger import spread
 from evaluation.pair_ledger import difference_table, main_table, sets
 from evaluation.pair_results import Results, load_results
 from evaluation.virt_recipe import Row, Study, layer_name, read_study
-from st_plugins.atomic import write_text
+from st_plugins.core.writing.atomic import write_text
 
 __all__ = ["main"]
 

@@ -29,8 +29,8 @@ from evaluation.pair_tasks import Examples
 from evaluation.pair_training import predict, train
 from evaluation.virt_masking import train_masked
 from evaluation.virt_recipe import Reading, Study, read_study
-from st_plugins.atomic import atomic_folder
-from st_plugins.data.files import read_table
+from st_plugins.core.reading.tables import read_table
+from st_plugins.core.writing.atomic import atomic_folder
 
 __all__ = ["alike", "main", "mixed", "reader"]
 

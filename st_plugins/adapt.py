@@ -13,12 +13,12 @@ from sentence_transformers.sentence_transformer.modules import Dropout, Pooling,
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from st_plugins.data.files import check_texts
-from st_plugins.modules.all_layers import return_all_layers
+from st_plugins.core.all_layers import return_all_layers
+from st_plugins.core.host import check_prompt, gives_unit_length, rebuild
+from st_plugins.core.texts import check_texts
 from st_plugins.modules.layer_mix import LayerMix, recipe_weights
 from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.whitening import Whitening, check_output_dimension
-from st_plugins.pipeline import check_prompt, gives_unit_length, rebuild
 
 __all__ = ["first_last_avg", "fit_flow", "pooling", "whiten"]
 

@@ -18,7 +18,7 @@ from st_plugins.cli_evaluate import compare, evaluate
 from st_plugins.cli_explain import explain
 from st_plugins.cli_geometry import geometry
 from st_plugins.cli_whiten import whiten
-from st_plugins.terminal import say, shown, survive_encoding, terminal
+from st_plugins.report.terminal import say, shown, survive_encoding, terminal
 
 __all__ = ["app", "main"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from st_plugins.cli_options import SeedOption
-from st_plugins.terminal import say, terminal
+from st_plugins.report.terminal import say, terminal
 
 __all__ = ["demo"]
 

@@ -29,7 +29,7 @@ from st_plugins.cli_options import (
     Text2Option,
     refuse_unused,
 )
-from st_plugins.terminal import say, terminal
+from st_plugins.report.terminal import say, terminal
 
 __all__ = ["compare", "evaluate"]
 
@@ -156,10 +156,10 @@ def compare(
 
       st-plugins compare ./model-a ./model-b --tasks stsb,sickr --data ./data
     """
-    from st_plugins.atomic import file_target
     from st_plugins.console import comparison_table, print_warnings, verdict
-    from st_plugins.evaluators import SuiteResult
-    from st_plugins.evaluators import compare as compare_results
+    from st_plugins.core.writing.atomic import file_target
+    from st_plugins.evaluators.comparison import compare as compare_results
+    from st_plugins.evaluators.result import SuiteResult
 
     target = None
     if output is None:

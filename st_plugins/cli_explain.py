@@ -9,10 +9,11 @@ import typer
 
 from st_plugins.cli_models import check_model, load_model
 from st_plugins.cli_options import DeviceOption, LengthOption, ModelArgument, encodable, refuse_unused
-from st_plugins.terminal import say, terminal
+from st_plugins.report.terminal import say, terminal
 
 if TYPE_CHECKING:
-    from st_plugins.explain import Explanation, PairExplanation
+    from st_plugins.explain.pair import PairExplanation
+    from st_plugins.explain.single import Explanation
 
 __all__ = ["explain"]
 
@@ -59,8 +60,8 @@ def explain(
       st-plugins explain ./my-span-model "A film that is not good at all."
     """
     from st_plugins import explain as explanations
-    from st_plugins.atomic import file_target
-    from st_plugins.webpage import GENERATOR
+    from st_plugins.core.writing.atomic import file_target
+    from st_plugins.report.page import GENERATOR
 
     targets = {
         name: file_target(path, name=name, overwrite=overwrite, inputs=[model], mark=mark)

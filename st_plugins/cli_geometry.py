@@ -22,7 +22,7 @@ from st_plugins.cli_options import (
     SeedOption,
     refuse_unused,
 )
-from st_plugins.terminal import say, terminal
+from st_plugins.report.terminal import say, terminal
 
 __all__ = ["geometry"]
 
@@ -51,13 +51,13 @@ def geometry(
     """
     import json
 
-    from st_plugins.atomic import file_target
     from st_plugins.console import geometry_table, print_warnings
+    from st_plugins.core.host import check_prompt
+    from st_plugins.core.writing.atomic import file_target
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators.encoding import distinct, encode_longest_first
     from st_plugins.evaluators.measuring import way_of_texts
-    from st_plugins.geometry import geometry as describe
-    from st_plugins.pipeline import check_prompt
+    from st_plugins.geometry.embeddings import geometry as describe
 
     check_model(model)
     check_prompt(prompt, prompt_name)

@@ -12,7 +12,8 @@ from st_plugins.cli_options import Dtype, refuse_unused
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
+    from st_plugins.evaluators.result import SuiteResult
+    from st_plugins.evaluators.suite import STSSuiteEvaluator
 
 __all__ = ["MEASURING", "check_model", "evaluated", "load_model", "pair_evaluator", "refuse_unused_measuring"]
 
@@ -32,7 +33,7 @@ def pair_evaluator(
 ) -> STSSuiteEvaluator:
     """Build the evaluator from the options that several commands share."""
     from st_plugins.data.own import read_pairs, read_texts
-    from st_plugins.evaluators import STSSuiteEvaluator
+    from st_plugins.evaluators.suite import STSSuiteEvaluator
 
     return STSSuiteEvaluator(
         tasks=tasks if pairs is None else [read_pairs(pairs, *columns)],
@@ -92,7 +93,7 @@ def _loaded(name: str, device: str | None) -> SentenceTransformer:
 def _adjust(model: SentenceTransformer, dtype: Dtype | None, max_seq_length: int | None) -> None:
     import torch
 
-    from st_plugins.lengths import check_length, set_length
+    from st_plugins.core.lengths import check_length, set_length
 
     if dtype is not None:
         model.to(getattr(torch, dtype.value))

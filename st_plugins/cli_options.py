@@ -63,7 +63,7 @@ DtypeOption = Annotated[Dtype | None, typer.Option(help="Precision of the weight
 def _device(device: str | None) -> str | None:
     """Look for a device before anything is read or loaded."""
     if device is not None:
-        from st_plugins.loading.devices import check_present
+        from st_plugins.core.devices import check_present
 
         check_present(device)
     return device
@@ -72,7 +72,7 @@ def _device(device: str | None) -> str | None:
 def encodable(parameter: typer.CallbackParam, text: str | None) -> str | None:
     """Refuse a text that no tokenizer takes before anything is read or loaded."""
     if text is not None:
-        from st_plugins.data.files import text_fault
+        from st_plugins.core.texts import text_fault
 
         if fault := text_fault(text):
             raise ValueError(f"{parameter.opts[0]} {fault}")

@@ -11,12 +11,12 @@ import typer
 
 from st_plugins.cli_models import check_model
 from st_plugins.cli_options import DeviceOption, LengthOption, SeedOption, refuse_unused
-from st_plugins.terminal import say
+from st_plugins.report.terminal import say
 
 if TYPE_CHECKING:
-    from st_plugins.data.files import Table
-    from st_plugins.matching import RE2Config
-    from st_plugins.matching.labelled import LabelledPairs
+    from st_plugins.core.labeled import LabelledPairs
+    from st_plugins.core.reading.tables import Table
+    from st_plugins.matching.re2.config import RE2Config
 
 __all__ = ["predict", "train"]
 
@@ -108,19 +108,13 @@ def train(
 
     import torch
 
-    from st_plugins.atomic import folder_target
-    from st_plugins.data.files import read_table
+    from st_plugins.core.reading.tables import read_table
+    from st_plugins.core.writing.atomic import folder_target
+    from st_plugins.core.writing.checkpoints import CheckpointFolder
     from st_plugins.io import load_sentence_transformer
-    from st_plugins.matching import (
-        LearnedEmbedding,
-        RE2Config,
-        RE2Matcher,
-        RE2Schedule,
-        TransformerTokens,
-        WordVectors,
-    )
-    from st_plugins.matching.re2 import configuration_for
-    from st_plugins.training.checkpoints import CheckpointFolder
+    from st_plugins.matching.re2.config import RE2Config, RE2Schedule, configuration_for
+    from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+    from st_plugins.matching.re2_matcher import RE2Matcher
 
     target = folder_target(output, name="--output", overwrite=overwrite, inputs=(train, dev, vectors, encoder))
     CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
@@ -198,9 +192,10 @@ def predict(
 
       st-plugins predict ./matcher pairs.tsv --output scored.tsv
     """
-    from st_plugins.data.files import read_table, text_fault
-    from st_plugins.data.writing import table_target, write_table
-    from st_plugins.matching import RE2Matcher
+    from st_plugins.core.reading.tables import read_table
+    from st_plugins.core.texts import text_fault
+    from st_plugins.core.writing.rows import table_target, write_table
+    from st_plugins.matching.re2_matcher import RE2Matcher
 
     target = table_target(output, name="--output", overwrite=overwrite, inputs=(model, pairs), column="predicted")
     table = read_table(pairs)
@@ -228,8 +223,8 @@ def _labelled(
     table: Table, columns: tuple[str, str, str], score: bool, classes: list[str] | None = None, name: str = "train"
 ) -> tuple[LabelledPairs, list[str] | None]:
     """Return pairs and the names of their classes, which are given for dev; errors have the line in the file."""
-    from st_plugins.data.labels import class_counts, class_labels
-    from st_plugins.matching.labelled import LabelledPairs
+    from st_plugins.core.labeled import LabelledPairs
+    from st_plugins.core.reading.labels import class_counts, class_labels
 
     text1, text2, label = columns
     texts = table.texts(text1, "--text1"), table.texts(text2, "--text2")

@@ -8,14 +8,8 @@ from typing import Annotated
 import typer
 
 from st_plugins.cli_models import check_model
-from st_plugins.cli_options import (
-    ColumnOption,
-    DeviceOption,
-    ModelArgument,
-    PromptOption,
-    refuse_unused,
-)
-from st_plugins.terminal import say, terminal
+from st_plugins.cli_options import ColumnOption, DeviceOption, ModelArgument, PromptOption, refuse_unused
+from st_plugins.report.terminal import say, terminal
 
 __all__ = ["app"]
 
@@ -93,11 +87,11 @@ def consert(
 
       st-plugins train consert ./my-model --texts corpus.txt --select alignment+uniformity --output ./adapted --resume
     """
-    from st_plugins.atomic import folder_target
     from st_plugins.console import print_before_after
+    from st_plugins.core.writing.atomic import folder_target
+    from st_plugins.core.writing.checkpoints import CheckpointFolder
     from st_plugins.data.own import read_pairs, read_texts
-    from st_plugins.training import train_consert
-    from st_plugins.training.checkpoints import CheckpointFolder
+    from st_plugins.training.consert import train_consert
 
     if dev is None:
         refuse_unused(context, "without --dev", "text1", "text2", "score")

@@ -28,7 +28,7 @@ from st_plugins.cli_options import (
     Text1Option,
     Text2Option,
 )
-from st_plugins.terminal import say, terminal
+from st_plugins.report.terminal import say, terminal
 
 __all__ = ["whiten"]
 
@@ -76,12 +76,12 @@ def whiten(
       st-plugins whiten ./my-model --texts corpus.txt --output ./white --pairs heldout.tsv
     """
     from st_plugins import adapt, folding
-    from st_plugins.atomic import folder_target
     from st_plugins.console import print_before_after, print_warnings
+    from st_plugins.core.host import check_prompt
+    from st_plugins.core.writing.atomic import folder_target
     from st_plugins.data.own import read_texts
-    from st_plugins.evaluators import compare as compare_results
+    from st_plugins.evaluators.comparison import compare as compare_results
     from st_plugins.evaluators.measuring import way_of_texts
-    from st_plugins.pipeline import check_prompt
 
     refuse_unused_measuring(context, pairs=pairs, data=data, always=False)
     check_model(model)

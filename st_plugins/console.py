@@ -16,7 +16,7 @@ from st_plugins.evaluators.reading import TIES_MATTER, highest_in_words
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import GEOMETRY_MEANINGS, number, percent, tables
 from st_plugins.evaluators.tables import Table as ReportTable
-from st_plugins.terminal import foreign, shown
+from st_plugins.report.terminal import foreign, shown
 
 __all__ = [
     "comparison_table",

@@ -8,8 +8,9 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins.adapt import first_last_avg, whiten
 from st_plugins.data import miniature
-from st_plugins.evaluators import Difference, STSSuiteEvaluator, SuiteResult
 from st_plugins.evaluators.report import report_targets, write_reports
+from st_plugins.evaluators.result import Difference, SuiteResult
+from st_plugins.evaluators.suite import STSSuiteEvaluator
 
 __all__ = ["BANNER", "conclusion", "run_demo"]
 

@@ -16,15 +16,15 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from st_plugins.atomic import Target, file_target
+from st_plugins.core.writing.atomic import Target, file_target
 from st_plugins.data import miniature
-from st_plugins.data.miniature import SentimentSentence
-from st_plugins.explain import Explanation, explain
+from st_plugins.data.miniature.sentiment import SentimentSentence
 from st_plugins.explain.gradient import gradient_saliency
+from st_plugins.explain.single import Explanation, explain
 from st_plugins.explain.tokens import Token, read
-from st_plugins.losses import SelfExplainingLoss
-from st_plugins.modules import SpanPooling
-from st_plugins.webpage import GENERATOR
+from st_plugins.losses.self_explaining import SelfExplainingLoss
+from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.report.page import GENERATOR
 
 __all__ = ["DecidingSpans", "page_target", "run_explanation_demo", "train_classifier"]
 

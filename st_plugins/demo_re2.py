@@ -13,7 +13,9 @@ from st_plugins.data import miniature
 from st_plugins.demo_virt import LearnedAttention, entailment_pairs
 from st_plugins.evaluators.statistics import resample_counts
 from st_plugins.explain.alignment import AlignmentExplanation
-from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule
+from st_plugins.matching.re2.config import RE2Config, RE2Schedule
+from st_plugins.matching.re2.embedding import LearnedEmbedding
+from st_plugins.matching.re2_matcher import RE2Matcher
 
 __all__ = ["FastMatching", "run_re2_demo"]
 

@@ -21,11 +21,12 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import trange
 from transformers.utils import logging as transformers_logging
 
+from st_plugins.core.dropout import without_dropout
 from st_plugins.data import miniature
-from st_plugins.dropout import without_dropout
-from st_plugins.evaluators import Difference
+from st_plugins.evaluators.result import Difference
 from st_plugins.evaluators.statistics import difference, resample_counts
-from st_plugins.losses import VIRTLoss, map_agreement
+from st_plugins.losses.virt import VIRTLoss
+from st_plugins.losses.virt_agreement import map_agreement
 
 __all__ = ["LearnedAttention", "entailment_pairs", "run_virt_demo"]
 

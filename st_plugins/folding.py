@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from torch import Tensor, nn
 
+from st_plugins.core.host import rebuild
 from st_plugins.modules.whitening import Whitening
-from st_plugins.pipeline import rebuild
 
 __all__ = ["affine_map", "fold", "is_affine"]
 

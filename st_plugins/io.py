@@ -6,10 +6,10 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_plugins.loading.devices import check_present
-from st_plugins.loading.encoder import as_dtype, load_encoder
-from st_plugins.loading.files import is_there
-from st_plugins.loading.hub import local_folder
+from st_plugins.core.devices import check_present
+from st_plugins.core.loading.encoder import as_dtype, load_encoder
+from st_plugins.core.loading.files import is_there
+from st_plugins.core.loading.hub import local_folder
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from st_plugins import marks
-from st_plugins.atomic import atomic_folder, write_text
+from st_plugins.core.writing import marks
+from st_plugins.core.writing.atomic import atomic_folder, write_text
 
 
 def test_text_is_utf8_with_unix_line_ends_and_parents(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.bert import modeling_bert
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
-from st_plugins.attention import SUPPORTED, LayerAttention, capture_attention
+from st_plugins.core.attention import SUPPORTED, LayerAttention, capture_attention
 
 Factory = Callable[..., SentenceTransformer]
 

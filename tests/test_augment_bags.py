@@ -12,14 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
 
-from st_plugins.augment import (
-    EmbeddingDropout,
-    FeatureCutoff,
-    NoAugmentation,
-    TokenCutoff,
-    augmented,
-    shuffle_kind,
-)
+from st_plugins.augment import EmbeddingDropout, FeatureCutoff, NoAugmentation, TokenCutoff, augmented, shuffle_kind
 from st_plugins.losses import ConSERTLoss, NonFiniteLossError
 from st_plugins.losses.consert import nt_xent
 

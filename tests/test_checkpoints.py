@@ -15,8 +15,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
+from st_plugins.core.writing.checkpoints import CheckpointFolder
 from st_plugins.training import train_consert
-from st_plugins.training.checkpoints import CheckpointFolder
 from st_plugins.training.preparation import checksum, fingerprint
 
 SETTINGS = {"seed": 0, "model": "a"}

@@ -21,14 +21,7 @@ from sentence_transformers.util import quantize_embeddings
 from torch import nn
 
 import st_plugins
-from st_plugins.modules import (
-    LayerMix,
-    SpanPooling,
-    TextCNNPooling,
-    TextRCNNPooling,
-    TextRNNPooling,
-    TokenEmbeddings,
-)
+from st_plugins.modules import LayerMix, SpanPooling, TextCNNPooling, TextRCNNPooling, TextRNNPooling, TokenEmbeddings
 from tests.our_losses import OURS, MakeModel, MakeTeacher
 from tests.test_composition_wrappers import gradients, total
 from tests.training import host_trainer, logged

@@ -29,8 +29,8 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
+from st_plugins.core.wrappers import Around, around, keep_layers
 from st_plugins.losses import LayerMixRegularizer, RDropLoss, SelfExplainingLoss, SpanSharpnessRegularizer, VIRTLoss
-from st_plugins.losses.wrappers import Around, around, keep_layers
 from tests.our_losses import OURS, MakeModel, MakeTeacher
 
 DIMENSIONS, WEIGHTS = [16, 6], [1.0, 0.5]

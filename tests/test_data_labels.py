@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from st_plugins.data.files import Table
-from st_plugins.data.labels import check_labels, class_counts, class_labels
+from st_plugins.core.reading.labels import check_labels, class_counts, class_labels
+from st_plugins.core.reading.tables import Table
 
 
 def labelled(*labels: Any) -> Table:

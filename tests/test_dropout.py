@@ -11,7 +11,7 @@ from conftest import ENCODERS
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_plugins.dropout import dropout_probabilities, without_dropout
+from st_plugins.core.dropout import dropout_probabilities, without_dropout
 
 # Where attention reads its dropout from an attribute, and the tiny model's is zero.
 ATTENTION = {"modernbert": "attention_dropout", "llama": "attention_dropout"}

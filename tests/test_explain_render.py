@@ -14,10 +14,10 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.explain import explain, explain_pair
-from st_plugins.explain.palette import colour, ink
-from st_plugins.explain.render import Cell, cells, matrix_html, matrix_terminal, strip_html, strip_terminal
 from st_plugins.explain.tokens import Token
 from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.report.matrices import Cell, cells, matrix_html, matrix_terminal, strip_html, strip_terminal
+from st_plugins.report.palette import colour, ink
 
 Make = Callable[..., SentenceTransformer]
 EVIL = '<script>alert("x")</script> a & dog <img src=x onerror=alert(1)> \' &lt;'

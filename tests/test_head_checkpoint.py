@@ -15,9 +15,9 @@ from sentence_transformers.sentence_transformer import losses as host
 from torch import Tensor, nn
 from training import host_trainer
 
+from st_plugins.core.own_parameters import own_state
 from st_plugins.geometry import GeometryCallback
 from st_plugins.losses import RDropLoss, SimCSELoss
-from st_plugins.losses.own_parameters import own_state
 from st_plugins.training import HeadCheckpointCallback, NonFiniteLossCallback
 
 LOSSES: dict[str, Callable[[SentenceTransformer], Any]] = {

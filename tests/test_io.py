@@ -14,8 +14,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import st_plugins
 from st_plugins.adapt import whiten
+from st_plugins.core.loading.encoder import load_cross_encoder, load_encoder
 from st_plugins.io import load_sentence_transformer
-from st_plugins.loading.encoder import load_cross_encoder, load_encoder
 from st_plugins.modules import Whitening
 
 

@@ -10,8 +10,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models
 
+from st_plugins.core.lengths import check_length, positions, set_length
 from st_plugins.evaluators import STSSuiteEvaluator
-from st_plugins.lengths import check_length, positions, set_length
 
 Make = Callable[..., SentenceTransformer]
 

@@ -21,8 +21,8 @@ from transformers import AlbertConfig, AlbertModel
 
 import st_plugins
 from st_plugins.adapt import whiten
+from st_plugins.core.loading.encoder import load_cross_encoder
 from st_plugins.io import load_sentence_transformer
-from st_plugins.loading.encoder import load_cross_encoder
 from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, TransformerTokens, VIRTPairClassifier
 from st_plugins.modules import NormalizingFlow, SpanPooling, TextCNNPooling, TextRNNPooling, TokenEmbeddings
 

@@ -23,7 +23,7 @@ from st_plugins.augment import (
     View,
     augmented,
 )
-from st_plugins.dropout import dropout_probabilities, without_dropout
+from st_plugins.core.dropout import dropout_probabilities, without_dropout
 from st_plugins.losses import ConSERTLoss, nt_xent
 from st_plugins.losses.caching import mini_batches
 

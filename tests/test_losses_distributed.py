@@ -30,7 +30,7 @@ from test_losses_consert import FIXED
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, SimCSELoss
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

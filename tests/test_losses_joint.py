@@ -16,7 +16,7 @@ from test_losses_consert import oracle as contrastive_oracle
 from torch import Tensor
 
 from st_plugins.augment import AdversarialPerturbation, NoAugmentation, augmented
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import ConSERTJointLoss, ConSERTLoss
 
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])

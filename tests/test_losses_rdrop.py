@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer import losses as host
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import RDropLoss, SelfExplainingLoss, SimCSELoss, SpanSharpnessRegularizer, symmetric_kl
 from st_plugins.losses.two_passes import doubled
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss

@@ -28,13 +28,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 import st_plugins
-from st_plugins.dropout import without_dropout
-from st_plugins.losses import (
-    ConSERTLoss,
-    NonFiniteLossError,
-    SelfExplainingLoss,
-    SpanSharpnessRegularizer,
-)
+from st_plugins.core.dropout import without_dropout
+from st_plugins.losses import ConSERTLoss, NonFiniteLossError, SelfExplainingLoss, SpanSharpnessRegularizer
 from st_plugins.modules import SpanPooling
 from st_plugins.training import HeadCheckpointCallback
 from tests.training import host_trainer, logged

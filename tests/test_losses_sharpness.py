@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from test_losses_self_explaining import LABELS, sharpness_oracle
 from torch import nn
 
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, SelfExplainingLoss, SpanSharpnessRegularizer
 from st_plugins.modules import SpanPooling
 

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import ConSERTJointLoss, SimCSELoss, simcse_loss
 from st_plugins.losses.caching import mini_batches
 

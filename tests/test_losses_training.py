@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from st_plugins.dropout import dropout_probabilities
+from st_plugins.core.dropout import dropout_probabilities
 from st_plugins.losses import ConSERTJointLoss, ConSERTLoss, NonFiniteLossError, SimCSELoss
 from st_plugins.training import HeadCheckpointCallback, NonFiniteLossCallback
 from tests.training import host_trainer, logged

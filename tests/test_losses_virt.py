@@ -15,15 +15,8 @@ from sentence_transformers.sentence_transformer import losses
 from tokenizers import processors
 from torch import Tensor, nn
 
-from st_plugins.dropout import without_dropout
-from st_plugins.losses import (
-    ConSERTJointLoss,
-    RDropLoss,
-    SelfExplainingLoss,
-    SimCSELoss,
-    VIRTLoss,
-    map_agreement,
-)
+from st_plugins.core.dropout import without_dropout
+from st_plugins.losses import ConSERTJointLoss, RDropLoss, SelfExplainingLoss, SimCSELoss, VIRTLoss, map_agreement
 from st_plugins.losses.virt_teacher import map_layers
 from st_plugins.modules import SpanPooling
 

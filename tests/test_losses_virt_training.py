@@ -26,7 +26,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import VIRTLoss, map_agreement
 from tests.training import host_trainer, logged
 

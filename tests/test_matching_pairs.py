@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
-from st_plugins.data.files import read_table
-from st_plugins.data.writing import table_target, write_table
-from st_plugins.matching.labelled import LabelledPairs, check_classes, check_occurring
-from st_plugins.matching.metrics import METRICS, Accuracy, check_metric, measure, measure_accuracy
+from st_plugins.core.labeled import LabelledPairs, check_classes, check_occurring
+from st_plugins.core.pair_metrics import METRICS, Accuracy, check_metric, measure, measure_accuracy
+from st_plugins.core.reading.tables import read_table
+from st_plugins.core.writing.rows import table_target, write_table
 
 NLI = ["contradiction", "neutral", "entailment"]
 

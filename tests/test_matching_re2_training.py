@@ -174,7 +174,7 @@ def test_the_callback_counts_and_copies() -> None:
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "spearman", "map", "mrr"])
 def test_the_score_on_dev_is_that_of_predict(build: Callable[..., RE2Matcher], rows: Rows, metric: str) -> None:
-    from st_plugins.matching.metrics import measure
+    from st_plugins.core.pair_metrics import measure
 
     scored = [(a, b, row * 3 % 5 / 4 if row % 7 else 1.0) for row, (a, b, _) in enumerate(rows)]
     matcher = build()
@@ -190,7 +190,7 @@ def test_the_score_on_dev_is_that_of_predict(build: Callable[..., RE2Matcher], r
 def test_accuracy_stands_beside_chance(
     build: Callable[..., RE2Matcher], rows: Rows, tmp_path: Path, metric: str
 ) -> None:
-    from st_plugins.matching.metrics import measure_accuracy
+    from st_plugins.core.pair_metrics import measure_accuracy
 
     matcher = build(["no", "yes"])
     found = matcher.fit(rows[:40], rows[40:], metric=metric, epochs=2, batch_size=20, learning_rate=1e-2, **QUIET)

@@ -17,8 +17,9 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 
+from st_plugins.core.tokens import content_tokens
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
-from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, content_tokens, fuse
+from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, fuse
 from tests.conftest import ENCODERS
 
 MakeModel = Callable[..., SentenceTransformer]

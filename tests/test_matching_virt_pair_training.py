@@ -33,9 +33,9 @@ from sentence_transformers.sentence_transformer.evaluation import LabelAccuracyE
 from torch import nn
 from torch.utils.data import DataLoader
 
+from st_plugins.core.head_checkpoint import HeadCheckpointCallback
 from st_plugins.losses import NonFiniteLossError, VIRTLoss
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
-from st_plugins.training.head_checkpoint import HeadCheckpointCallback
 from tests.test_matching_virt_pair import content_of, oracle_logits
 from tests.training import host_trainer
 

@@ -15,8 +15,9 @@ from transformers.utils import output_capturing
 
 import st_plugins
 from st_plugins import first_last_avg
-from st_plugins.modules import LayerMix, all_layers
-from st_plugins.modules.all_layers import keep_layers
+from st_plugins.core import all_layers
+from st_plugins.core.all_layers import keep_layers
+from st_plugins.modules import LayerMix
 
 MakeModel = Callable[..., SentenceTransformer]
 

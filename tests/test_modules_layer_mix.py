@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import st_plugins
 from st_plugins.adapt import first_last_avg, pooling
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import LayerMixRegularizer
 from st_plugins.modules import LayerMix
 from st_plugins.modules.layer_mix import RECIPES, recipe_weights

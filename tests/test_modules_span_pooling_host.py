@@ -21,7 +21,7 @@ from test_modules_span_pooling import CLS, PAD, SEP, UNK, pooling, spans_of
 from torch import nn
 
 import st_plugins
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import SpanSharpnessRegularizer
 from st_plugins.modules import SpanPooling, Whitening
 

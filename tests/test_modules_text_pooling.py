@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from st_plugins.dropout import without_dropout
+from st_plugins.core.dropout import without_dropout
 from st_plugins.modules import TextCNNPooling, TextRCNNPooling, TextRNNPooling
 from st_plugins.modules.token_pooling import TokenPooling
 

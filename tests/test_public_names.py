@@ -15,7 +15,7 @@ PACKAGES = [
     "st_plugins",
     *(f"st_plugins.{one.name}" for one in pkgutil.iter_modules(st_plugins.__path__) if one.ispkg),
 ]
-PACKAGES += ["st_plugins.data.anonymised", "st_plugins.data.miniature", "st_plugins.attention"]
+PACKAGES += ["st_plugins.data.anonymised", "st_plugins.data.miniature", "st_plugins.core.attention"]
 # Trains for minutes where it was never called before; the demo and its tests run it.
 SLOW = {"pretrained_encoder"}
 

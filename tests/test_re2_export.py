@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from st_plugins.atomic import file_target
+from st_plugins.core.writing.atomic import file_target
 from st_plugins.matching.re2 import RE2, RE2Config
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens
 from st_plugins.matching.re2.export import OPSET, export_onnx

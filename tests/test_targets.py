@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from st_plugins import atomic, marks, neighbours
-from st_plugins.atomic import atomic_file, atomic_folder, file_target, folder_target
+from st_plugins.core.writing import atomic, marks
+from st_plugins.core.writing import neighbors as neighbours
+from st_plugins.core.writing.atomic import atomic_file, atomic_folder, file_target, folder_target
 
 
 def fill(path: Path, text: str = "ours") -> Path:

@@ -20,7 +20,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from st_plugins import marks, whiten
+from st_plugins import whiten
+from st_plugins.core.writing import marks
 from st_plugins.data import Pairs
 from st_plugins.losses import NonFiniteLossError
 from st_plugins.training import TrainingResult, train_consert

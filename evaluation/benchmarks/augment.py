@@ -24,11 +24,11 @@ import typer
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from st_plugins.atomic import write_text
 from st_plugins.augment import EmbeddingDropout, FeatureCutoff, NoAugmentation, TokenCutoff, View, augmented
 from st_plugins.augment.functional import adversarial_delta, shuffle_permutation
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.miniature import corpus, untrained_encoder
-from st_plugins.evaluators.describe import library_versions
 
 
 def main(

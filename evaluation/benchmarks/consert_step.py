@@ -32,10 +32,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from st_plugins.atomic import write_text
 from st_plugins.augment import FeatureCutoff, TokenShuffle
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.miniature import untrained_encoder
-from st_plugins.evaluators.describe import library_versions
 from st_plugins.losses import ConSERTLoss
 
 # Hidden size and layers.

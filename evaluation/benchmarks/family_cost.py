@@ -37,8 +37,8 @@ from evaluation.re2_recipe import read_study as read_re2
 from evaluation.re2_training import build_source
 from evaluation.recipe import draw_texts, read_study
 from evaluation.run import pipeline_of
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.matching import RE2Matcher, VIRTPairClassifier, WordVectors
 
 PAIRS_TASK = "qqp"

@@ -23,8 +23,8 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.modules import NormalizingFlow, Whitening
 
 Array = NDArray[np.floating]

@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 
 _CODE = (
     "import time, sentence_transformers; start = time.perf_counter(); import st_plugins; "

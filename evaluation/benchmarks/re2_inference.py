@@ -41,10 +41,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from st_plugins.atomic import write_text
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.miniature import untrained_encoder
 from st_plugins.data.miniature.grammar import vocabulary
-from st_plugins.evaluators.describe import library_versions
 from st_plugins.matching.re2 import RE2, RE2Config, fold_weight_norm
 from st_plugins.matching.re2.embedding import WordVectors
 from st_plugins.matching.re2.export import export_onnx

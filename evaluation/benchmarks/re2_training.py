@@ -29,9 +29,9 @@ import torch
 import typer
 from transformers import TrainerCallback
 
-from st_plugins.atomic import write_text
-from st_plugins.data.files import read_table
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.reading.tables import read_table
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.matching import RE2Config, RE2Matcher, WordVectors
 
 # Network and pairs in a batch.

@@ -30,8 +30,8 @@ import typer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.modules import TextRCNNPooling, TextRNNPooling
 
 LENGTHS = ("full", "mixed")

@@ -35,8 +35,8 @@ import typer
 from torch import Tensor
 from torch.nn.functional import linear
 
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.kernels import span_attention
 
 OURS, DENSE, FOLDED = "span_attention", "dense, as published", "dense, folded"

@@ -24,10 +24,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import BertConfig, BertModel
 
 from st_plugins import load
-from st_plugins.atomic import write_text
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data import load_tasks
 from st_plugins.evaluators import STSSuiteEvaluator
-from st_plugins.evaluators.describe import library_versions
 
 SHAPES = {"minilm": (6, 384), "base": (12, 768)}
 

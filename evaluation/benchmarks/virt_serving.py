@@ -35,10 +35,10 @@ from sentence_transformers.util import cos_sim
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
-from st_plugins.atomic import write_text
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.miniature import untrained_encoder
 from st_plugins.data.miniature.grammar import vocabulary
-from st_plugins.evaluators.describe import library_versions
 from st_plugins.losses import VIRTLoss
 from st_plugins.matching import VIRTPairClassifier
 

@@ -47,10 +47,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from st_plugins.atomic import write_text
+from st_plugins.core.dropout import without_dropout
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.miniature import untrained_encoder
-from st_plugins.dropout import without_dropout
-from st_plugins.evaluators.describe import library_versions
 from st_plugins.losses import VIRTLoss
 
 # Hidden size, layers, heads.

@@ -31,8 +31,8 @@ import typer
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from st_plugins.atomic import write_text
-from st_plugins.evaluators.describe import library_versions
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.modules import Whitening
 
 Array = NDArray[np.floating]

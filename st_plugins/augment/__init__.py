@@ -20,6 +20,7 @@ from st_plugins.augment.views import (
     TokenShuffle,
     View,
 )
+from st_plugins.core.dropout import without_dropout
 
 __all__ = [
     "AdversarialPerturbation",
@@ -38,4 +39,5 @@ __all__ = [
     "supported_encoders",
     "view_config",
     "view_from_config",
+    "without_dropout",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from st_plugins.data.files import to_score
+from st_plugins.core.reading.tables import to_score
 from st_plugins.data.tasks import Task
 
 __all__ = ["read_hub"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from st_plugins.data.content import format_of, kind_of, read_content, unified
-from st_plugins.data.files import Table, read_table, try_table
+from st_plugins.core.reading.content import format_of, kind_of, read_content, unified
+from st_plugins.core.reading.tables import Table, read_table, try_table
 from st_plugins.data.pairs import Pairs
 
 __all__ = ["read_pairs", "read_texts"]

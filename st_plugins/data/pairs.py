@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from st_plugins.data.files import text_fault
+from st_plugins.core.texts import text_fault
 
 __all__ = ["Pairs"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from st_plugins.data.files import read_table
+from st_plugins.core.reading.tables import read_table
 from st_plugins.data.hub import read_hub
 from st_plugins.data.own import read_pairs, read_texts
 from st_plugins.data.pairs import Pairs

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib import metadata
 from typing import Any
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 
-import st_plugins
 from st_plugins.evaluators.measuring import dtype_of, fingerprint
 from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.whitening import Whitening
 
-__all__ = ["describe_model", "library_versions"]
-
-_PACKAGES = ("sentence-transformers", "torch", "transformers", "numpy", "scipy", "scikit-learn")
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of this package, its dependencies, Python, and the kind of machine.
-
-    Returns:
-        Plain strings by name.
-    """
-    versions = {"st-plugins": st_plugins.__version__, "python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in _PACKAGES}
-    versions["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    versions["torch_threads"] = str(torch.get_num_threads())
-    return versions
+__all__ = ["describe_model"]
 
 
 def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from st_plugins.evaluators.figures import Picture, pictures
 from st_plugins.evaluators.reading import how_to_read
 from st_plugins.evaluators.result import SuiteResult
 from st_plugins.evaluators.tables import Cell, Table, header, summary, tables
-from st_plugins.webpage import escape, page, section
+from st_plugins.report.page import escape, page, section
 
 __all__ = ["html"]
 

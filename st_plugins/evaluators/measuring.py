@@ -14,7 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
-from st_plugins.pipeline import check_prompt
+from st_plugins.core.host import check_prompt
 
 __all__ = [
     "Way",

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from st_plugins.atomic import Target, file_target
+from st_plugins.core.writing.atomic import Target, file_target
 from st_plugins.evaluators.html_report import html
 from st_plugins.evaluators.reading import how_to_read
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import Cell, Table, header, summary, tables
-from st_plugins.terminal import shown
-from st_plugins.webpage import GENERATOR
+from st_plugins.report.page import GENERATOR
+from st_plugins.report.terminal import shown
 
 __all__ = ["csv_text", "markdown", "report_targets", "write_reports"]
 

@@ -13,11 +13,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from typing_extensions import Self
 
-from st_plugins.data.files import check_texts
+from st_plugins.core.files import library_versions
+from st_plugins.core.host import check_prompt
+from st_plugins.core.lengths import check_length
+from st_plugins.core.texts import check_texts
+from st_plugins.core.writing.rows import append_row
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.readers import pairs_of
-from st_plugins.data.writing import append_row
-from st_plugins.evaluators.describe import describe_model, library_versions
+from st_plugins.evaluators.describe import describe_model
 from st_plugins.evaluators.encoding import Encoded, distinct, encode_ways, watch_input
 from st_plugins.evaluators.floor import floor_embeddings, floor_result, token_ids
 from st_plugins.evaluators.gold import reversed_scale
@@ -32,9 +35,7 @@ from st_plugins.evaluators.scoring import (
     task_result,
 )
 from st_plugins.evaluators.space import fit_distance, is_collapsed, space_of_pairs
-from st_plugins.lengths import check_length
 from st_plugins.modules.whitening import Whitening
-from st_plugins.pipeline import check_prompt
 
 __all__ = ["STSSuiteEvaluator"]
 

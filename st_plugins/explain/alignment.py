@@ -13,10 +13,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from typing_extensions import Self
 
-from st_plugins.explain.render import STYLE, legend_html, matrix_html, matrix_terminal
 from st_plugins.explain.single import to_json
-from st_plugins.terminal import foreign
-from st_plugins.webpage import escape, page, section
+from st_plugins.report.matrices import STYLE, legend_html, matrix_html, matrix_terminal
+from st_plugins.report.page import escape, page, section
+from st_plugins.report.terminal import foreign
 
 __all__ = ["AlignmentExplanation", "AlignmentMap"]
 

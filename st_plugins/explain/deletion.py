@@ -13,8 +13,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
+from st_plugins.core.host import evaluating
 from st_plugins.explain.tokens import Reading
-from st_plugins.modes import evaluating
 
 __all__ = ["encode_without"]
 

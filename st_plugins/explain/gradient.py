@@ -14,8 +14,8 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_plugins.augment.encoders import encoder_parts
+from st_plugins.core.host import evaluating
 from st_plugins.explain.tokens import Reading
-from st_plugins.modes import evaluating
 
 __all__ = ["gradient_saliency"]
 

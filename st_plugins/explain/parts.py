@@ -14,10 +14,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
+from st_plugins.core.host import evaluating
 from st_plugins.explain.spans import Side, Span, span_of
 from st_plugins.explain.tail import Tail
 from st_plugins.explain.tokens import read
-from st_plugins.modes import evaluating
 from st_plugins.modules.span_pooling import SpanPooling
 
 __all__ = ["Parts", "Unit", "take_apart"]

@@ -13,7 +13,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from st_plugins.explain.render import (
+from st_plugins.explain.spans import Side, Span
+from st_plugins.explain.tokens import Token
+from st_plugins.explain.units import By
+from st_plugins.report.matrices import (
     STYLE,
     Cell,
     cells,
@@ -23,11 +26,8 @@ from st_plugins.explain.render import (
     strip_html,
     strip_terminal,
 )
-from st_plugins.explain.spans import Side, Span
-from st_plugins.explain.tokens import Token
-from st_plugins.explain.units import By
-from st_plugins.terminal import foreign
-from st_plugins.webpage import escape, page, section
+from st_plugins.report.page import escape, page, section
+from st_plugins.report.terminal import foreign
 
 if TYPE_CHECKING:
     from st_plugins.explain.eraser import Faithfulness

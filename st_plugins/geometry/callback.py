@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import Self
 
-from st_plugins.atomic import atomic_file
+from st_plugins.core.loading.files import read_tensors
+from st_plugins.core.nonfinite import NonFiniteLossError
+from st_plugins.core.writing.atomic import atomic_file
+from st_plugins.core.writing.resumption import Companion, checkpoint_of
 from st_plugins.geometry.probe import NUMBERS, Probe
-from st_plugins.loading.files import read_tensors
-from st_plugins.nonfinite import NonFiniteLossError
-from st_plugins.resumption import Companion, checkpoint_of
 
 __all__ = ["GeometryCallback"]
 

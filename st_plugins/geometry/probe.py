@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
+from st_plugins.core.host import default_prompt
 from st_plugins.geometry.embeddings import geometry
-from st_plugins.pipeline import default_prompt
 
 __all__ = ["NUMBERS", "Probe"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.losses.consert import ConSERTLoss, nt_xent
 from st_plugins.losses.consert_joint import ConSERTJointLoss
 from st_plugins.losses.layer_mix import LayerMixRegularizer
@@ -10,7 +11,6 @@ from st_plugins.losses.self_explaining import SelfExplainingLoss, SpanSharpnessR
 from st_plugins.losses.simcse import SimCSELoss, simcse_loss
 from st_plugins.losses.virt import VIRTLoss
 from st_plugins.losses.virt_agreement import LayerAgreement, map_agreement
-from st_plugins.nonfinite import NonFiniteLossError
 
 __all__ = [
     "ConSERTJointLoss",

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from st_plugins.augment import FeatureCutoff, TokenShuffle
+from st_plugins.augment.views import FeatureCutoff, TokenShuffle
 from st_plugins.losses.embedding import ViewLoss, Views, read_views
 
 __all__ = ["ConSERTLoss", "nt_xent"]

@@ -5,35 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather_with_grad
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel
 
-from st_plugins.augment import (
-    AdversarialPerturbation,
-    NoAugmentation,
-    View,
-    augmented,
-    view_config,
-)
-from st_plugins.augment.context import AugmentedPass
-from st_plugins.augment.notation import as_view
-from st_plugins.dropout import dropout_probabilities, without_dropout
+from st_plugins.augment.context import AugmentedPass, augmented
+from st_plugins.augment.notation import as_view, view_config
+from st_plugins.augment.views import AdversarialPerturbation, NoAugmentation, View
+from st_plugins.core.dropout import dropout_probabilities, without_dropout
+from st_plugins.core.host import inner_model
+from st_plugins.core.loss import Features, GuardedLoss, _forked_rng, as_in_training
+from st_plugins.core.wrappers import around, keep_layers, refuse_around, repeated
 from st_plugins.losses.caching import embed_in_mini_batches
-from st_plugins.losses.nonfinite import GuardedLoss
-from st_plugins.losses.wrappers import around, keep_layers, refuse_around, repeated
 
-__all__ = ["ViewLoss", "as_in_training", "inner_model"]
+__all__ = ["ViewLoss"]
 
 logger = logging.getLogger(__name__)
 
-Features = dict[str, Any]
 Views = tuple[tuple[View, ...], ...]
 
 
@@ -290,42 +283,9 @@ class ViewLoss(GuardedLoss, ABC):
         if recomputes and dropout_probabilities(inner):
             raise ValueError(
                 "encoder_dropout=False ends with the forward pass, but gradient checkpointing runs the layers again "
-                "in the backward pass; train inside `with without_dropout(model):` (st_plugins.dropout), or without "
-                "gradient checkpointing"
+                "in the backward pass; train inside `with without_dropout(model):` (st_plugins.augment), or "
+                "without gradient checkpointing"
             )
-
-
-def inner_model(model: nn.Module) -> SentenceTransformer:
-    """Return the model inside the wrappers that a trainer puts around it.
-
-    Args:
-        model: A SentenceTransformer, or a DistributedDataParallel or compiled wrapper of one.
-
-    Returns:
-        The SentenceTransformer.
-
-    Raises:
-        TypeError: There is none inside.
-        ValueError: A wrapper is DataParallel, whose copies of the model would miss the views.
-
-    Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
-        >>> model = untrained_encoder()
-        >>> inner_model(model) is model
-        True
-    """
-    inner: Any = model
-    while not isinstance(inner, SentenceTransformer):
-        if isinstance(inner, DataParallel):
-            raise ValueError(
-                "model is wrapped in DataParallel (one process, several GPUs), where views cannot work; start one "
-                "process for each GPU with torchrun, or let CUDA_VISIBLE_DEVICES show one GPU"
-            )
-        wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if not isinstance(wrapped, nn.Module):
-            raise TypeError(f"model must be a SentenceTransformer or a wrapper of one, got {type(model).__name__}")
-        inner = wrapped
-    return inner
 
 
 def _by_view(embeddings: Tensor, views: Views) -> Tensor:
@@ -365,49 +325,3 @@ def read_views(views: Sequence[Any], mini_batch_size: int | None = None) -> View
 
 def _adversarial(views: Views) -> bool:
     return any(isinstance(part, AdversarialPerturbation) for view in views for part in view)
-
-
-def _forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Put the random state back at the end of the block."""
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
-
-
-@contextlib.contextmanager
-def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
-    """Let a model in evaluation mode behave as in training inside the block, the same way each time.
-
-    Args:
-        model: The model; one in training mode is left as it is.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: The model is in evaluation mode while gradients are computed.
-
-    Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
-        >>> model = untrained_encoder().eval()
-        >>> with torch.no_grad(), as_in_training(model):
-        ...     model.training
-        True
-    """
-    if model.training:
-        yield
-        return
-    if torch.is_grad_enabled():
-        raise ValueError(
-            "the model is in evaluation mode while gradients are computed; call model.train() before training, or "
-            "compute an evaluation loss inside torch.no_grad()"
-        )
-    modes = {module: module.training for module in model.modules()}
-    with _forked_rng(model.device):
-        torch.manual_seed(0)
-        try:
-            model.train()
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode

@@ -8,10 +8,9 @@ from typing import Any, cast
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss
 from torch import Tensor, nn
 
-from st_plugins.losses.embedding import Features, inner_model
-from st_plugins.losses.nonfinite import GuardedLoss
-from st_plugins.losses.terms import with_term
-from st_plugins.losses.wrappers import refuse_around
+from st_plugins.core.host import inner_model
+from st_plugins.core.loss import Features, GuardedLoss, with_term
+from st_plugins.core.wrappers import refuse_around
 from st_plugins.modules.layer_mix import LayerMix
 
 __all__ = ["LayerMixRegularizer"]

@@ -18,9 +18,9 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import cos_sim, pairwise_cos_sim
 from torch import Tensor, nn
 
-from st_plugins.dropout import dropout_probabilities
-from st_plugins.losses.embedding import as_in_training
-from st_plugins.losses.nonfinite import GuardedLoss
+from st_plugins.core.dropout import dropout_probabilities
+from st_plugins.core.loss import GuardedLoss, Terms, as_in_training
+from st_plugins.core.wrappers import refuse_around
 from st_plugins.losses.rdrop_wrapped import (
     Consistency,
     check_columns,
@@ -29,9 +29,7 @@ from st_plugins.losses.rdrop_wrapped import (
     consistency_of,
     inner_of,
 )
-from st_plugins.losses.terms import Terms
 from st_plugins.losses.two_passes import TwoPasses, two_passes
-from st_plugins.losses.wrappers import refuse_around
 
 __all__ = ["RDropLoss", "symmetric_kl"]
 

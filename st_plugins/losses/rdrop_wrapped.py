@@ -14,11 +14,11 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import nn
 
-from st_plugins.augment import NoAugmentation
+from st_plugins.augment.views import NoAugmentation
+from st_plugins.core.headed_loss import HeadedLoss
+from st_plugins.core.loss import GuardedLoss
+from st_plugins.core.wrappers import gradient_cached, wrapped, written
 from st_plugins.losses.embedding import ViewLoss
-from st_plugins.losses.head import HeadedLoss
-from st_plugins.losses.nonfinite import GuardedLoss
-from st_plugins.losses.wrappers import gradient_cached, wrapped, written
 
 __all__ = ["Consistency", "check_columns", "check_wrapped", "classifier_of", "consistency_of", "inner_of"]
 

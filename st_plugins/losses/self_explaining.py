@@ -12,15 +12,13 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.augment import AdversarialPerturbation, NoAugmentation
-from st_plugins.losses.embedding import Features, ViewLoss, inner_model
-from st_plugins.losses.head import HeadedLoss, check_classes, embedding_dimension
-from st_plugins.losses.nonfinite import GuardedLoss
-from st_plugins.losses.terms import Terms, with_term
-from st_plugins.losses.wrappers import around, gradient_cached, refuse_around, written
-from st_plugins.modes import evaluating
+from st_plugins.augment.views import AdversarialPerturbation, NoAugmentation
+from st_plugins.core.headed_loss import HeadedLoss, check_classes, embedding_dimension
+from st_plugins.core.host import default_prompt, evaluating, inner_model
+from st_plugins.core.loss import Features, GuardedLoss, Terms, with_term
+from st_plugins.core.wrappers import around, gradient_cached, refuse_around, written
+from st_plugins.losses.embedding import ViewLoss
 from st_plugins.modules.span_pooling import SpanPooling
-from st_plugins.pipeline import default_prompt
 
 __all__ = ["SelfExplainingLoss", "SpanSharpnessRegularizer"]
 

@@ -9,8 +9,8 @@ from typing import Any
 from sentence_transformers.base.losses import column_merging_disabled
 from torch import Tensor, nn
 
-from st_plugins.losses.embedding import Features
-from st_plugins.losses.wrappers import around, keep_layers, repeated
+from st_plugins.core.loss import Features
+from st_plugins.core.wrappers import around, keep_layers, repeated
 
 __all__ = ["TwoPasses", "doubled", "two_passes"]
 

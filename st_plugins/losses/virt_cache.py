@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from st_plugins import __version__
-from st_plugins.atomic import atomic_file, write_text
+from st_plugins.core.writing.atomic import atomic_file, write_text
 
 __all__ = ["MapCache", "fingerprint", "pair_key"]
 

@@ -10,8 +10,9 @@ import torch
 from sentence_transformers.base.losses import column_merging_disabled
 from torch import nn
 
-from st_plugins.attention import LayerAttention, capture_attention
-from st_plugins.losses.embedding import Features, inner_model
+from st_plugins.core.attention import LayerAttention, capture_attention
+from st_plugins.core.host import inner_model
+from st_plugins.core.loss import Features
 from st_plugins.losses.virt_inputs import TeacherInput, take
 from st_plugins.losses.virt_maps import PairAttention
 

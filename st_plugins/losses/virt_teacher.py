@@ -11,8 +11,8 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor
 
-from st_plugins.attention import LayerAttention, capture_attention
-from st_plugins.loading.encoder import load_cross_encoder
+from st_plugins.core.attention import LayerAttention, capture_attention
+from st_plugins.core.loading.encoder import load_cross_encoder
 from st_plugins.losses.virt_cache import MapCache, fingerprint, pair_key
 from st_plugins.losses.virt_inputs import PairInputs, TeacherInput, check_tokenizers, take
 from st_plugins.losses.virt_maps import (

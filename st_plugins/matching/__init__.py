@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from st_plugins.matching.pair_loss import VIRTPairLoss
-from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule
+from st_plugins.matching.re2.config import RE2Config, RE2Schedule
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+from st_plugins.matching.re2.network import RE2
 from st_plugins.matching.re2_matcher import RE2Matcher
 from st_plugins.matching.virt_pair import VIRTPairClassifier
 

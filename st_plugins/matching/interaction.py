@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from sentence_transformers.util import repad_flattened_features
 from torch import Tensor, nn
 
-__all__ = ["FUSIONS", "PairHead", "attended_means", "content_tokens", "fuse", "pair_means"]
+from st_plugins.core.tokens import content_tokens
+
+__all__ = ["FUSIONS", "PairHead", "attended_means", "fuse", "pair_means"]
 
 # What is concatenated, as a number of vectors.
 FUSIONS = {"concatenation": 2, "difference": 3, "product": 4}
@@ -88,48 +89,6 @@ def check_fusion(fusion: str) -> None:
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion must be {', '.join(map(repr, FUSIONS))}, got {fusion!r}")
-
-
-def content_tokens(features: Mapping[str, Any], special_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the token vectors of a batch and which of them are content: no padding, special token or prompt.
-
-    The tokens of a prompt are the same in every text and would find each other only. Which tokens are special is seen
-    from the ids, so padding may be on either side, and an unknown word is a word.
-
-    Args:
-        features: What a model made of a batch: ``token_embeddings`` ``(N, n, d)``, ``input_ids`` and
-            ``attention_mask`` ``(N, n)``, or all of them flattened, with ``cu_seq_lens_q``; ``prompt_length``.
-        special_ids: Ids of the special tokens.
-
-    Returns:
-        The vectors ``(N, n, d)`` and the mask ``(N, n)``, boolean.
-
-    Raises:
-        ValueError: There are no token vectors, or not one for each input token.
-
-    Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
-        >>> from st_plugins.modules.special_tokens import special_token_ids
-        >>> model = untrained_encoder()
-        >>> features = model(model.preprocess(["a dog", "a dog runs"]))
-        >>> content_tokens(features, special_token_ids(model.tokenizer))[1].int().tolist()
-        [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]]
-    """
-    found = dict(features)
-    if "cu_seq_lens_q" in found:
-        found = repad_flattened_features(found)
-    tokens, ids = found.get("token_embeddings"), found.get("input_ids")
-    if tokens is None or ids is None or tokens.shape[:-1] != ids.shape:
-        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (tokens, ids)]
-        raise ValueError(
-            "the model must give one vector for each input token, but token_embeddings and input_ids have shapes "
-            f"{shapes[0]} and {shapes[1]}; use an encoder that keeps its tokens (static embeddings do not)"
-        )
-    attention = found.get("attention_mask")
-    mask = torch.ones_like(ids, dtype=torch.bool) if attention is None else attention.bool()
-    if found.get("prompt_length") is not None:  # a number, or one a row; padding may precede the prompt
-        mask = mask & (mask.cumsum(dim=1) > torch.as_tensor(found["prompt_length"], device=ids.device).reshape(-1, 1))
-    return tokens, mask & ~torch.isin(ids, torch.tensor(special_ids, device=ids.device, dtype=ids.dtype))
 
 
 def pair_means(outputs: Sequence[Mapping[str, Any]], special_ids: Sequence[int]) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from st_plugins.augment import NoAugmentation
-from st_plugins.losses.embedding import Features
-from st_plugins.losses.head import HeadedLoss, check_classes
-from st_plugins.losses.wrappers import refuse_around
+from st_plugins.augment.views import NoAugmentation
+from st_plugins.core.headed_loss import HeadedLoss, check_classes
+from st_plugins.core.loss import Features
+from st_plugins.core.wrappers import refuse_around
 from st_plugins.matching.interaction import pair_means
 from st_plugins.matching.virt_pair import VIRTPairClassifier
 

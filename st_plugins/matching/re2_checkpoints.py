@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from st_plugins.matching.labelled import LabelledPairs
+    from st_plugins.core.labeled import LabelledPairs
 
 __all__ = [
     "BestWeightsCallback",

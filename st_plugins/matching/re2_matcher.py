@@ -16,11 +16,11 @@ from torch.nn.utils.parametrize import cached
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from st_plugins.atomic import atomic_folder
-from st_plugins.matching.inputs import as_pairs, check_documents, distinct, padded
-from st_plugins.matching.labelled import check_classes, read_train_and_dev
-from st_plugins.matching.metrics import check_metric
-from st_plugins.matching.outputs import (
+from st_plugins.core.host import evaluating
+from st_plugins.core.labeled import check_classes, read_train_and_dev
+from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct, padded
+from st_plugins.core.pair_metrics import check_metric
+from st_plugins.core.pair_model import (
     Activation,
     activated,
     check_batch_size,
@@ -29,11 +29,12 @@ from st_plugins.matching.outputs import (
     ranking,
     shows_progress,
 )
-from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule, fold_weight_norm
-from st_plugins.matching.re2.config import CONFIGURATIONS
+from st_plugins.core.writing.atomic import atomic_folder
+from st_plugins.matching.re2.config import CONFIGURATIONS, RE2Config, RE2Schedule
+from st_plugins.matching.re2.layers import fold_weight_norm
+from st_plugins.matching.re2.network import RE2
 from st_plugins.matching.re2_scoring import EncodedText, encode_texts, saying_cut, score_pairs, token_vectors
 from st_plugins.matching.re2_storage import SOURCES, Source, StoredMatcher, read_weights, write
-from st_plugins.modes import evaluating
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -193,8 +194,8 @@ class RE2Matcher(nn.Module):
             ValueError: The data or a setting does not suit, a class has no pair to learn it from, the loss became
                 NaN, or the checkpoints are of a training with other data, settings or weights; the message names one.
         """
+        from st_plugins.core.host import check_installed
         from st_plugins.matching.re2_training import train_matcher
-        from st_plugins.training.preparation import check_installed
 
         check_installed()
         metric = check_metric(metric, self.num_labels)

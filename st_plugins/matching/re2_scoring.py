@@ -11,9 +11,10 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from st_plugins.matching.inputs import padded
-from st_plugins.matching.re2 import RE2, RE2Config
-from st_plugins.nonfinite import NonFiniteRowsError
+from st_plugins.core.nonfinite import NonFiniteRowsError
+from st_plugins.core.pair_inputs import padded
+from st_plugins.matching.re2.config import RE2Config
+from st_plugins.matching.re2.network import RE2
 
 __all__ = ["EncodedText", "encode_texts", "saying_cut", "score_pairs", "token_vectors"]
 

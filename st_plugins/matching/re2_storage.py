@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from st_plugins import __version__
-from st_plugins.loading.files import is_there, read_object, read_tensors, shapes
-from st_plugins.loading.sizes import check_sizes
-from st_plugins.matching.re2 import RE2, RE2Config, RE2Schedule, fold_weight_norm
+from st_plugins.core.loading.files import is_there, read_object, read_tensors, shapes
+from st_plugins.core.loading.sizes import check_sizes
+from st_plugins.matching.re2.config import RE2Config, RE2Schedule
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+from st_plugins.matching.re2.layers import fold_weight_norm
+from st_plugins.matching.re2.network import RE2
 
 __all__ = ["SOURCES", "Source", "StoredMatcher", "read_weights", "write"]
 

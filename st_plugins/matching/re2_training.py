@@ -20,10 +20,14 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
-from st_plugins.matching.labelled import LabelledPairs
-from st_plugins.matching.metrics import Accuracy, measure, measure_accuracy
-from st_plugins.matching.re2 import RE2Schedule, normalized_weights
+from st_plugins.core.devices import check_device, check_placement
+from st_plugins.core.labeled import LabelledPairs
+from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
+from st_plugins.core.pair_metrics import Accuracy, measure, measure_accuracy
+from st_plugins.core.writing.checkpoints import CheckpointCallback, CheckpointFolder
+from st_plugins.matching.re2.config import RE2Schedule
 from st_plugins.matching.re2.embedding import TransformerTokens
+from st_plugins.matching.re2.layers import normalized_weights
 from st_plugins.matching.re2_checkpoints import (
     BestWeightsCallback,
     MatcherTrainer,
@@ -34,9 +38,6 @@ from st_plugins.matching.re2_checkpoints import (
     digest_of_state,
 )
 from st_plugins.matching.re2_scoring import saying_cut
-from st_plugins.nonfinite import NonFiniteLossError, refuse_damaged_weights
-from st_plugins.training.checkpoints import CheckpointCallback, CheckpointFolder
-from st_plugins.training.devices import check_device, check_placement
 
 if TYPE_CHECKING:
     from st_plugins.matching.re2_matcher import RE2Matcher

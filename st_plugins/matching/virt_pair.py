@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from st_plugins import __version__
-from st_plugins.atomic import atomic_folder
-from st_plugins.loading.encoder import load_encoder
-from st_plugins.loading.files import is_there, read_object, read_tensors, shapes
-from st_plugins.loading.sizes import check_sizes
-from st_plugins.matching.inputs import (
+from st_plugins.core.host import evaluating
+from st_plugins.core.loading.encoder import load_encoder
+from st_plugins.core.loading.files import is_there, read_object, read_tensors, shapes
+from st_plugins.core.loading.sizes import check_sizes
+from st_plugins.core.pair_inputs import (
     TokenVectors,
     as_pairs,
     check_documents,
@@ -34,8 +34,7 @@ from st_plugins.matching.inputs import (
     padded,
     resolve_prompt,
 )
-from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
-from st_plugins.matching.outputs import (
+from st_plugins.core.pair_model import (
     Activation,
     activated,
     check_batch_size,
@@ -44,8 +43,9 @@ from st_plugins.matching.outputs import (
     ranking,
     shows_progress,
 )
-from st_plugins.modes import evaluating
-from st_plugins.modules.special_tokens import special_token_ids
+from st_plugins.core.tokens import special_token_ids
+from st_plugins.core.writing.atomic import atomic_folder
+from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
 
 __all__ = ["VIRTPairClassifier"]
 

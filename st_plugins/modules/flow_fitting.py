@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.modules.flow import Flow
 from st_plugins.modules.flow_layers import ActNorm
 from st_plugins.modules.flow_published import PublishedAdam
-from st_plugins.nonfinite import NonFiniteLossError
 
 __all__ = ["FlowTraining", "maximise_likelihood"]
 

@@ -10,9 +10,9 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from st_plugins.modules.all_layers import return_all_layers
-from st_plugins.modules.stored import StoredModule
-from st_plugins.modules.tokens import padded
+from st_plugins.core.all_layers import return_all_layers
+from st_plugins.core.module import StoredModule
+from st_plugins.core.tokens import padded
 
 __all__ = ["RECIPES", "LayerMix", "recipe_weights"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from typing_extensions import Self
 
-from st_plugins.modules.rows import refuse_non_finite
+from st_plugins.core.rows import refuse_non_finite
 
 __all__ = ["Moments"]
 

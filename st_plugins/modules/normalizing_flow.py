@@ -18,12 +18,11 @@ from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
 from st_plugins import __version__
-from st_plugins.loading.files import read_object
-from st_plugins.modules import storage
+from st_plugins.core.loading.files import read_object
+from st_plugins.core.module import RECORD, StoredModule
+from st_plugins.core.rows import as_floating_point, refuse_whole_numbers, stacked
 from st_plugins.modules.flow import CouplingKind, Flow, PermutationKind
 from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
-from st_plugins.modules.rows import as_floating_point, refuse_whole_numbers, stacked
-from st_plugins.modules.stored import StoredModule
 
 __all__ = ["PRESETS", "NormalizingFlow"]
 
@@ -344,7 +343,7 @@ class NormalizingFlow(StoredModule):
             "improved": self._improved,
         }
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-        (Path(output_path) / storage.RECORD).write_text(text, encoding="utf-8")
+        (Path(output_path) / RECORD).write_text(text, encoding="utf-8")
 
     def load_record(self, find: Callable[[str], Path]) -> None:
         """Read what it was fitted to, so that fitting can be resumed.
@@ -355,7 +354,7 @@ class NormalizingFlow(StoredModule):
         Raises:
             ValueError: The file is damaged.
         """
-        record = find(storage.RECORD)
+        record = find(RECORD)
         known = read_object(record)
         try:
             self._sources = {str(name): int(rows) for name, rows in known["sources"].items()}

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from st_plugins.core.module import StoredModule
+from st_plugins.core.tokens import counted_tokens, padded, refuse_non_finite, special_token_ids
 from st_plugins.kernels.span_attention import SpanAttention, span_attention
 from st_plugins.modules.product_attention import product_attention
-from st_plugins.modules.special_tokens import special_token_ids
-from st_plugins.modules.stored import StoredModule
-from st_plugins.modules.tokens import counted_tokens, padded, refuse_non_finite
 
 __all__ = ["SpanPooling"]
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers.base.modules import Module
 
 from st_plugins import __version__
-from st_plugins.loading.files import read_object, regular
+from st_plugins.core.loading.files import read_object
+from st_plugins.core.module import RECORD
 from st_plugins.modules.moments import Moments
 
-__all__ = ["RECORD", "TENSORS", "checksum", "find", "read_record", "write_record"]
+__all__ = ["checksum", "read_record", "write_record"]
 
-TENSORS = "model.safetensors"
-RECORD = "fit.json"
 _STATISTICS = ("mean", "scatter", "cubic")
 
 
@@ -84,25 +81,3 @@ def read_record(file: Path, tensors: Path, moments: Moments) -> dict[str, int]:
     if record.get("checksum") != checksum(moments) or not isinstance(record.get("sources"), dict):
         raise ValueError(f"{tensors} does not match the checksum in {file}; save the model again")
     return {str(name): int(rows) for name, rows in record["sources"].items()}
-
-
-def find(module: type[Module], name: str, model: str, subfolder: str, **hub: Any) -> Path:
-    """Return where a file of a saved module is.
-
-    Args:
-        module: The module's class.
-        name: Name of the file.
-        model: Model folder or hub id.
-        subfolder: Folder of the module in it.
-        **hub: How to reach the hub.
-
-    Returns:
-        Its path.
-
-    Raises:
-        ValueError: There is none.
-    """
-    path = module.load_file_path(model, filename=name, subfolder=subfolder, **hub)
-    if path is None:
-        raise ValueError(f"{name} is missing from {Path(model) / subfolder}; save the model again")
-    return regular(Path(path))

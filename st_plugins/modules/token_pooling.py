@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from st_plugins.modules.stored import StoredModule
-from st_plugins.modules.tokens import counted_tokens, left_aligned, refuse_non_finite
+from st_plugins.core.module import StoredModule
+from st_plugins.core.tokens import counted_tokens, left_aligned, refuse_non_finite
 
 __all__ = ["TokenPooling", "maximum_over_time"]
 

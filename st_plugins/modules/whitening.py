@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
-from st_plugins.loading.files import Shapes
-from st_plugins.loading.sizes import check_whole
+from st_plugins.core.loading.files import Shapes
+from st_plugins.core.loading.sizes import check_whole
+from st_plugins.core.module import RECORD, TENSORS, StoredModule
+from st_plugins.core.rows import as_floating_point, as_rows, refuse_whole_numbers
 from st_plugins.modules import storage
 from st_plugins.modules.moments import Moments
-from st_plugins.modules.rows import as_floating_point, as_rows, refuse_whole_numbers
-from st_plugins.modules.stored import StoredModule
 from st_plugins.modules.transform import derive
 from st_plugins.modules.whitening_state import WhiteningState, misfit
 
@@ -298,7 +298,7 @@ class Whitening(StoredModule):
         check_whole(values, where)
         wrong = misfit(held, values.get("embedding_dimension"), values.get("output_dimension"))
         if wrong:
-            raise ValueError(f"{Path(where).with_name(storage.TENSORS)} does not fit {where}: {wrong}")
+            raise ValueError(f"{Path(where).with_name(TENSORS)} does not fit {where}: {wrong}")
 
     def load_record(self, find: Callable[[str], Path]) -> None:
         """Read what it was fitted to, and whether that is what the tensors hold.
@@ -309,7 +309,7 @@ class Whitening(StoredModule):
         Raises:
             ValueError: The file is damaged, or of other statistics.
         """
-        self._sources = storage.read_record(find(storage.RECORD), find(storage.TENSORS), self.state.moments())
+        self._sources = storage.read_record(find(RECORD), find(TENSORS), self.state.moments())
 
     def _set(self, moments: Moments, sources: dict[str, int]) -> Self:
         self.state.set_moments(moments)

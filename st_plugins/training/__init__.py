@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from st_plugins.core.head_checkpoint import HeadCheckpointCallback
+from st_plugins.core.nan_guard import NonFiniteLossCallback
 from st_plugins.training.consert import train_consert
-from st_plugins.training.head_checkpoint import HeadCheckpointCallback
-from st_plugins.training.nan_guard import NonFiniteLossCallback
 from st_plugins.training.result import TrainingResult
 
 __all__ = ["HeadCheckpointCallback", "NonFiniteLossCallback", "TrainingResult", "train_consert"]

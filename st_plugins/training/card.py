@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from st_plugins.atomic import write_text
+from st_plugins.core.files import library_versions
+from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.comparison import Comparison
-from st_plugins.evaluators.describe import library_versions
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import percent
-from st_plugins.terminal import shown
+from st_plugins.report.terminal import shown
 from st_plugins.training.result import TrainingResult
 
 __all__ = ["add_section", "consert_section", "selection_in_words"]

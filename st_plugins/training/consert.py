@@ -16,20 +16,19 @@ from sentence_transformers import (
 from transformers import PrinterCallback, TrainerCallback
 
 from st_plugins import io
-from st_plugins.atomic import folder_target
-from st_plugins.augment import view_config
+from st_plugins.augment.notation import view_config
+from st_plugins.core.devices import check_device, check_placement
+from st_plugins.core.host import check_installed, check_prompt, default_prompt
+from st_plugins.core.nan_guard import NonFiniteLossCallback
+from st_plugins.core.writing.atomic import folder_target
+from st_plugins.core.writing.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
 from st_plugins.data.pairs import Pairs
-from st_plugins.evaluators import STSSuiteEvaluator, compare
+from st_plugins.evaluators.comparison import compare
+from st_plugins.evaluators.suite import STSSuiteEvaluator
 from st_plugins.geometry.callback import GeometryCallback
-from st_plugins.losses import ConSERTLoss
-from st_plugins.losses.consert import check_temperature, two_views
-from st_plugins.pipeline import check_prompt, default_prompt
+from st_plugins.losses.consert import ConSERTLoss, check_temperature, two_views
 from st_plugins.training.card import add_section, consert_section, selection_in_words
-from st_plugins.training.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
-from st_plugins.training.devices import check_device, check_placement
-from st_plugins.training.nan_guard import NonFiniteLossCallback
 from st_plugins.training.preparation import (
-    check_installed,
     check_ranges,
     checksum,
     distinct_texts,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import logging
 import math
@@ -18,16 +17,15 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import PreTrainedModel
 
 from st_plugins import io
-from st_plugins.data.files import check_texts
+from st_plugins.core.host import rebuild
+from st_plugins.core.lengths import positions
+from st_plugins.core.loading.hub import local_folder
+from st_plugins.core.texts import check_texts
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.describe import describe_model
 from st_plugins.geometry.probe import NUMBERS
-from st_plugins.lengths import positions
-from st_plugins.loading.hub import local_folder
-from st_plugins.pipeline import rebuild
 
 __all__ = [
-    "check_installed",
     "check_ranges",
     "checksum",
     "distinct_texts",
@@ -43,15 +41,6 @@ logger = logging.getLogger(__name__)
 
 # What loading or saving writes into an encoder's configuration; the type is that of the weights.
 _NOT_OF_THE_CONTENT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-
-
-def check_installed() -> None:
-    """Raise a ModuleNotFoundError if the packages of the extra ``train`` are missing."""
-    missing = [name for name in ("accelerate", "datasets") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f'training needs the package {" and ".join(missing)}, not installed: pip install "st-plugins[train]"'
-        )
 
 
 def check_ranges(

@@ -7,7 +7,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.evaluators import Comparison, SuiteResult
+from st_plugins.evaluators.comparison import Comparison
+from st_plugins.evaluators.result import SuiteResult
 
 __all__ = ["TrainingResult"]
 

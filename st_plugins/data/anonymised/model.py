@@ -21,7 +21,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTr
 from typing_extensions import Self
 
 from st_plugins import __version__
-from st_plugins.atomic import atomic_folder
+from st_plugins.core.host import evaluating
+from st_plugins.core.loading.files import is_there, read_object
+from st_plugins.core.loading.staging import staged
+from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
+from st_plugins.core.pair_inputs import as_pairs
+from st_plugins.core.writing.atomic import atomic_folder
 from st_plugins.data.anonymised.masking import (
     PairMasking,
     check_masked_language_model,
@@ -31,11 +36,6 @@ from st_plugins.data.anonymised.masking import (
 )
 from st_plugins.data.anonymised.pairs import AnonymisedPairs
 from st_plugins.data.anonymised.tokens import label_token_ids
-from st_plugins.loading.files import is_there, read_object
-from st_plugins.loading.staging import staged
-from st_plugins.matching.inputs import as_pairs
-from st_plugins.modes import evaluating
-from st_plugins.nonfinite import NonFiniteLossError, refuse_damaged_weights
 
 __all__ = ["LabelTokenModel"]
 
@@ -165,8 +165,8 @@ class LabelTokenModel(nn.Module):
             TypeError: ``pairs`` is something else.
             ValueError: No pair has a label, a label is not among the model's classes, or a setting is out of range.
         """
+        from st_plugins.core.host import check_installed
         from st_plugins.data.anonymised.training import AGAIN, check_settings, train
-        from st_plugins.training.preparation import check_installed
 
         check_installed()
         if not isinstance(pairs, AnonymisedPairs):

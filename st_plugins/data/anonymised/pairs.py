@@ -11,8 +11,8 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from st_plugins.data.content import read_lines
-from st_plugins.data.labels import class_counts
+from st_plugins.core.reading.content import read_lines
+from st_plugins.core.reading.labels import class_counts
 
 __all__ = ["AnonymisedPairs", "canonical"]
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.data.anonymised.masking import IGNORED, PairMasking, logits_at
 from st_plugins.data.anonymised.pairs import AnonymisedPairs
-from st_plugins.nonfinite import NonFiniteLossError
 
 __all__ = ["AGAIN", "check_settings", "train"]
 

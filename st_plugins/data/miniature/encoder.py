@@ -25,7 +25,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 import st_plugins
-from st_plugins.atomic import atomic_folder
+from st_plugins.core.writing.atomic import atomic_folder
 from st_plugins.data.miniature.grammar import vocabulary
 from st_plugins.data.miniature.mlm import pretrain
 from st_plugins.data.miniature.sentiment import sentiment_vocabulary

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import Self
 
-from st_plugins.data.files import check_texts
+from st_plugins.core.texts import check_texts
 from st_plugins.matching.re2.token_table import TokenTable
 
 __all__ = ["LearnedEmbedding"]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins import __version__
-from st_plugins.data.files import check_texts
-from st_plugins.loading.files import read_object, read_tensors, regular
+from st_plugins.core.loading.files import read_object, read_tensors, regular
+from st_plugins.core.texts import check_texts
 
 __all__ = ["RECORD", "TokenTable", "read_record", "write_record"]
 

@@ -10,11 +10,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from st_plugins.loading.encoder import load_encoder
-from st_plugins.matching.interaction import content_tokens
+from st_plugins.core.host import evaluating
+from st_plugins.core.loading.encoder import load_encoder
+from st_plugins.core.tokens import content_tokens, special_token_ids
 from st_plugins.matching.re2.token_table import read_record, write_record
-from st_plugins.modes import evaluating
-from st_plugins.modules.special_tokens import special_token_ids
 
 __all__ = ["TransformerTokens"]
 

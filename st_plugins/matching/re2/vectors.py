@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from st_plugins.data.content import regular
+from st_plugins.core.reading.content import regular
 
 __all__ = ["read_vectors"]
 

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from typing_extensions import Self
 
-from st_plugins.data.files import check_texts
+from st_plugins.core.texts import check_texts
 from st_plugins.matching.re2.token_table import TokenTable
 from st_plugins.matching.re2.vectors import read_vectors
 

@@ -1,0 +1,3 @@
+"""What the methods share; for nobody's direct use."""
+
+from __future__ import annotations

@@ -1,0 +1,172 @@
+"""A trainable head that belongs to the loss and not to the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from st_plugins import __version__
+from st_plugins.core.loading.files import is_there, read_object, read_tensors
+from st_plugins.core.wrappers import around
+from st_plugins.core.writing.atomic import atomic_file, write_text
+from st_plugins.losses.embedding import ViewLoss
+
+__all__ = ["HeadedLoss", "embedding_dimension"]
+
+_TENSORS = "loss_head.safetensors"
+_RECORD = "loss_head.json"
+
+
+class HeadedLoss(ViewLoss):
+    """Base of losses with a head: it is trained by the trainer's optimizer, and not saved with the model.
+
+    The host saves the model only. `save_head` and `load_head` keep the head, and `HeadCheckpointCallback` does so with
+    every checkpoint, without which a resumed training starts with a new head.
+
+    A trainer wraps the model for several processes, but not the loss. So the head looks after itself: all processes
+    start with the head of the first one, and the gradients are averaged over them.
+    """
+
+    head: nn.Module
+
+    def save_head(self, path: str | Path) -> None:
+        """Write the head to a folder: ``loss_head.safetensors``, and ``loss_head.json`` about it.
+
+        Args:
+            path: The folder; created if need be, other files in it are left alone.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
+        with atomic_file(folder / _TENSORS) as file:
+            save_file(state, file)
+        record = {
+            "library": f"st-plugins {__version__}",
+            "loss": type(self).__name__,
+            "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+        }
+        write_text(folder / _RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+    def load_head(self, path: str | Path) -> None:
+        """Read a head that `save_head` wrote, for example from a checkpoint.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            FileNotFoundError: There is no head in it.
+            ValueError: The head is another loss's, has other shapes, or is damaged; this one is then left as it is.
+        """
+        folder = Path(path)
+        if not is_there(folder / _TENSORS) or not is_there(folder / _RECORD):
+            raise FileNotFoundError(
+                f"{folder} has no {_TENSORS} with its {_RECORD}; write them with save_head, or give "
+                "HeadCheckpointCallback to the trainer"
+            )
+        try:
+            state = read_tensors(folder / _TENSORS)
+            loss = read_object(folder / _RECORD)["loss"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"the head in {folder} is damaged ({error}); save it again") from error
+        saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        own = {name: tuple(tensor.shape) for name, tensor in self.head.state_dict().items()}
+        if (loss, saved) != (type(self).__name__, own):
+            raise ValueError(
+                f"the head in {folder} is of a {loss} with shapes {saved}, but this {type(self).__name__} has {own}; "
+                "create the loss with the same model and arguments"
+            )
+        self.head.load_state_dict(state)
+
+    def apply_head(self, features: Tensor) -> Tensor:
+        """Apply the head.
+
+        Args:
+            features: ``(…, width)``.
+
+        Returns:
+            What the head makes of them, computed in the head's own type.
+        """
+        if dist.is_available() and dist.is_initialized() and not self._shared:
+            self._share()
+        weight = next(self.head.parameters(), features)
+        output: Tensor = self.head(features.to(weight.dtype))
+        return output
+
+    def widened(self, embeddings: Tensor, width: int) -> Tensor:
+        """Fill embeddings that ``MatryoshkaLoss`` has cut with zeros, so that the head can take them.
+
+        A linear head then uses its first columns only: the one head serves every dimension, as in the "efficient" form
+        of Matryoshka representations (MRL-E; Kusupati et al., arXiv 2205.13147).
+
+        Args:
+            embeddings: ``(…, d)``.
+            width: What d was before.
+
+        Returns:
+            ``(…, width)``.
+        """
+        missing = width - embeddings.shape[-1]
+        return pad(embeddings, (0, missing)) if missing > 0 and around(self.model).truncates else embeddings
+
+    _shared = False
+
+    def _share(self) -> None:
+        for parameter in self.head.parameters():
+            dist.broadcast(parameter.data, src=0)
+            parameter.register_hook(_mean_over_processes)
+        self._shared = True
+
+
+def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> None:
+    """Raise a ValueError if there is not one class for each row.
+
+    Args:
+        labels: What the trainer gave.
+        num_labels: Number of classes.
+        remedy: What else to do where there are no labels.
+
+    Raises:
+        ValueError: Labels are missing, or not integers from 0 to ``num_labels - 1``.
+    """
+    if labels is None:
+        raise ValueError(f"labels are missing: name the dataset's column of classes 'label'{remedy}")
+    whole = not (labels.is_floating_point() or labels.dtype == torch.bool) and labels.ndim == 1
+    if not whole or not bool(((labels >= 0) & (labels < num_labels)).all()):
+        raise ValueError(
+            f"labels must be integers from 0 to {num_labels - 1}, one for each row, got {labels.dtype} "
+            f"{labels.flatten()[:8].tolist()}; drop unlabelled rows (-1 in SNLI), or set num_labels"
+        )
+
+
+def embedding_dimension(model: SentenceTransformer) -> int:
+    """Return the width of the model's embeddings.
+
+    Args:
+        model: A model.
+
+    Returns:
+        The width of what the model computes; ``truncate_dim`` cuts only what ``encode`` returns.
+
+    Raises:
+        ValueError: The model does not say it.
+    """
+    with model.truncate_embeddings(None):
+        dimension = model.get_embedding_dimension()
+    if dimension is None:
+        raise ValueError("the model does not say its embedding dimension; append a Pooling or Dense module to it")
+    return int(dimension)
+
+
+def _mean_over_processes(gradient: Tensor) -> Tensor:
+    # Heads get their gradient before any encoder layer does, in the same order everywhere, so this collective cannot
+    # cross those of DistributedDataParallel.
+    mean = gradient.clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()

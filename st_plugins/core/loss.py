@@ -1,0 +1,283 @@
+"""loss."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from st_plugins.core.nonfinite import NonFiniteLossError, NonFiniteRowsError
+from st_plugins.core.wrappers import refuse_around_layers, wrapped
+
+__all__ = ["Features", "GuardedLoss", "Terms", "as_in_training", "damaged_rows", "with_term"]
+
+Features = dict[str, Any]
+T = TypeVar("T")  # a tensor, or tensors by name
+_ADDED = "added"
+
+
+def _forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Put the random state back at the end of the block."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+
+
+@contextlib.contextmanager
+def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
+    """Let a model in evaluation mode behave as in training inside the block, the same way each time.
+
+    Args:
+        model: The model; one in training mode is left as it is.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The model is in evaluation mode while gradients are computed.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder().eval()
+        >>> with torch.no_grad(), as_in_training(model):
+        ...     model.training
+        True
+    """
+    if model.training:
+        yield
+        return
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "the model is in evaluation mode while gradients are computed; call model.train() before training, or "
+            "compute an evaluation loss inside torch.no_grad()"
+        )
+    modes = {module: module.training for module in model.modules()}
+    with _forked_rng(model.device):
+        torch.manual_seed(0)
+        try:
+            model.train()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+class GuardedLoss(nn.Module):
+    """Base of all losses of this package: each looks at its own value, and raises if that is not finite.
+
+    The trainer of the host writes 0.0 to its log where a loss is NaN (``logging_nan_inf_filter``) and goes on, so the
+    loss is the last place where it can be seen. Losses inside others look too: the innermost one is named. Looking
+    waits for the device once a batch, as the trainer's filter does.
+
+    Attributes:
+        training_step: The step of the trainer, counted from 1; None unless `NonFiniteLossCallback` tells it.
+    """
+
+    model: Any
+    training_step: int | None = None
+    _batches = 0
+    _batch: Sequence[Any] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss; what a module of the model finds not to be finite is an error of the training."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except NonFiniteRowsError as error:
+            count = _rows(self._batch[0]) if self._batch else 0  # a pass may have each row several times
+            raise self.non_finite(str(error), sorted({row % count for row in error.rows} if count else ())) from error
+
+    def begin(self, columns: Sequence[Any], labels: Tensor | None = None) -> None:
+        """Remember the batch, for errors.
+
+        Args:
+            columns: One tokenized batch, or one list of texts, for each text column.
+            labels: The labels, where the loss or one inside uses them.
+
+        Raises:
+            NonFiniteLossError: A label is infinite, or NaN where that does not mark a row without one.
+            ValueError: The batch has no rows, or the wrappers around are in an order that cannot work.
+        """
+        if columns and not _rows(columns[0]):
+            raise ValueError("the batch has no rows; give the loss at least one")
+        batch = [_identity(column) for column in columns]
+        again = len(batch) == len(self._batch) and all(map(_same, batch, self._batch))
+        self._batch = batch
+        self._batches += torch.is_grad_enabled() and not again  # wrappers ask several times about a batch
+        refuse_around_layers(self.model, type(self).__name__)
+        if isinstance(labels, Tensor) and labels.is_floating_point():
+            bad = labels.isinf() if self._reads_marks() else ~labels.isfinite()
+            if bad.any():  # losses that rank or compare would leave such rows out without a word
+                raise self.non_finite(f"labels are not finite: {labels[bad][:8].tolist()}")
+
+    def guarded(self, value: T, embeddings: Sequence[Tensor] = ()) -> T:
+        """Return a loss, unless it is not finite.
+
+        Args:
+            value: A number, or numbers by name.
+            embeddings: What it was computed from, ``(…, N, d)`` each, to find the rows to blame.
+
+        Returns:
+            The value.
+
+        Raises:
+            NonFiniteLossError: A number is NaN or infinite.
+        """
+        terms: Mapping[str, Any] = value if isinstance(value, Mapping) else {"": value}
+        if not torch.stack([term.detach().isfinite().all() for term in terms.values()]).all():
+            named = {name: term.detach().sum().item() for name, term in terms.items()}
+            what = f"the loss is {sum(named.values())}"
+            if isinstance(value, Mapping):
+                what += f" ({', '.join(f'{name} {number:.4g}' for name, number in named.items())})"
+            raise self.non_finite(what, damaged_rows(embeddings))
+        return value
+
+    def non_finite(self, what: str, rows: list[int] | None = None) -> NonFiniteLossError:
+        """Describe the latest batch in an error.
+
+        Args:
+            what: What is not finite.
+            rows: The rows to blame; None or empty if they are not known.
+
+        Returns:
+            The error, to be raised.
+        """
+        columns = [column for column in map(self._texts, self._batch) if column]
+        count = min(map(len, columns), default=0)
+        texts = [" | ".join(column[row] for column in columns) for row in rows or range(count)]
+        return NonFiniteLossError(what, rows or [], texts, self.training_step, self._batches or None)
+
+    def _reads_marks(self) -> bool:
+        """Say whether this loss or one inside knows rows without a label, which have NaN."""
+        loss: nn.Module | None = self
+        while loss is not None and not getattr(loss, "marks_missing", False):
+            loss = wrapped(loss)
+        return loss is not None
+
+    def _texts(self, column: Any) -> list[str]:
+        """Return the texts of a column, decoded; none if it is not made of tokens."""
+        if not isinstance(column, Mapping):
+            return [text if isinstance(text, str) else " | ".join(map(str, text)) for text in column]
+        ids, offsets = column.get("input_ids"), column.get("offsets")
+        model: Any = self.model
+        while not hasattr(model, "tokenizer"):
+            model = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+            if model is None:
+                return []
+        if not isinstance(ids, Tensor):
+            return []
+        rows = ids if not isinstance(offsets, Tensor) else ids.tensor_split(offsets[1:].cpu())  # static embeddings
+        return [model.tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+
+
+def _identity(column: Any) -> Any:
+    """Return what tells batches apart, and no more of them: features may hold the activations of all layers."""
+    if not isinstance(column, Mapping):
+        return column
+    return {name: column[name] for name in ("input_ids", "offsets") if name in column}
+
+
+def _same(column: Any, other: Any) -> bool:
+    if isinstance(column, dict) and isinstance(other, dict):
+        return column.get("input_ids") is other.get("input_ids")
+    return column is other
+
+
+def _rows(column: Any) -> int:
+    """Return the number of texts in a column, or 1 where it cannot be seen."""
+    if not isinstance(column, Mapping):
+        return len(column)
+    for name in ("offsets", "attention_mask", "input_ids"):
+        if isinstance(column.get(name), Tensor):
+            return len(column[name])
+    return 1
+
+
+def damaged_rows(embeddings: Sequence[Tensor]) -> list[int]:
+    """Return the rows of which some embedding is not finite.
+
+    Args:
+        embeddings: ``(…, N, d)`` each.
+
+    Returns:
+        Their numbers.
+    """
+    finite = [e.detach().isfinite().all(dim=-1).view(-1, e.shape[-2]).all(dim=0) for e in embeddings]
+    if not finite:
+        return []
+    found: list[int] = (~torch.stack(finite).all(dim=0)).nonzero().flatten().tolist()
+    return found
+
+
+class Terms(dict[str, Tensor]):
+    """The named terms of a loss, which can be weighted and added as if they were their sum.
+
+    A trainer logs each term and trains on their sum. Losses that wrap others (``MatryoshkaLoss``,
+    ``AdaptiveLayerLoss``) compute with numbers; with this they weigh and add the terms one by one, and the names stay.
+    A plain number that is added becomes a term of its own, ``added``.
+
+    Example:
+        >>> import torch
+        >>> terms = Terms(task=torch.tensor(1.0), penalty=torch.tensor(2.0))
+        >>> 0.0 + 0.5 * terms + terms / 2
+        {'task': tensor(1.), 'penalty': tensor(2.)}
+        >>> terms + torch.tensor(3.0)
+        {'task': tensor(1.), 'penalty': tensor(2.), 'added': tensor(3.)}
+    """
+
+    def __mul__(self, factor: Any) -> Self:
+        return type(self)({name: value * factor for name, value in self.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Self:
+        return type(self)({name: value / divisor for name, value in self.items()})
+
+    def __add__(self, other: Any) -> Self:
+        if not isinstance(other, Mapping):
+            if not isinstance(other, Tensor) and other == 0:  # where sums begin
+                return self
+            other = {_ADDED: other}
+        total = type(self)(self)
+        for name, value in other.items():
+            total[name] = total[name] + value if name in total else value
+        return total
+
+    __radd__ = __add__
+
+
+def with_term(loss: nn.Module, value: Any, name: str, term: Tensor) -> Terms:
+    """Add a named term to what a loss returned.
+
+    Args:
+        loss: The loss; its class names its value where that is a single number.
+        value: What it returned: a tensor, or a dictionary of terms.
+        name: Name of the new term.
+        term: The new term.
+
+    Returns:
+        All terms by name.
+
+    Raises:
+        TypeError: ``value`` is neither.
+        ValueError: There is a term of this name already.
+
+    Example:
+        >>> import torch
+        >>> with_term(nn.MSELoss(), torch.tensor(2.0), "penalty", torch.tensor(0.5))
+        {'MSELoss': tensor(2.), 'penalty': tensor(0.5000)}
+    """
+    kind = type(loss).__name__
+    if isinstance(value, Tensor):
+        value = {kind: value}
+    if not isinstance(value, dict):
+        raise TypeError(
+            f"loss must return a tensor or a dictionary of terms, but {kind} returned {type(value).__name__}"
+        )
+    if name in value:
+        raise ValueError(f"{kind} has a term {name!r} already; do not add it twice")
+    return Terms({**value, name: term})

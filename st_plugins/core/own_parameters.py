@@ -1,0 +1,90 @@
+"""What a loss trains that belongs to no model: classifiers, projections, heads, whatever wraps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from sentence_transformers.base.model import BaseModel
+from torch import Tensor, nn
+
+from st_plugins.core.loading.files import is_there, read_tensors
+from st_plugins.core.writing.atomic import atomic_file
+
+__all__ = ["FILE", "load_own", "own_parameters", "own_state", "save_own"]
+
+FILE = "loss_parameters.safetensors"
+
+
+def own_state(loss: nn.Module) -> dict[str, Tensor]:
+    """Return a loss's trained parameters, and the buffers beside them, that are in no model.
+
+    Args:
+        loss: A loss, of ours or of the host; it may hold others.
+
+    Returns:
+        The tensors themselves, by their names in ``loss.state_dict()``. A frozen teacher is no part of it.
+
+    Example:
+        >>> from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> sorted(own_state(SoftmaxLoss(model, model.get_embedding_dimension(), 3)))
+        ['classifier.bias', 'classifier.weight']
+    """
+    models = [part for part in loss.modules() if isinstance(part, BaseModel)]
+    shared = {id(tensor) for model in models for tensor in (*model.parameters(), *model.buffers())}
+    beside = {
+        id(tensor)
+        for part in loss.modules()
+        if any(parameter.requires_grad for parameter in part.parameters(recurse=False))
+        for tensor in part.buffers(recurse=False)
+    }
+    found: dict[str, Tensor] = {}
+    for name, tensor in loss.state_dict(keep_vars=True).items():
+        trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+        if isinstance(tensor, Tensor) and (trained or id(tensor) in beside) and id(tensor) not in shared:
+            found[name] = tensor
+    return found
+
+
+def own_parameters(loss: nn.Module) -> list[nn.Parameter]:
+    """Return the trained parameters of a loss that are in no model."""
+    return [tensor for tensor in own_state(loss).values() if isinstance(tensor, nn.Parameter)]
+
+
+def save_own(loss: nn.Module, folder: Path) -> None:
+    """Write a loss's own parameters into a folder.
+
+    Args:
+        loss: The loss.
+        folder: The folder.
+    """
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in own_state(loss).items()}
+    with atomic_file(folder / FILE) as file:
+        save_file(state, file)
+
+
+def load_own(loss: nn.Module, folder: Path) -> None:
+    """Read a loss's own parameters that `save_own` wrote.
+
+    Args:
+        loss: The loss.
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: They are damaged or another loss's; this one is then left as it is.
+    """
+    path = folder / FILE
+    if not is_there(path):
+        raise FileNotFoundError(f"{folder} has no {FILE}; give HeadCheckpointCallback to the trainer that writes it")
+    state = read_tensors(path)
+    own = own_state(loss)
+    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ValueError(
+            f"{path} holds {sorted(state)}, but this {type(loss).__name__} trains {sorted(own)}, or in other shapes; "
+            "create the loss with the same model and arguments"
+        )
+    for name, tensor in own.items():
+        tensor.data.copy_(state[name])

@@ -1,0 +1,263 @@
+"""What goes into a pair model: pairs of texts, prompts, and token vectors as lists of matrices without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from st_plugins.core.texts import text_fault
+from st_plugins.core.tokens import content_tokens
+
+__all__ = [
+    "TokenVectors",
+    "as_pairs",
+    "check_documents",
+    "checked",
+    "distinct",
+    "encode",
+    "encode_batch",
+    "padded",
+    "resolve_prompt",
+]
+
+TokenVectors = Tensor | NDArray[np.floating]
+
+
+def as_pairs(inputs: Any) -> tuple[list[tuple[str, str]], bool]:
+    """Return pairs of texts as a list of tuples.
+
+    Args:
+        inputs: A sequence or array of pairs, or one pair.
+
+    Returns:
+        The pairs, and whether the input was a single one.
+
+    Raises:
+        ValueError: An input is no pair of two texts.
+
+    Example:
+        >>> as_pairs([["a", "b"], ["c", "d"]]), as_pairs(("a", "b"))
+        (([('a', 'b'), ('c', 'd')], False), ([('a', 'b')], True))
+    """
+    given = inputs.tolist() if isinstance(inputs, np.ndarray) else inputs
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"inputs must be pairs of texts, (text, text), got {str(given)[:80]} ({type(given).__name__})"
+        )
+    single = isinstance(given, str) or _is_pair(given)
+    pairs: list[Any] = [given] if single else list(given)
+    for row, pair in enumerate(pairs):
+        if not _is_pair(pair):
+            raise ValueError(f"inputs must be pairs of texts, (text, text), but entry {row} is {str(pair)[:80]!r}")
+    return [(pair[0], pair[1]) for pair in pairs], single
+
+
+def distinct(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Return which items are different, so that equal ones are computed once and get the same number.
+
+    Args:
+        items: Texts or pairs of texts, which are the same if they are equal; anything else if it is one object.
+
+    Returns:
+        The positions of the first of each, and for every item which of those is its like.
+
+    Example:
+        >>> distinct(["a", "b", "a", "c"])
+        ([0, 1, 3], [0, 1, 0, 2])
+    """
+    known: dict[Any, int] = {}
+    first: list[int] = []
+    found = []
+    for row, item in enumerate(items):
+        key = item if isinstance(item, str) or _is_pair(item) else id(item)
+        if key not in known:
+            known[key] = len(first)
+            first.append(row)
+        found.append(known[key])
+    return first, found
+
+
+def check_documents(documents: Any, kinds: tuple[type, ...], name: str = "documents") -> list[Any]:
+    """Return documents as a list, or raise a TypeError.
+
+    Args:
+        documents: A sequence of documents, not one text.
+        kinds: What each may be.
+        name: Name of the argument, for messages.
+
+    Returns:
+        The documents.
+
+    Raises:
+        TypeError: It is no such sequence; the message names the entry.
+    """
+    if isinstance(documents, str | Mapping) or not isinstance(documents, Iterable):
+        raise TypeError(f"{name} must be a list of texts, got {str(documents)[:80]!r}; put it into a list")
+    found = list(documents)
+    for row, document in enumerate(found):
+        if not isinstance(document, kinds):
+            raise TypeError(
+                f"{name} must be texts, or what was encoded of them, but entry {row} is a "
+                f"{type(document).__name__}: {str(document)[:80]}"
+            )
+        if fault := text_fault(document) if isinstance(document, str) else "":
+            raise ValueError(f"{name}[{row}] {fault}")
+    return found
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)
+
+
+def resolve_prompt(model: SentenceTransformer, name: str | None, prompt: str | None) -> str | None:
+    """Return the prompt to use, the model's default one if none is asked for.
+
+    Args:
+        model: The encoder.
+        name: Name of one of its prompts.
+        prompt: The prompt itself.
+
+    Returns:
+        The prompt, or None.
+
+    Raises:
+        ValueError: There is no prompt of that name.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> model.prompts["claim"] = "claim: "
+        >>> resolve_prompt(model, "claim", None), resolve_prompt(model, None, None)
+        ('claim: ', None)
+    """
+    name = name or model.default_prompt_name
+    if prompt is not None or name is None:
+        return prompt
+    if name not in model.prompts:
+        raise ValueError(f"prompt_name must be one of {list(model.prompts)}, got {name!r}; or give the prompt itself")
+    return model.prompts[name]
+
+
+def encode_batch(
+    model: SentenceTransformer, texts: list[str], special_ids: Sequence[int], prompt: str | None
+) -> list[Tensor]:
+    """Encode one batch; gradients and dropout are as the caller has set them.
+
+    Args:
+        model: The encoder.
+        texts: The texts.
+        special_ids: Ids of the tokens to leave out.
+        prompt: What to put before every text; its tokens are left out too.
+
+    Returns:
+        For each text ``(tokens, d)``, where the encoder is; views of one tensor.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> [len(rows) for rows in encode_batch(untrained_encoder(), ["a dog", "a dog runs"], [0, 2, 3], None)]
+        [2, 3]
+    """
+    features = batch_to_device(model.preprocess(texts, prompt=prompt), model.device)
+    tokens, mask = content_tokens(model(features), special_ids)
+    return list(tokens[mask].split(mask.sum(dim=1).tolist()))
+
+
+def encode(
+    model: SentenceTransformer,
+    texts: list[str],
+    special_ids: Sequence[int],
+    prompt: str | None,
+    batch_size: int,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Encode texts, longest first.
+
+    Args:
+        model: The encoder.
+        texts: The texts.
+        special_ids: Ids of the tokens to leave out.
+        prompt: What to put before every text.
+        batch_size: Texts at a time.
+        dtype: Type of the result; None for the encoder's own.
+
+    Returns:
+        For each text ``(tokens, d)``, where the encoder is.
+
+    Raises:
+        ValueError: A vector holds NaN or infinity.
+
+    Example:
+        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> [len(rows) for rows in encode(untrained_encoder(), ["a dog", "a dog runs"], [0, 2, 3], None, 1)]
+        [2, 3]
+    """
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
+    found: dict[int, Tensor] = {}
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        batch = encode_batch(model, [texts[row] for row in rows], special_ids, prompt)
+        for row, vectors in zip(rows, batch, strict=True):
+            found[row] = vectors if dtype is None else vectors.to(dtype)
+            if not found[row].isfinite().all():
+                raise ValueError(
+                    f"the token vectors of text {row}, {texts[row][:80]!r}, hold NaN or infinity in "
+                    f"{found[row].dtype}; try float32 or bfloat16, or check the model's weights"
+                )
+    return [found[row] for row in range(len(texts))]
+
+
+def padded(texts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Put texts into one tensor.
+
+    Args:
+        texts: For each ``(tokens, d)``.
+        device: Where to put it.
+
+    Returns:
+        ``(N, n, d)``, and which of it are tokens, ``(N, n)``.
+
+    Example:
+        >>> padded([torch.ones(1, 4), torch.ones(2, 4)], torch.device("cpu"))[1].tolist()
+        [[True, False], [True, True]]
+    """
+    lengths = torch.tensor([len(tokens) for tokens in texts], device=device)
+    batch = pad_sequence(list(texts), batch_first=True).to(device)
+    return batch, torch.arange(batch.shape[1], device=device) < lengths[:, None]
+
+
+def checked(texts: Sequence[TokenVectors], width: int, name: str) -> list[Tensor]:
+    """Return what a caller gave as tensors.
+
+    Args:
+        texts: For each ``(tokens, width)``.
+        width: The encoder's.
+        name: Name of the argument, for messages.
+
+    Returns:
+        The same as tensors, not copied.
+
+    Raises:
+        ValueError: One of them has another shape, or is not of a floating-point type.
+
+    Example:
+        >>> checked([np.zeros((2, 3))], 4, "tokens_a")
+        Traceback (most recent call last):
+        ValueError: tokens_a must be floating-point vectors of shape (tokens, 4), but entry 0 is torch.float64 of
+        shape (2, 3); ...
+    """
+    found = [torch.as_tensor(tokens) for tokens in texts]
+    for row, tokens in enumerate(found):
+        if tokens.ndim != 2 or tokens.shape[1] != width or not tokens.is_floating_point():
+            raise ValueError(
+                f"{name} must be floating-point vectors of shape (tokens, {width}), but entry {row} is "
+                f"{tokens.dtype} of shape {tuple(tokens.shape)}; use encode_tokens of this classifier"
+            )
+    return found

@@ -1,0 +1,3 @@
+"""reading."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""writing."""
+
+from __future__ import annotations

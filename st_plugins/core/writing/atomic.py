@@ -1,0 +1,367 @@
+"""Write files and folders whole or not at all, and never over what this library did not write.
+
+A target is looked at when a command starts, before anything is computed, and again just before it is written. What
+is written lies in a temporary neighbour until one rename makes it the target. A neighbour that a killed run left is
+removed by the next run with the same target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from st_plugins.core.writing import marks
+from st_plugins.core.writing import neighbors as neighbours
+
+__all__ = ["Target", "atomic_file", "atomic_folder", "file_target", "folder_target", "write_text"]
+
+_MODEL_FILES = ("modules.json", "config.json", "matcher.json")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file or folder to be written, which could be written when it was made: see `folder_target`, `file_target`.
+
+    Args:
+        path: Where it is, links followed.
+        said: How to name it in an error: the argument or option, and the path as it was given.
+        is_folder: Whether it is a folder.
+        overwrite: Whether something of ours may be replaced.
+        inputs: Files and folders that are read and must stay.
+        mark: What a file of ours contains.
+        changed: Whether a folder of ours may be replaced also when its files were changed.
+        before: What was there when the target was looked at.
+    """
+
+    path: Path
+    said: str
+    is_folder: bool
+    overwrite: bool
+    inputs: tuple[Path, ...]
+    mark: bytes
+    changed: bool
+    before: tuple[int, ...] | None
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Path]:
+        """Give a temporary path to write; it becomes the target when the block ends without an exception.
+
+        Yields:
+            An empty folder, or the path of a file that does not exist yet, with the target's name.
+
+        Raises:
+            FileExistsError: Something else is there by now; it is left alone.
+            OSError: The place cannot be written to.
+        """
+        made = _make_parents(self.path.parent)
+        try:
+            with neighbours.neighbour(self.path.parent, self.path.name) as beside:
+                new = beside / self.path.name
+                if self.is_folder:
+                    new.mkdir()
+                yield new
+                self._commit(new, beside / neighbours.OLD)
+        except BaseException:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+    def write_text(self, text: str) -> None:
+        """Write a file's whole content, as UTF-8.
+
+        Args:
+            text: The content.
+        """
+        with self.write() as file:
+            file.write_bytes(text.encode())
+
+    def _commit(self, new: Path, old: Path) -> None:
+        if self.is_folder:
+            marks.mark(new)
+        usual = (0o777 if self.is_folder else 0o666) & ~_umask()
+        new.chmod(stat.S_IMODE(self.path.stat().st_mode) if self.path.exists() else usual)
+        _check(self)
+        if _identity(self.path) != self.before:
+            raise FileExistsError(
+                f"{self.said} was changed by another process while this one was at work; it is left as it is"
+            )
+        if self.is_folder:
+            self._commit_folder(new, old)
+        elif self.before is not None:
+            new.replace(self.path)
+        else:
+            _link(new, self.path, self.said)
+
+    def _commit_folder(self, new: Path, old: Path) -> None:
+        try:
+            if self.before is not None and any(self.path.iterdir()):
+                self.path.rename(old)
+                # Another process may have been faster, or the user, between the check and the rename.
+                if _identity(old) != self.before or marks.foreign(old, changed=True) is not None:
+                    raise FileExistsError(errno.EEXIST, "changed")
+            new.rename(self.path)  # fails where something that is not empty has come into being
+        except OSError as error:
+            neighbours.restore(old, self.path)
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise FileExistsError(
+                    f"{self.said} was written by another process while this one was at work; it is left as it is"
+                ) from error
+            raise
+
+
+def folder_target(
+    path: str | Path,
+    *,
+    name: str = "output",
+    overwrite: bool = False,
+    inputs: Iterable[str | Path | None] = (),
+    changed: bool = False,
+) -> Target:
+    """Look whether a folder can be written, before the work that it is for.
+
+    Links are followed. What killed runs left beside it is removed.
+
+    Args:
+        path: The folder. It may be missing, also with its parents, or empty.
+        name: The argument or option that it comes from, for errors.
+        overwrite: Whether a folder may be replaced that this library wrote and nobody changed.
+        inputs: Files and folders that are read; those that do not exist (hub ids) and None are passed over.
+        changed: With ``overwrite``: also if its files were changed, as in a damaged cache.
+
+    Returns:
+        The target; ``with target.write() as folder`` writes it.
+
+    Raises:
+        FileExistsError: The folder is not empty, and not to be replaced.
+        ValueError: An input would be lost, or the output would lie in a model that is read.
+        OSError: The place cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as made:
+        ...     target = folder_target(Path(made, "model"))
+        ...     with target.write() as folder:
+        ...         _ = (folder / "weights").write_bytes(b"1")
+        ...     sorted(file.name for file in target.path.iterdir())
+        ['.st-plugins.json', 'weights']
+    """
+    return _target(path, name, True, overwrite, inputs, b"", changed)
+
+
+def file_target(
+    path: str | Path,
+    *,
+    name: str = "output",
+    overwrite: bool = False,
+    inputs: Iterable[str | Path | None] = (),
+    mark: bytes = b"",
+) -> Target:
+    """Look whether a file can be written, before the work that it is for.
+
+    Args:
+        path: The file. It may be missing, also with its parents. Links are followed.
+        name: The argument or option that it comes from, for errors.
+        overwrite: Whether a file may be replaced that has the mark.
+        inputs: Files and folders that are read; those that do not exist (hub ids) and None are passed over.
+        mark: What files of this kind contain if this library wrote them; with none any file may be replaced.
+
+    Returns:
+        The target; ``with target.write() as file`` writes it.
+
+    Raises:
+        FileExistsError: The file exists and is not to be replaced.
+        ValueError: It is an input, or would lie in a model that is read.
+        OSError: The place cannot be written to.
+    """
+    return _target(path, name, False, overwrite, inputs, mark, False)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, *, overwrite: bool = False, changed: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes ``path`` when the block ends without an exception.
+
+    Args:
+        path: The folder to create.
+        overwrite: Whether a folder may be replaced that this library wrote and nobody changed.
+        changed: With ``overwrite``: also if its files were changed, as in a damaged cache.
+
+    Yields:
+        The temporary folder, next to ``path``.
+
+    Raises:
+        FileExistsError: ``path`` exists, is not empty, and is not to be replaced.
+        OSError: The place cannot be written to.
+    """
+    with folder_target(path, overwrite=overwrite, changed=changed).write() as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give the path of a temporary file to write; it becomes ``path`` when the block ends without an exception.
+
+    Args:
+        path: The file to create. Parent folders are created.
+        overwrite: Whether an existing file may be replaced, whoever wrote it.
+
+    Yields:
+        The path, in a temporary folder next to ``path``; there is no file yet.
+
+    Raises:
+        FileExistsError: There is such a file, and ``overwrite`` is false.
+        OSError: The place cannot be written to.
+    """
+    with file_target(path, overwrite=overwrite).write() as file:
+        yield file
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path`` in one step, also over an existing file.
+
+    A crash or Ctrl-C leaves either the old file or the new one, never a part of it. Parent folders are created.
+
+    Args:
+        path: The file to create or replace.
+        text: Its whole content.
+    """
+    file_target(path, overwrite=True).write_text(text)
+
+
+def _target(
+    path: str | Path,
+    name: str,
+    is_folder: bool,
+    overwrite: bool,
+    inputs: Iterable[str | Path | None],
+    mark: bytes,
+    changed: bool,
+) -> Target:
+    said = f"{name} {str(path)!r}"
+    where = _resolved(path)
+    there = tuple(one for one in (_resolved(one) for one in inputs if one is not None) if one.exists())
+    existing = next(one for one in (where.parent, *where.parents) if os.path.lexists(one))
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
+        for part in where.relative_to(existing).parts:
+            _check_name(existing / part)
+        neighbours.clear(existing, where.name)
+        with neighbours.neighbour(existing, where.name):
+            pass  # what can be made there now can be made there later
+    except OSError as error:
+        raise _unwritable(error, said) from error
+    target = Target(where, said, is_folder, overwrite, there, mark, changed, _identity(where))
+    _check(target)
+    return target
+
+
+def _check(target: Target) -> None:
+    """Raise an error if the target is not to be written."""
+    path, said = target.path, target.said
+    option = "--overwrite" if said.startswith("--") else "overwrite"
+    for one in target.inputs:
+        if path == one or (target.is_folder and one.is_relative_to(path)):
+            raise ValueError(f"{said} {'is' if path == one else 'holds'} the input {str(one)!r}; choose another one")
+        if path.is_relative_to(one) and any((one / file).is_file() for file in _MODEL_FILES):
+            raise ValueError(f"{said} lies in the input model {str(one)!r}; choose a place outside of it")
+    if not os.path.lexists(path):
+        return
+    if _is_mounted(path):
+        raise FileExistsError(f"{said} is a mount point, which cannot be replaced in one step; choose a place in it")
+    if not target.is_folder:
+        if not path.is_file() or path.is_symlink():
+            kind = "folder" if path.is_dir() else "special file"
+            raise FileExistsError(f"{said} is a {kind}; give the path of a file")
+        if not target.overwrite:
+            raise FileExistsError(f"{said} exists; choose another file or {option}")
+        if target.mark and path.stat().st_size and not marks.contains(path, target.mark):
+            raise FileExistsError(f"{said} is a file that st-plugins did not write; choose another file, or move it")
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{said} exists and is a file; choose another one, for a folder")
+    if Path.cwd().is_relative_to(path):
+        raise FileExistsError(f"{said} is the current folder or one around it; choose a new folder in it")
+    if any(path.iterdir()):
+        if not target.overwrite:
+            raise FileExistsError(f"{said} exists and is not empty; choose another folder or {option}")
+        found = marks.foreign(path, target.changed)
+        if found is not None:
+            raise FileExistsError(
+                f"{said} is not replaced: {found!r} in it is no file that st-plugins wrote, or was changed since; "
+                "choose another folder, or move it away"
+            )
+
+
+def _link(new: Path, path: Path, said: str) -> None:
+    """Give a file its name, and fail if that exists by now."""
+    try:
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            path.open("xb").close()
+            new.replace(path)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{said} was written by another process while this one was at work; it is left as it is"
+        ) from None
+
+
+def _resolved(path: str | Path) -> Path:
+    with contextlib.suppress(RuntimeError):  # "~name" is the home of nobody: then it is a name like others
+        path = Path(path).expanduser()
+    return Path(os.path.realpath(path))  # not Path.resolve, which stops at a loop of links
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Create a folder with its parents, and return those created, the innermost first."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return numbers that are others once a path was written anew or, being a file, changed."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    if path.is_dir():
+        return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _is_mounted(path: Path) -> bool:
+    if path.is_mount():
+        return True
+    try:  # a folder mounted on another one of the same disk looks like any other
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    places = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines)
+    return str(path) in places
+
+
+def _check_name(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()  # fails where the name is too long for the file system
+
+
+def _umask() -> int:
+    """Return the process's file mode mask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _unwritable(error: OSError, said: str) -> OSError:
+    text = f"{said} cannot be written ({error.strerror or error}); choose a place where files can be created"
+    return type(error)(text)

@@ -1,0 +1,126 @@
+"""Write tables that :func:`st_plugins.core.reading.tables.read_table` reads back, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from st_plugins.core.reading.content import format_of
+from st_plugins.core.writing.atomic import Target, file_target
+
+__all__ = ["append_row", "table_target", "write_table"]
+
+logger = logging.getLogger(__name__)
+
+_FORMATS = ("tsv", "csv", "jsonl")
+
+
+def table_target(
+    path: str | Path,
+    *,
+    name: str = "path",
+    overwrite: bool = False,
+    inputs: Iterable[str | Path | None] = (),
+    column: str = "",
+) -> Target:
+    """Look whether a table can be written, before it is computed.
+
+    Args:
+        path: The file.
+        name: The argument or option that it comes from, for errors.
+        overwrite: Whether an existing table may be replaced.
+        inputs: Files and folders that are read.
+        column: A column, not the first one, that an existing table has if it is one of ours.
+
+    Returns:
+        The target, for `write_table`.
+
+    Raises:
+        FileExistsError: It exists and is not to be replaced, or is a folder.
+        ValueError: The format is unknown, or it is an input.
+        OSError: The place cannot be written to.
+    """
+    kind = format_of(Path(path))
+    if kind not in _FORMATS:
+        raise ValueError(f"{name} {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz); rename it")
+    mark = {"tsv": f"\t{column}", "csv": f",{column}", "jsonl": f'"{column}": '}[kind] if column else ""
+    return file_target(path, name=name, overwrite=overwrite, inputs=inputs, mark=mark.encode())
+
+
+def write_table(path: str | Path | Target, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    r"""Write a table with named columns in the format of the file's name.
+
+    Args:
+        path: A new ``.tsv`` (no quoting), ``.csv`` or ``.jsonl`` file, with or without ``.gz``; or what `table_target`
+            said of one earlier.
+        columns: Column names.
+        rows: One value a column. Numbers are written as Python does.
+
+    Raises:
+        FileExistsError: The file exists.
+        ValueError: The format is unknown, or a value holds a tab or a line break, which ``.tsv`` cannot say.
+
+    Example:
+        >>> import tempfile
+        >>> from st_plugins.core.reading.tables import read_table
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "scores.csv")
+        ...     write_table(file, ["text", "score"], [["a dog, a cat", 0.5]])
+        ...     read_table(file).rows
+        [['a dog, a cat', '0.5']]
+    """
+    target = path if isinstance(path, Target) else table_target(path)
+    kind = format_of(target.path)
+    text = _jsonl(columns, rows) if kind == "jsonl" else _tsv(columns, rows) if kind == "tsv" else _csv(columns, rows)
+    data = text.encode()
+    with target.write() as file:
+        file.write_bytes(gzip.compress(data, mtime=0) if file.name.lower().endswith(".gz") else data)
+
+
+def append_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:
+    """Append a row to a CSV table, which is created if need be; a table with other columns is left alone.
+
+    Args:
+        path: The file.
+        columns: Column names.
+        row: One value a column.
+    """
+    new = not path.exists()
+    if not new:
+        with path.open(newline="", encoding="utf-8") as file:
+            if next(csv.reader(file), None) != list(columns):
+                logger.warning("%s has other columns than %s: the row %s is not added.", path, columns, row)
+                return
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([*([columns] if new else []), row])
+
+
+def _jsonl(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = (json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
+def _tsv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = []
+    for number, row in enumerate([columns, *rows]):
+        values = [str(value) for value in row]
+        for value in values:
+            if any(character in value for character in "\t\n\r"):
+                raise ValueError(
+                    f"row {number} holds a tab or line break in {value[:40]!r}, which .tsv cannot say; write .csv or "
+                    ".jsonl"
+                )
+        lines.append("\t".join(values))
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,255 @@
+"""Draw numbers over tokens: a strip of words and a matrix, for the terminal (rich) and as pieces of HTML.
+
+The pieces of HTML need :data:`STYLE` in their page and no script: hovering shows the numbers, and every cell of a
+matrix has its number written in it, so that nothing rests on colour alone. Text is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from st_plugins.explain.tokens import Token
+from st_plugins.report.page import escape
+from st_plugins.report.palette import colour, hexadecimal, ink
+from st_plugins.report.terminal import shown
+
+__all__ = [
+    "STYLE",
+    "Cell",
+    "cells",
+    "legend_html",
+    "matrix_html",
+    "matrix_terminal",
+    "strip_html",
+    "strip_terminal",
+]
+
+STYLE = """
+.strip { line-height: 2.1; max-width: none; overflow-wrap: anywhere; }
+.strip mark { padding: .2em 0; border-radius: 2px; }
+.strip mark.added { font-size: .8em; }
+.strip mark.minus, .heat td.minus { text-decoration: underline dotted 1px; text-underline-offset: 3px; }
+.heat { width: auto; font-size: .75rem; }
+.heat td { text-align: right; padding: .15rem .25rem; border: 1px solid var(--card); min-width: 2.3rem; }
+.heat thead th { writing-mode: vertical-rl; padding: .3rem .15rem; font-weight: 600;
+  text-align: end; max-height: 9rem; overflow: hidden; vertical-align: bottom; background: none; border: 0; }
+.heat thead td { border: 0; }
+.heat tbody th { text-align: right; white-space: nowrap; min-width: 0; border: 0; padding: .15rem .4rem; }
+.legend { display: flex; align-items: center; gap: .5rem; color: var(--soft); font-size: .85rem; margin: .5rem 0; }
+.legend i { display: inline-block; width: 1.1rem; height: .9rem; }
+mark, .heat td, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+@page { size: landscape; }
+@media print { .scroll { overflow: visible; } .heat { font-size: 6pt; } .heat td { min-width: 0; padding: 1px 2px; }
+  .numbers { font-size: 8pt; } }
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of a text in a strip.
+
+    Args:
+        text: What is written.
+        value: Its number; None for text between the tokens, which gets no colour.
+        added: Whether it does not stand in the text itself (special tokens, prompts).
+    """
+
+    text: str
+    value: float | None = None
+    added: bool = False
+
+
+def cells(text: str, tokens: Sequence[Token], values: Sequence[float] | NDArray[np.float64]) -> list[Cell]:
+    """Lay numbers of tokens over their text, so that the text can be read as it was written.
+
+    Args:
+        text: The text.
+        tokens: Its tokens.
+        values: One number a token.
+
+    Returns:
+        Tokens with their number, and what stands between them without.
+
+    Example:
+        >>> tokens = [Token("a", "a", 0, 1, "text"), Token("dog", "dog", 2, 5, "text")]
+        >>> [(cell.text, cell.value) for cell in cells("a dog!", tokens, [0.1, 0.9])]
+        [('a', 0.1), (' ', None), ('dog', 0.9), ('!', None)]
+    """
+    found: list[Cell] = []
+    reached = after = 0
+    for token, value in zip(tokens, values, strict=True):
+        if token.start is not None and token.start > reached:
+            found.append(Cell(text[reached : token.start]))
+        elif found and (token.start is None or found[-1].added):
+            found.append(Cell(" "))
+        found.append(Cell(token.text, float(value), token.kind != "text"))
+        if token.end is not None:
+            reached, after = max(reached, token.end), len(found)
+    if after and reached < len(text):
+        found.insert(after, Cell(text[reached:]))
+    return found
+
+
+def strip_terminal(strip: Sequence[Cell], limit: float | None = None) -> Text:
+    """Return a strip for the terminal.
+
+    Args:
+        strip: From :func:`cells`.
+        limit: The number that gets full colour; None takes the largest.
+
+    Returns:
+        A rich text.
+    """
+    scale = limit or _limit([cell.value or 0.0 for cell in strip])
+    drawn = Text()
+    for cell in strip:
+        drawn.append(shown(cell.text), None if cell.value is None else _style(cell.value / scale))
+    return drawn
+
+
+def matrix_terminal(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: NDArray[np.float64],
+    *,
+    shades: NDArray[np.float64] | None = None,
+    title: str = "",
+    scale: float = 100.0,
+) -> Table:
+    """Return a matrix for the terminal, with the numbers in it.
+
+    Args:
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        values: ``(rows, columns)``.
+        shades: Colours of the cells, from -1 to 1; None takes the values, the largest at full colour.
+        title: Heading.
+        scale: What the written numbers are multiplied by.
+
+    Returns:
+        A rich table.
+    """
+    shades = values / _limit(values) if shades is None else shades
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 0), show_edge=False)
+    table.add_column("", justify="right", no_wrap=True)
+    for label in columns:
+        table.add_column(Text(f" {shown(label)}"), justify="right", no_wrap=False)
+    for label, row, tints in zip(rows, values, shades, strict=True):
+        drawn = (Text(f" {_number(scale * v)}", style=_style(tint)) for v, tint in zip(row, tints, strict=True))
+        table.add_row(Text(f"{shown(label)} "), *drawn)
+    return table
+
+
+def strip_html(strip: Sequence[Cell], limit: float | None = None) -> str:
+    """Return a strip as a paragraph of HTML; hovering over a token shows its number.
+
+    Args:
+        strip: From :func:`cells`.
+        limit: The number that gets full colour; None takes the largest.
+
+    Returns:
+        HTML text.
+
+    Example:
+        >>> strip_html([Cell("<b>", -0.5)])
+        '<p class="strip"><mark class="minus" style="background:#6b3204;color:#ffffff"
+        title="&lt;b&gt;: -0.5">&lt;b&gt;</mark></p>'
+    """
+    scale = limit or _limit([cell.value or 0.0 for cell in strip])
+    drawn = ""
+    for cell in strip:
+        if cell.value is None:
+            drawn += escape(cell.text)
+            continue
+        names = " ".join(name for name, on in (("added", cell.added), ("minus", cell.value < 0)) if on)
+        title = escape(f"{cell.text}: {cell.value:.4g}")
+        named = f' class="{names}"' if names else ""
+        drawn += f'<mark{named} style="{_css(cell.value / scale)}" title="{title}">{escape(cell.text)}</mark>'
+    return f'<p class="strip">{drawn}</p>'
+
+
+def matrix_html(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: NDArray[np.float64],
+    *,
+    title: str,
+    shades: NDArray[np.float64] | None = None,
+    scale: float = 100.0,
+) -> str:
+    """Return a matrix as an HTML table with the numbers in it; hovering shows both labels and more digits.
+
+    Args:
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        values: ``(rows, columns)``.
+        title: What it shows, for readers who do not see it.
+        shades: Colours of the cells, from -1 to 1; None takes the values, the largest at full colour.
+        scale: What the written numbers are multiplied by.
+
+    Returns:
+        HTML text.
+
+    Example:
+        >>> matrix_html(["a"], ["b"], np.array([[0.25]]), title="one").count("<td class")
+        0
+    """
+    shades = values / _limit(values) if shades is None else shades
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in columns)
+    body = ""
+    for label, row, tints in zip(rows, values, shades, strict=True):
+        body += f'<tr><th scope="row">{escape(label)}</th>'
+        for other, value, tint in zip(columns, row, tints, strict=True):
+            number = _number(scale * value)
+            minus = ' class="minus"' if number.startswith("-") else ""
+            hover = escape(f"{label} × {other}: {value:.5f}")
+            body += f'<td{minus} style="{_css(tint)}" title="{hover}">{number}</td>'
+        body += "</tr>\n"
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}"><table class="heat">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def legend_html(limit: float, signed: bool = True) -> str:
+    """Return the scale of colours as HTML.
+
+    Args:
+        limit: The number that has full colour.
+        signed: Whether negative numbers occur.
+
+    Returns:
+        HTML text.
+    """
+    steps = np.linspace(-1.0 if signed else 0.0, 1.0, 9 if signed else 5)
+    boxes = "".join(f'<i style="{_css(step)}"></i>' for step in steps)
+    low = f"{-limit:.3g}" if signed else "0"
+    return f'<p class="legend"><span>{low}</span><span>{boxes}</span><span>{limit:+.3g}</span></p>'
+
+
+def _limit(values: Sequence[float] | NDArray[np.float64]) -> float:
+    numbers = np.abs(np.asarray(values, dtype=np.float64))
+    numbers = numbers[np.isfinite(numbers)]
+    return float(numbers.max()) if numbers.size and numbers.max() > 0 else 1.0
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".replace("-0.0", "0.0")
+
+
+def _style(value: float) -> Style:
+    background = colour(value)
+    return Style(color=hexadecimal(ink(background)), bgcolor=hexadecimal(background), underline=value < 0)
+
+
+def _css(value: float) -> str:
+    background = colour(value)
+    return f"background:{hexadecimal(background)};color:{hexadecimal(ink(background))}"
