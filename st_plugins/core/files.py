@@ -1,27 +1,33 @@
-"""files."""
+"""The records that are written beside tensors and results: JSON that says which library wrote it."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import torch
 
-import st_plugins
+from st_plugins import __version__
 
-__all__ = ["library_versions"]
+__all__ = ["LIBRARY", "library_versions", "write_record"]
 
+LIBRARY = f"st-plugins {__version__}"
 _PACKAGES = ("sentence-transformers", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of this package, its dependencies, Python, and the kind of machine.
+def write_record(file: Path, **values: Any) -> None:
+    """Write a JSON object whose ``library`` is this one in its version; `read_object` reads it back."""
+    text = json.dumps({"library": LIBRARY, **values}, indent=2, sort_keys=True)
+    file.write_text(f"{text}\n", encoding="utf-8")
 
-    Returns:
-        Plain strings by name.
-    """
-    versions = {"st-plugins": st_plugins.__version__, "python": platform.python_version()}
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of this package, its dependencies and Python, and the kind of machine."""
+    versions = {"st-plugins": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _PACKAGES}
     versions["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     versions["torch_threads"] = str(torch.get_num_threads())

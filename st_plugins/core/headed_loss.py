@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,17 +17,17 @@ from torch.nn.functional import pad
 
 from st_plugins import __version__
 from st_plugins.core.loading.files import is_there, read_object, read_tensors
+from st_plugins.core.loss import Features, GuardedLoss
 from st_plugins.core.wrappers import around
 from st_plugins.core.writing.atomic import atomic_file, write_text
-from st_plugins.losses.embedding import ViewLoss
 
-__all__ = ["HeadedLoss", "embedding_dimension"]
+__all__ = ["ClassifierLoss", "HeadedLoss", "check_classes", "embedding_dimension"]
 
 _TENSORS = "loss_head.safetensors"
 _RECORD = "loss_head.json"
 
 
-class HeadedLoss(ViewLoss):
+class HeadedLoss(GuardedLoss):
     """Base of losses with a head: it is trained by the trainer's optimizer, and not saved with the model.
 
     The host saves the model only. `save_head` and `load_head` keep the head, and `HeadCheckpointCallback` does so with
@@ -122,6 +125,54 @@ class HeadedLoss(ViewLoss):
             dist.broadcast(parameter.data, src=0)
             parameter.register_hook(_mean_over_processes)
         self._shared = True
+
+
+class ClassifierLoss(HeadedLoss, ABC):
+    """Base of losses whose head decides about texts, and which decide without labels what they are trained to."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model: nn.Module = model
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
+        """Embed the batch and compute the loss, or, without labels, what ``LabelAccuracyEvaluator`` asks for.
+
+        Args:
+            sentence_features: One tokenized batch for each text column.
+            labels: ``(N,)``; None, without gradients only, for prediction.
+
+        Returns:
+            The loss, or its terms by name; without labels the embeddings ``(N, d)`` of the columns in a list, and the
+            logits ``(N, num_labels)``.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite.
+            ValueError: The columns or labels do not suit the loss.
+        """
+        columns = list(sentence_features)
+        self.begin(columns)
+        predicting = labels is None and not torch.is_grad_enabled()
+        self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
+        embeddings, *terms = self.embed(columns)
+        if predicting:
+            return embeddings, self.logits(embeddings)
+        return self.guarded(self.compute_loss_from_embeddings(embeddings, labels, *terms), embeddings)
+
+    @abstractmethod
+    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
+        """Raise a ValueError if the columns or labels do not suit the loss."""
+
+    @abstractmethod
+    def embed(self, columns: list[Features]) -> tuple[Any, ...]:
+        """Return the embeddings ``(N, d)`` of the columns in a list, and what else the loss is computed from."""
+
+    @abstractmethod
+    def logits(self, embeddings: list[Tensor]) -> Tensor:
+        """Return what the head says of the embeddings, ``(N, num_labels)``."""
+
+    @abstractmethod
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None, *terms: Any) -> Any:
+        """Compute the loss from plain tensors."""
 
 
 def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> None:

@@ -8,8 +8,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 
 from st_plugins.evaluators.measuring import dtype_of, fingerprint
-from st_plugins.modules.normalizing_flow import NormalizingFlow
-from st_plugins.modules.whitening import Whitening
 
 __all__ = ["describe_model"]
 
@@ -33,8 +31,8 @@ def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[
         mode = config.get("pooling_mode")
         pooling = mode if mode is not None else pooling
         entry = {"type": f"{type(module).__module__}.{type(module).__name__}", "config": _plain(config)}
-        if isinstance(module, NormalizingFlow | Whitening):
-            entry["sources"] = module.sources
+        if (sources := getattr(module, "sources", None)) is not None:  # what it was fitted to
+            entry["sources"] = sources
         modules.append(entry)
     return {
         "weights": fingerprint(model, modules),

@@ -67,7 +67,8 @@ class ViewLoss(GuardedLoss, ABC):
         self.mini_batch_size = mini_batch_size
         self.encoder_dropout = encoder_dropout
         clean = all(isinstance(part, NoAugmentation) for view in self.views for part in view)
-        if len(self.views) > 1 or not clean:  # one clean view is the model as it is
+        self.compares_views = len(self.views) > 1 or not clean  # one clean view is the model as it is
+        if self.compares_views:
             AugmentedPass(inner_model(model), self.views)  # impossible views are refused now
         if clean and len(self.views) > 1 and not (encoder_dropout and dropout_probabilities(inner_model(model))):
             logger.warning(
@@ -210,6 +211,11 @@ class ViewLoss(GuardedLoss, ABC):
         return True
 
     _warned = False
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a view is an `AdversarialPerturbation`, for which the batch is embedded twice."""
+        return _adversarial(self.views)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""

@@ -14,11 +14,9 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import nn
 
-from st_plugins.augment.views import NoAugmentation
 from st_plugins.core.headed_loss import HeadedLoss
 from st_plugins.core.loss import GuardedLoss
 from st_plugins.core.wrappers import gradient_cached, wrapped, written
-from st_plugins.losses.embedding import ViewLoss
 
 __all__ = ["Consistency", "check_columns", "check_wrapped", "classifier_of", "consistency_of", "inner_of"]
 
@@ -82,8 +80,7 @@ def check_wrapped(loss: nn.Module) -> SentenceTransformer | CrossEncoder:
     parts = [part for part in loss.modules() if part is not loss]
     if any(dict(part.named_children()).get("model") is loss.model for part in parts):
         raise ValueError(f"{name} cannot be inside RDropLoss: {_remedy(loss)}")
-    views = loss.views if isinstance(loss, ViewLoss) else ((NoAugmentation(),),)
-    if len(views) > 1 or not all(isinstance(part, NoAugmentation) for view in views for part in view):
+    if getattr(loss, "compares_views", False):
         raise ValueError(f"{name} compares several views of its own, dropout among them; train with it as it is")
     if isinstance(inner, CrossEncoder) and not isinstance(loss, tuple(_CROSS_ENCODER_LOSSES)):
         known = ", ".join(kind.__name__ for kind in _CROSS_ENCODER_LOSSES)

@@ -12,12 +12,10 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.augment.views import AdversarialPerturbation, NoAugmentation
-from st_plugins.core.headed_loss import HeadedLoss, check_classes, embedding_dimension
+from st_plugins.core.headed_loss import ClassifierLoss, check_classes, embedding_dimension
 from st_plugins.core.host import default_prompt, evaluating, inner_model
 from st_plugins.core.loss import Features, GuardedLoss, Terms, with_term
 from st_plugins.core.wrappers import around, gradient_cached, refuse_around, written
-from st_plugins.losses.embedding import ViewLoss
 from st_plugins.modules.span_pooling import SpanPooling
 
 __all__ = ["SelfExplainingLoss", "SpanSharpnessRegularizer"]
@@ -33,7 +31,7 @@ _CITATION = """
 """
 
 
-class SelfExplainingLoss(HeadedLoss):
+class SelfExplainingLoss(ClassifierLoss):
     """Train a classifier whose decision is a weighted sum over spans, with most of the weight on few of them.
 
     Cross-entropy of a linear head on the embedding, minus ``weight`` times the sharpness ``Σ α²`` of the span weights,
@@ -95,7 +93,7 @@ class SelfExplainingLoss(HeadedLoss):
         weight: float = 1.0,
         pairs: Literal["joint", "siamese"] = "joint",
     ) -> None:
-        super().__init__(model, (NoAugmentation(),))
+        super().__init__(model)
         if num_labels < 2:
             raise ValueError(f"num_labels must be at least 2, got {num_labels}")
         if pairs not in ("joint", "siamese"):
@@ -105,32 +103,6 @@ class SelfExplainingLoss(HeadedLoss):
             SpanPooling.of(model)
         self._width = embedding_dimension(model)
         self.head = nn.Linear(self._width * (1 if pairs == "joint" else 3), num_labels, device=model.device)
-
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
-        """Embed the batch and compute the loss, or, without labels, what ``LabelAccuracyEvaluator`` asks for.
-
-        Args:
-            sentence_features: One tokenized batch for each text column.
-            labels: ``(N,)`` classes; None, without gradients only, for prediction.
-
-        Returns:
-            The terms by name; without labels the embeddings of the columns and the logits ``(N, num_labels)``.
-
-        Raises:
-            NonFiniteLossError: The loss is NaN or infinite.
-            ValueError: The columns or labels do not suit the loss.
-        """
-        columns = list(sentence_features)
-        self.begin(columns)
-        predicting = labels is None and not torch.is_grad_enabled()
-        self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
-        with SpanPooling.of(self.model).returning_spans() if self.weight else contextlib.nullcontext():
-            outputs = [self.model(features) for features in columns]
-        embeddings = [output["sentence_embedding"][None] for output in outputs]
-        if predicting:
-            return [embedding[0] for embedding in embeddings], self._logits(embeddings)
-        sharpness = torch.cat([output[_TERM] for output in outputs]) if self.weight else None
-        return self.guarded(self.compute_loss_from_embeddings(embeddings, labels, sharpness), embeddings)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if the number of text columns is not that of ``pairs``, or a row has no class.
@@ -153,13 +125,20 @@ class SelfExplainingLoss(HeadedLoss):
             )
         check_classes(labels, self.num_labels)
 
+    def embed(self, columns: list[Features]) -> tuple[list[Tensor], Tensor | None]:
+        """Return the embeddings of the columns, and the sharpness of the spans of all their texts."""
+        with SpanPooling.of(self.model).returning_spans() if self.weight else contextlib.nullcontext():
+            outputs = [self.model(features) for features in columns]
+        sharpness = torch.cat([output[_TERM] for output in outputs]) if self.weight else None
+        return [output["sentence_embedding"] for output in outputs], sharpness
+
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None = None, sharpness: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Compute both terms.
 
         Args:
-            embeddings: For each text column ``(1, N, d)``.
+            embeddings: For each text column ``(N, d)``.
             labels: ``(N,)`` classes.
             sharpness: ``Σ α²`` of every text of the batch, ``(texts,)``; None leaves that term out.
 
@@ -171,7 +150,7 @@ class SelfExplainingLoss(HeadedLoss):
         """
         if labels is None:
             raise ValueError("labels are missing: give a class for each row")
-        terms = Terms(classification=cross_entropy(self._logits(embeddings), labels))
+        terms = Terms(classification=cross_entropy(self.logits(embeddings), labels))
         if sharpness is not None:
             terms[_TERM] = -self.weight * sharpness.mean()
         return terms
@@ -204,8 +183,9 @@ class SelfExplainingLoss(HeadedLoss):
                 found.append(logits.softmax(dim=1).cpu())
         return torch.cat(found)
 
-    def _logits(self, embeddings: list[Tensor]) -> Tensor:
-        columns = [self.widened(embedding[0], self._width) for embedding in embeddings]
+    def logits(self, embeddings: list[Tensor]) -> Tensor:
+        """Return the logits of the classes, ``(N, num_labels)``, in float32 at least."""
+        columns = [self.widened(embedding, self._width) for embedding in embeddings]
         if self.pairs == "siamese":
             u, v = columns
             columns = [u, v, (u - v).abs()]
@@ -261,7 +241,7 @@ class SpanSharpnessRegularizer(GuardedLoss):
         if not isinstance(getattr(loss, "model", None), nn.Module):
             raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
         SpanPooling.of(cast("nn.Module", loss.model))
-        if isinstance(loss, ViewLoss) and any(isinstance(p, AdversarialPerturbation) for v in loss.views for p in v):
+        if getattr(loss, "adversarial", False):
             raise ValueError(
                 "SpanSharpnessRegularizer cannot wrap a loss with an AdversarialPerturbation, whose first pass is not "
                 "trained on; choose other views"

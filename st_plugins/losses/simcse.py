@@ -13,6 +13,7 @@ from st_plugins.augment.views import NoAugmentation
 from st_plugins.core.headed_loss import HeadedLoss, embedding_dimension
 from st_plugins.core.loss import Features
 from st_plugins.losses.consert import check_temperature
+from st_plugins.losses.embedding import ViewLoss
 
 __all__ = ["SimCSELoss", "simcse_loss"]
 
@@ -82,7 +83,7 @@ def simcse_loss(
         return cross_entropy(logits, target)
 
 
-class SimCSELoss(HeadedLoss):
+class SimCSELoss(ViewLoss, HeadedLoss):
     """Contrastive learning whose only augmentation is dropout, or from labelled pairs and triples.
 
     One text column: each sentence is encoded twice in one forward pass, and the two embeddings, which differ by the

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from st_plugins.augment.views import NoAugmentation
-from st_plugins.core.headed_loss import HeadedLoss, check_classes
+from st_plugins.core.headed_loss import ClassifierLoss, check_classes
 from st_plugins.core.loss import Features
 from st_plugins.core.wrappers import refuse_around
 from st_plugins.matching.interaction import pair_means
@@ -30,7 +28,7 @@ _CITATION = """
 """
 
 
-class VIRTPairLoss(HeadedLoss):
+class VIRTPairLoss(ClassifierLoss):
     """Train a `VIRTPairClassifier`: cross-entropy of its classes, or binary cross-entropy of its score.
 
     Give the trainer (or ``SentenceTransformer.fit``) the classifier's encoder as its model, and this as its loss.
@@ -70,40 +68,10 @@ class VIRTPairLoss(HeadedLoss):
     def __init__(self, classifier: VIRTPairClassifier) -> None:
         if not isinstance(classifier, VIRTPairClassifier):
             raise TypeError(f"classifier must be a VIRTPairClassifier, got {type(classifier).__name__}")
-        super().__init__(classifier.model, (NoAugmentation(),))
+        super().__init__(classifier.model)
         self.head = classifier.head
         self.num_labels, self.special_ids = classifier.num_labels, classifier.special_ids
         self._config = classifier.get_config_dict()
-
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
-        """Compute the loss, or, without labels, what ``LabelAccuracyEvaluator`` asks for.
-
-        Args:
-            sentence_features: The tokenized batch of the first texts and that of the second.
-            labels: ``(N,)``; None, without gradients only, for prediction.
-
-        Returns:
-            The loss; without labels ``u`` and ``v`` in a list, and the logits ``(N, num_labels)``.
-
-        Raises:
-            NonFiniteLossError: The loss is NaN or infinite.
-            ValueError: The columns or labels do not suit the loss.
-        """
-        columns = list(sentence_features)
-        self.begin(columns)
-        predicting = labels is None and not torch.is_grad_enabled()
-        self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
-        refuse_around(
-            self.model,
-            "VIRTPairLoss",
-            "it compares the tokens of two texts, and has no embedding of a text to cut; train without the wrapper",
-            layers=False,
-        )
-        self.head.train(self.model.training)  # a trainer sets the mode of its model only
-        means = list(pair_means([self.model(features) for features in columns], self.special_ids).unbind(dim=1))
-        if predicting:
-            return means, self._logits(means)
-        return self.guarded(self.compute_loss_from_embeddings(means, labels), means)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if there are not two text columns, or a row has no label of the right kind.
@@ -125,6 +93,17 @@ class VIRTPairLoss(HeadedLoss):
                 "them by the highest, or set num_labels to the number of classes"
             )
 
+    def embed(self, columns: list[Features]) -> tuple[list[Tensor]]:
+        """Return ``u`` and ``v``, what each text is for the other, ``(N, d)`` each."""
+        refuse_around(
+            self.model,
+            "VIRTPairLoss",
+            "it compares the tokens of two texts, and has no embedding of a text to cut; train without the wrapper",
+            layers=False,
+        )
+        self.head.train(self.model.training)  # a trainer sets the mode of its model only
+        return (list(pair_means([self.model(features) for features in columns], self.special_ids).unbind(dim=1)),)
+
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """Compute the loss from what the interaction gave.
 
@@ -140,13 +119,14 @@ class VIRTPairLoss(HeadedLoss):
         """
         if labels is None:
             raise ValueError("labels are missing: give one for each row")
-        logits = self._logits(embeddings)
+        logits = self.logits(embeddings)
         if self.num_labels > 1:
             return cross_entropy(logits, labels)
         return binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))
 
-    def _logits(self, means: list[Tensor]) -> Tensor:
-        return self.apply_head(torch.stack(means, dim=1))
+    def logits(self, embeddings: list[Tensor]) -> Tensor:
+        """Return the logits, ``(N, num_labels)``."""
+        return self.apply_head(torch.stack(embeddings, dim=1))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the classifier's options: ``VIRTPairLoss(VIRTPairClassifier(model, **config))`` builds the same."""

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from st_plugins import __version__
+from st_plugins.core.files import LIBRARY
 
-__all__ = ["LIBRARY", "MARK", "about", "contains", "foreign", "intact", "mark", "remove"]
+__all__ = ["MARK", "about", "contains", "foreign", "intact", "mark", "remove"]
 
-LIBRARY = f"st-plugins {__version__}"
 MARK = ".st-plugins.json"
 _UNFINISHED = f"{MARK}.tmp"
 
