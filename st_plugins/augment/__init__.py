@@ -1,8 +1,8 @@
 """Augmented views of a batch at the token-embedding layer, for any encoder, without touching the model.
 
 Inside ``with augmented(model, views):`` the model encodes every view of its batch in one forward pass. The views are
-those of ConSERT (arXiv 2105.11741, section 3.2); `st_plugins.augment.encoders` lists the encoders and what shuffling
-means for each.
+those of ConSERT (arXiv 2105.11741, section 3.2); `supported_encoders` lists the encoders, and `shuffle_kind` says what
+shuffling means for each.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
 from st_plugins.matching.pair_loss import VIRTPairLoss
 from st_plugins.matching.re2.config import RE2Config, RE2Schedule
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
@@ -11,6 +12,8 @@ from st_plugins.matching.virt_pair import VIRTPairClassifier
 
 __all__ = [
     "RE2",
+    "AnonymisedPairs",
+    "LabelTokenModel",
     "LearnedEmbedding",
     "RE2Config",
     "RE2Matcher",
@@ -19,4 +22,6 @@ __all__ = [
     "VIRTPairClassifier",
     "VIRTPairLoss",
     "WordVectors",
+    "build_tokenizer",
+    "initialise_by_rank",
 ]

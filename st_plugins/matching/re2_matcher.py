@@ -114,7 +114,8 @@ class RE2Matcher(nn.Module):
         """Compute the logits of a batch of pairs, with gradients.
 
         The network's weights are plain, before and after `fit`, which normalises them while it trains. In a training
-        loop of your own do so too, by ``with st_plugins.matching.re2.normalized_weights(matcher.network):`` around it.
+        loop of your own do so too: ``with normalized_weights(matcher.network):`` around it, which
+        `st_plugins.methods.re2.layers` has.
 
         Args:
             first: The tokenized first texts, as ``source.tokenize`` gives them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_plugins.core.token_embeddings import TokenEmbeddings
+from st_plugins.kernels import SpanAttention, span_attention
 from st_plugins.modules.layer_mix import LayerMix
 from st_plugins.modules.normalizing_flow import NormalizingFlow
 from st_plugins.modules.span_pooling import SpanPooling
@@ -14,14 +15,17 @@ from st_plugins.modules.whitening import Whitening
 __all__ = [
     "LayerMix",
     "NormalizingFlow",
+    "SpanAttention",
     "SpanPooling",
     "TextCNNPooling",
     "TextRCNNPooling",
     "TextRNNPooling",
     "TokenEmbeddings",
     "Whitening",
+    "span_attention",
 ]
 
 # What a model folder records is public: modules.json says st_plugins.modules.Whitening, wherever the class is written.
 for _name in __all__:
-    globals()[_name].__module__ = __name__
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__
