@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_plugins.adapt import first_last_avg, fit_flow, whiten
-    from st_plugins.folding import fold
     from st_plugins.io import load
+    from st_plugins.methods.whitening.fold import fold
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "first_last_avg": "st_plugins.adapt",
     "fit_flow": "st_plugins.adapt",
-    "fold": "st_plugins.folding",
+    "fold": "st_plugins.methods.whitening.fold",
     "load": "st_plugins.io",
     "whiten": "st_plugins.adapt",
 }

@@ -75,13 +75,14 @@ def whiten(
 
       st-plugins whiten ./my-model --texts corpus.txt --output ./white --pairs heldout.tsv
     """
-    from st_plugins import adapt, folding
+    from st_plugins import adapt
     from st_plugins.console import print_before_after, print_warnings
     from st_plugins.core.host import check_prompt
     from st_plugins.core.writing.atomic import folder_target
     from st_plugins.data.own import read_texts
     from st_plugins.evaluators.comparison import compare as compare_results
     from st_plugins.evaluators.measuring import way_of_texts
+    from st_plugins.methods.whitening import fold as folding
 
     refuse_unused_measuring(context, pairs=pairs, data=data, always=False)
     check_model(model)
@@ -136,7 +137,7 @@ def whiten(
 
 
 def _shrinkage(text: str) -> float | str:
-    from st_plugins.modules.whitening import check_shrinkage
+    from st_plugins.methods.whitening.whitening import check_shrinkage
 
     shrinkage: float | str = text
     with contextlib.suppress(ValueError):

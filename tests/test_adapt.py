@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, StaticEm
 from torch import nn
 
 from st_plugins.adapt import first_last_avg, fit_flow, pooling, whiten
-from st_plugins.folding import fold
+from st_plugins.methods.whitening.fold import fold
 from st_plugins.modules import NormalizingFlow, Whitening
 
 MakeModel = Callable[..., SentenceTransformer]

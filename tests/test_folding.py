@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import nn
 
 from st_plugins.adapt import whiten
-from st_plugins.folding import fold
+from st_plugins.methods.whitening.fold import fold
 from st_plugins.modules import Whitening
 
 

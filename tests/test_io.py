@@ -80,7 +80,7 @@ def test_module_keyword_arguments_survive(folder: Path) -> None:
         ("st_plugins_evil.Module", "names the module type 'st_plugins_evil.Module'"),
         ("Whitening", "names the module type 'Whitening'"),
         ("st_plugins.io.load", "'st_plugins.io.load', which is not a sentence-transformers module"),
-        ("st_plugins.modules.moments.Moments", "which is not a sentence-transformers module"),
+        ("st_plugins.methods.whitening.moments.Moments", "which is not a sentence-transformers module"),
         ("sentence_transformers.SentenceTransformer", "which is not a sentence-transformers module"),
         ("st_plugins.modules.Missing", "'st_plugins.modules.Missing', which is not installed"),
         ("st_plugins.missing.Module", "which is not installed"),

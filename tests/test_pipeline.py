@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Normalize
 
 from st_plugins.adapt import first_last_avg, fit_flow, pooling, whiten
 from st_plugins.core.host import rebuild
-from st_plugins.folding import fold
+from st_plugins.methods.whitening.fold import fold
 
 Change = Callable[[SentenceTransformer, list[str]], SentenceTransformer]
 CHANGES: dict[str, Change] = {

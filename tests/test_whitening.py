@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sklearn.covariance import ledoit_wolf
 
+from st_plugins.methods.whitening.moments import Moments
 from st_plugins.modules import Whitening
-from st_plugins.modules.moments import Moments
 
 Array = NDArray[np.floating]
 
@@ -157,7 +157,7 @@ def test_any_split_and_merge_equal_one_shot() -> None:
 def test_many_chunks_in_parallel_equal_one(monkeypatch: pytest.MonkeyPatch) -> None:
     points = anisotropic(1000)
     whole = Moments.of(points)
-    monkeypatch.setattr("st_plugins.modules.moments._WORKING_BYTES", 12 * 8 * 200)
+    monkeypatch.setattr("st_plugins.methods.whitening.moments._WORKING_BYTES", 12 * 8 * 200)
     chunked = Moments.of(points)
     np.testing.assert_allclose(chunked.scatter, whole.scatter, rtol=1e-10)
     assert chunked.count == 1000 and chunked.quartic == pytest.approx(whole.quartic)

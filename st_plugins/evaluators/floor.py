@@ -25,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 from st_plugins.evaluators.result import Difference, FloorResult, Score
 from st_plugins.evaluators.scoring import TaskScores, equal_rows
 from st_plugins.evaluators.statistics import difference, holm, interval
-from st_plugins.modules.whitening import Whitening
+from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = [
     "bag_of_random_vectors",

@@ -12,7 +12,7 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.gold import binary_scores, highest_spearman
 from st_plugins.evaluators.result import Score, TaskResult
 from st_plugins.evaluators.statistics import bootstrap, correlation, interval, resample_counts, spearman
-from st_plugins.modules.whitening import Whitening
+from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = [
     "CONVENTIONS",

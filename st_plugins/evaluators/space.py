@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from st_plugins.data.pairs import Pairs
 from st_plugins.geometry.embeddings import geometry
 from st_plugins.geometry.gaussians import Gaussian, bhattacharyya_distance, kl_divergence, wasserstein_distance
-from st_plugins.modules.whitening import Whitening
+from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = ["fit_distance", "is_collapsed", "space_of_pairs"]
 

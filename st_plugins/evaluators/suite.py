@@ -35,7 +35,7 @@ from st_plugins.evaluators.scoring import (
     task_result,
 )
 from st_plugins.evaluators.space import fit_distance, is_collapsed, space_of_pairs
-from st_plugins.modules.whitening import Whitening
+from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = ["STSSuiteEvaluator"]
 

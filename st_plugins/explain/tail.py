@@ -12,8 +12,8 @@ from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm
 from torch import Tensor, nn
 
-from st_plugins.folding import affine_map, is_affine
-from st_plugins.modules.whitening import Whitening
+from st_plugins.methods.whitening.fold import affine_map, is_affine
+from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = ["Tail"]
 

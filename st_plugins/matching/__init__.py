@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
+from st_plugins.data.anonymised.model import LabelTokenModel
+from st_plugins.data.anonymised.pairs import AnonymisedPairs
+from st_plugins.data.anonymised.ranks import initialise_by_rank
+from st_plugins.data.anonymised.tokens import build_tokenizer
 from st_plugins.matching.pair_loss import VIRTPairLoss
 from st_plugins.matching.re2.config import RE2Config, RE2Schedule
 from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors

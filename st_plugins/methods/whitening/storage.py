@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from st_plugins import __version__
 from st_plugins.core.loading.files import read_object
 from st_plugins.core.module import RECORD
-from st_plugins.modules.moments import Moments
+from st_plugins.methods.whitening.moments import Moments
 
 __all__ = ["checksum", "read_record", "write_record"]
 

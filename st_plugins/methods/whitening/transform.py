@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from st_plugins.modules.moments import Moments
+from st_plugins.methods.whitening.moments import Moments
 
 __all__ = ["Transform", "derive"]
 

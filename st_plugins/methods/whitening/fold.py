@@ -10,7 +10,7 @@ from sentence_transformers.base.modules import Dense, Normalize
 from torch import Tensor, nn
 
 from st_plugins.core.host import rebuild
-from st_plugins.modules.whitening import Whitening
+from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = ["affine_map", "fold", "is_affine"]
 

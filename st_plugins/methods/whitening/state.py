@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from st_plugins.modules.moments import Moments
-from st_plugins.modules.transform import Transform
+from st_plugins.methods.whitening.moments import Moments
+from st_plugins.methods.whitening.transform import Transform
 
 __all__ = ["WhiteningState", "misfit"]
 

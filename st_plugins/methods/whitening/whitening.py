@@ -17,10 +17,10 @@ from st_plugins.core.loading.files import Shapes
 from st_plugins.core.loading.sizes import check_whole
 from st_plugins.core.module import RECORD, TENSORS, StoredModule
 from st_plugins.core.rows import as_floating_point, as_rows, refuse_whole_numbers
-from st_plugins.modules import storage
-from st_plugins.modules.moments import Moments
-from st_plugins.modules.transform import derive
-from st_plugins.modules.whitening_state import WhiteningState, misfit
+from st_plugins.methods.whitening import storage
+from st_plugins.methods.whitening.moments import Moments
+from st_plugins.methods.whitening.state import WhiteningState, misfit
+from st_plugins.methods.whitening.transform import derive
 
 __all__ = ["Whitening", "check_output_dimension", "check_shrinkage"]
 

@@ -1,0 +1,3 @@
+"""whitening."""
+
+from __future__ import annotations
