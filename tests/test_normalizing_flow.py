@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from st_plugins.methods.flow.flow import Flow, level_widths
+from st_plugins.methods.flow.layers import ActNorm
 from st_plugins.modules import NormalizingFlow, Whitening
-from st_plugins.modules.flow import Flow, level_widths
-from st_plugins.modules.flow_layers import ActNorm
 
 Array = NDArray[np.floating]
 PERMUTATIONS: Any = ["reverse", "random", "learned", "learned-lu"]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 import st_plugins
+from st_plugins.methods.flow.fitting import FlowTraining, maximise_likelihood
+from st_plugins.methods.flow.flow import Flow
 from st_plugins.modules import NormalizingFlow
-from st_plugins.modules.flow import Flow
-from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
 from tests.test_normalizing_flow import curved, fitted, generator, saved
 
 Array = NDArray[np.floating]

@@ -14,11 +14,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import st_plugins
+from st_plugins.methods.flow.fitting import FlowTraining, _measured
+from st_plugins.methods.flow.flow import Flow
+from st_plugins.methods.flow.layers import ActNorm
+from st_plugins.methods.flow.published import PublishedAdam, PublishedCoupling
 from st_plugins.modules import NormalizingFlow
-from st_plugins.modules.flow import Flow
-from st_plugins.modules.flow_fitting import FlowTraining, _measured
-from st_plugins.modules.flow_layers import ActNorm
-from st_plugins.modules.flow_published import PublishedAdam, PublishedCoupling
 from tests.test_normalizing_flow import curved, generator, saved
 
 

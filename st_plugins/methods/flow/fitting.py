@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from st_plugins.core.nonfinite import NonFiniteLossError
-from st_plugins.modules.flow import Flow
-from st_plugins.modules.flow_layers import ActNorm
-from st_plugins.modules.flow_published import PublishedAdam
+from st_plugins.methods.flow.flow import Flow
+from st_plugins.methods.flow.layers import ActNorm
+from st_plugins.methods.flow.published import PublishedAdam
 
 __all__ = ["FlowTraining", "maximise_likelihood"]
 

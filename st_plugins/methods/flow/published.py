@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from st_plugins.modules.flow_layers import LOG_SCALE_FACTOR, ActNorm, Coupling
+from st_plugins.methods.flow.layers import LOG_SCALE_FACTOR, ActNorm, Coupling
 
 __all__ = ["PublishedAdam", "PublishedCoupling"]
 

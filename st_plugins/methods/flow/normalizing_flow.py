@@ -21,8 +21,8 @@ from st_plugins import __version__
 from st_plugins.core.loading.files import read_object
 from st_plugins.core.module import RECORD, StoredModule
 from st_plugins.core.rows import as_floating_point, refuse_whole_numbers, stacked
-from st_plugins.modules.flow import CouplingKind, Flow, PermutationKind
-from st_plugins.modules.flow_fitting import FlowTraining, maximise_likelihood
+from st_plugins.methods.flow.fitting import FlowTraining, maximise_likelihood
+from st_plugins.methods.flow.flow import CouplingKind, Flow, PermutationKind
 
 __all__ = ["PRESETS", "NormalizingFlow"]
 

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from st_plugins.modules.flow_layers import ActNorm, Coupling, FlowLayer, Linear, LULinear, Permutation, varying
-from st_plugins.modules.flow_published import PublishedCoupling
+from st_plugins.methods.flow.layers import ActNorm, Coupling, FlowLayer, Linear, LULinear, Permutation, varying
+from st_plugins.methods.flow.published import PublishedCoupling
 
 __all__ = ["CouplingKind", "Flow", "PermutationKind", "level_widths"]
 
