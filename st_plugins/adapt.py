@@ -17,8 +17,8 @@ from st_plugins.core.all_layers import return_all_layers
 from st_plugins.core.host import check_prompt, gives_unit_length, rebuild
 from st_plugins.core.texts import check_texts
 from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
+from st_plugins.methods.layer_mix.layer_mix import LayerMix, recipe_weights
 from st_plugins.methods.whitening.whitening import Whitening, check_output_dimension
-from st_plugins.modules.layer_mix import LayerMix, recipe_weights
 
 __all__ = ["first_last_avg", "fit_flow", "pooling", "whiten"]
 

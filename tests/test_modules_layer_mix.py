@@ -22,8 +22,8 @@ import st_plugins
 from st_plugins.adapt import first_last_avg, pooling
 from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import LayerMixRegularizer
+from st_plugins.methods.layer_mix.layer_mix import RECIPES, recipe_weights
 from st_plugins.modules import LayerMix
-from st_plugins.modules.layer_mix import RECIPES, recipe_weights
 
 TEXTS = ["a big dog is playing guitar in the park .", "the cat", "two women , three men", ""]
 LAYERS = {"last": (2,), "first-last": (1, 2), "last-two": (1, 2), "embedding": (0,)}  # of an encoder with two

@@ -5,8 +5,8 @@ from __future__ import annotations
 from st_plugins.core.token_embeddings import TokenEmbeddings
 from st_plugins.kernels.span_attention import SpanAttention, span_attention
 from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
+from st_plugins.methods.layer_mix.layer_mix import LayerMix
 from st_plugins.methods.whitening.whitening import Whitening
-from st_plugins.modules.layer_mix import LayerMix
 from st_plugins.modules.span_pooling import SpanPooling
 from st_plugins.modules.text_cnn import TextCNNPooling
 from st_plugins.modules.text_rcnn import TextRCNNPooling

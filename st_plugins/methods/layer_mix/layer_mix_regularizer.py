@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from st_plugins.core.host import inner_model
 from st_plugins.core.loss import Features, GuardedLoss, with_term
 from st_plugins.core.wrappers import refuse_around
-from st_plugins.modules.layer_mix import LayerMix
+from st_plugins.methods.layer_mix.layer_mix import LayerMix
 
 __all__ = ["LayerMixRegularizer"]
 

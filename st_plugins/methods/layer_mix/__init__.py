@@ -1,0 +1,3 @@
+"""layer_mix."""
+
+from __future__ import annotations
