@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from st_plugins.core.dropout import without_dropout
+from st_plugins.methods.text_pooling.token_pooling import TokenPooling
 from st_plugins.modules import TextCNNPooling, TextRCNNPooling, TextRNNPooling
-from st_plugins.modules.token_pooling import TokenPooling
 
 WIDTH = 5
 Matrix = list[list[float]]

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from st_plugins.modules.text_rnn import read
-from st_plugins.modules.token_pooling import TokenPooling, maximum_over_time
+from st_plugins.methods.text_pooling.text_rnn import read
+from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time
 
 __all__ = ["TextRCNNPooling"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from st_plugins.modules.token_pooling import TokenPooling, maximum_over_time
+from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time
 
 __all__ = ["TextCNNPooling"]
 

@@ -1,0 +1,3 @@
+"""text_pooling."""
+
+from __future__ import annotations
