@@ -22,8 +22,8 @@ from st_plugins.data.miniature.sentiment import SentimentSentence
 from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.single import Explanation, explain
 from st_plugins.explain.tokens import Token, read
-from st_plugins.losses.self_explaining import SelfExplainingLoss
-from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.methods.self_explaining.self_explaining_loss import SelfExplainingLoss
+from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.report.page import GENERATOR
 
 __all__ = ["DecidingSpans", "page_target", "run_explanation_demo", "train_classifier"]

@@ -16,8 +16,8 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm, Poolin
 from torch import nn
 
 from st_plugins.explain import PairExplanation, explain_pair
+from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.methods.whitening.whitening import Whitening
-from st_plugins.modules.span_pooling import SpanPooling
 from tests.conftest import WORDS
 
 Make = Callable[..., SentenceTransformer]

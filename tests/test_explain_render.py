@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins.explain import explain, explain_pair
 from st_plugins.explain.tokens import Token
-from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.report.matrices import Cell, cells, matrix_html, matrix_terminal, strip_html, strip_terminal
 from st_plugins.report.palette import colour, ink
 

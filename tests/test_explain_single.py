@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from st_plugins.explain import Explanation, explain
 from st_plugins.explain.tokens import read
-from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
 Make = Callable[..., SentenceTransformer]
 TEXT = "  The naïve man's café — 東京 is  fun 😀!\n"

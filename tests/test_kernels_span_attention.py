@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from st_plugins.kernels import SpanAttention, span_attention
-from st_plugins.kernels.span_attention import span_reach
+from st_plugins.methods.self_explaining.span_attention import span_reach
+from st_plugins.modules import SpanAttention, span_attention
 
 # The package has a function of this name, so the module is not an attribute of it.
-blocks = sys.modules["st_plugins.kernels.span_attention_torch"]
+blocks = sys.modules["st_plugins.methods.self_explaining.span_attention_torch"]
 
 MASKS = {
     "full": ["11111", "11111"],

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from st_plugins.kernels import span_attention, span_attention_triton
-from st_plugins.kernels.span_attention import span_reach
-from st_plugins.kernels.span_attention_torch import TorchSpanAttention
+from st_plugins.methods.self_explaining import span_attention_triton
+from st_plugins.methods.self_explaining.span_attention import span_reach
+from st_plugins.methods.self_explaining.span_attention_torch import TorchSpanAttention
+from st_plugins.modules import span_attention
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from st_plugins.methods.self_explaining.product_attention import product_attention
 from st_plugins.modules import SpanPooling
-from st_plugins.modules.product_attention import product_attention
 
 WIDTH = 6
 CLS, SEP, PAD, UNK = 2, 3, 0, 1

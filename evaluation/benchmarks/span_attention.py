@@ -37,7 +37,7 @@ from torch.nn.functional import linear
 
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
-from st_plugins.kernels import span_attention
+from st_plugins.modules import span_attention
 
 OURS, DENSE, FOLDED = "span_attention", "dense, as published", "dense, folded"
 OUR_LAYER, DENSE_LAYER = "layer: span_attention", "layer: dense, as published"

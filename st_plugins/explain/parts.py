@@ -18,7 +18,7 @@ from st_plugins.core.host import evaluating
 from st_plugins.explain.spans import Side, Span, span_of
 from st_plugins.explain.tail import Tail
 from st_plugins.explain.tokens import read
-from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
 __all__ = ["Parts", "Unit", "take_apart"]
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from st_plugins.kernels.span_attention import SpanAttention, span_attention
+from st_plugins.methods.self_explaining.span_attention import SpanAttention, span_attention
 
 __all__ = ["SpanAttention", "span_attention"]

@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 from st_plugins.core.module import StoredModule
 from st_plugins.core.tokens import counted_tokens, padded, refuse_non_finite, special_token_ids
-from st_plugins.kernels.span_attention import SpanAttention, span_attention
-from st_plugins.modules.product_attention import product_attention
+from st_plugins.methods.self_explaining.product_attention import product_attention
+from st_plugins.methods.self_explaining.span_attention import SpanAttention, span_attention
 
 __all__ = ["SpanPooling"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from st_plugins.kernels.span_attention import SpanAttention
+from st_plugins.methods.self_explaining.span_attention import SpanAttention
 
 __all__ = ["product_attention"]
 
@@ -38,7 +38,7 @@ def product_attention(
         max_span_length: Longest span in tokens; None sets no limit.
 
     Returns:
-        As `st_plugins.kernels.span_attention`.
+        As `st_plugins.methods.self_explaining.span_attention`.
 
     Example:
         >>> tokens = torch.eye(4)[None, :3]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from st_plugins.kernels import span_attention_triton
-from st_plugins.kernels.span_attention_torch import TorchSpanAttention
+from st_plugins.methods.self_explaining import span_attention_triton
+from st_plugins.methods.self_explaining.span_attention_torch import TorchSpanAttention
 
 __all__ = ["SpanAttention", "span_attention", "span_reach"]
 

@@ -16,7 +16,7 @@ from st_plugins.core.headed_loss import ClassifierLoss, check_classes, embedding
 from st_plugins.core.host import default_prompt, evaluating, inner_model
 from st_plugins.core.loss import Features, GuardedLoss, Terms, with_term
 from st_plugins.core.wrappers import around, gradient_cached, refuse_around, written
-from st_plugins.modules.span_pooling import SpanPooling
+from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
 __all__ = ["SelfExplainingLoss", "SpanSharpnessRegularizer"]
 

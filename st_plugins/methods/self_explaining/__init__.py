@@ -1,0 +1,3 @@
+"""self_explaining."""
+
+from __future__ import annotations
