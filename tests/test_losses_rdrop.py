@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import RDropLoss, SelfExplainingLoss, SimCSELoss, SpanSharpnessRegularizer, symmetric_kl
-from st_plugins.losses.two_passes import doubled
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
+from st_plugins.methods.rdrop.two_passes import doubled
 from st_plugins.modules import SpanPooling
 
 CLASSES = torch.tensor([0, 2, 1, 1, 0, 2])

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from st_plugins.core.dropout import dropout_probabilities
 from st_plugins.core.loss import GuardedLoss, Terms, as_in_training
 from st_plugins.core.wrappers import refuse_around
-from st_plugins.losses.rdrop_wrapped import (
+from st_plugins.methods.rdrop.two_passes import TwoPasses, two_passes
+from st_plugins.methods.rdrop.wrapped import (
     Consistency,
     check_columns,
     check_wrapped,
@@ -29,7 +30,6 @@ from st_plugins.losses.rdrop_wrapped import (
     consistency_of,
     inner_of,
 )
-from st_plugins.losses.two_passes import TwoPasses, two_passes
 
 __all__ = ["RDropLoss", "symmetric_kl"]
 

@@ -1,0 +1,3 @@
+"""rdrop."""
+
+from __future__ import annotations
