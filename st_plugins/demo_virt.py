@@ -25,8 +25,8 @@ from st_plugins.core.dropout import without_dropout
 from st_plugins.data import miniature
 from st_plugins.evaluators.result import Difference
 from st_plugins.evaluators.statistics import difference, resample_counts
-from st_plugins.losses.virt import VIRTLoss
-from st_plugins.losses.virt_agreement import map_agreement
+from st_plugins.methods.virt.layer_agreement import map_agreement
+from st_plugins.methods.virt.virt_loss import VIRTLoss
 
 __all__ = ["LearnedAttention", "entailment_pairs", "run_virt_demo"]
 

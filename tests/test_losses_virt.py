@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import ConSERTJointLoss, RDropLoss, SelfExplainingLoss, SimCSELoss, VIRTLoss, map_agreement
-from st_plugins.losses.virt_teacher import map_layers
+from st_plugins.methods.virt.teacher import map_layers
 from st_plugins.modules import SpanPooling
 
 Model = Callable[..., SentenceTransformer]

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
 
-from st_plugins.losses import VIRTLoss, virt_cache
-from st_plugins.losses.virt_cache import MapCache, fingerprint, pair_key
+from st_plugins.losses import VIRTLoss
+from st_plugins.methods.virt import map_cache as virt_cache
+from st_plugins.methods.virt.map_cache import MapCache, fingerprint, pair_key
 
 Model = Callable[..., SentenceTransformer]
 Teacher = Callable[..., CrossEncoder]

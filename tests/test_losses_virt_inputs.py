@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tokenizers import processors
 
-from st_plugins.losses.virt_inputs import PairInputs, Span, check_tokenizers, take
+from st_plugins.methods.virt.inputs import PairInputs, Span, check_tokenizers, take
 
 Model = Callable[..., SentenceTransformer]
 Teacher = Callable[..., CrossEncoder]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from st_plugins.losses import virt_maps
-from st_plugins.losses.virt_maps import (
+from st_plugins.methods.virt import maps as virt_maps
+from st_plugins.methods.virt.maps import (
     AttentionTarget,
     Block,
     MapOptions,

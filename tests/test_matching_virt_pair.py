@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from st_plugins.core.tokens import content_tokens
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
-from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, fuse
+from st_plugins.methods.virt.interaction import FUSIONS, PairHead, attended_means, fuse
 from tests.conftest import ENCODERS
 
 MakeModel = Callable[..., SentenceTransformer]
@@ -198,7 +198,7 @@ def test_predict_is_the_formula(
 def test_the_company_in_a_batch_does_not_matter(
     model: SentenceTransformer, sentences: list[str], batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("st_plugins.matching.virt_pair._BATCHES_A_CHUNK", 2)
+    monkeypatch.setattr("st_plugins.methods.virt.pair_classifier._BATCHES_A_CHUNK", 2)
     classifier = VIRTPairClassifier(model, 3)
     pairs = [(sentences[row % 5], "a dog" if row % 3 else sentences[row]) for row in range(17)]
     alone = np.stack([classifier.predict(pair) for pair in pairs])

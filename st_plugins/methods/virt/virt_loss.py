@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from st_plugins.core.host import inner_model
 from st_plugins.core.loss import Features, GuardedLoss, Terms, damaged_rows, with_term
 from st_plugins.core.wrappers import around, gradient_cached, refuse_around, written
-from st_plugins.losses.virt_inputs import TeacherInput
-from st_plugins.losses.virt_maps import Distance, Heads, Target, TargetMaps, pair_distance
-from st_plugins.losses.virt_student import ColumnLayers, capture_columns, check_captured, pair_attention
-from st_plugins.losses.virt_teacher import TeacherMaps
+from st_plugins.methods.virt.inputs import TeacherInput
+from st_plugins.methods.virt.maps import Distance, Heads, Target, TargetMaps, pair_distance
+from st_plugins.methods.virt.student import ColumnLayers, capture_columns, check_captured, pair_attention
+from st_plugins.methods.virt.teacher import TeacherMaps
 
 __all__ = ["VIRTLoss"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from st_plugins.core.attention import LayerAttention, capture_attention
 from st_plugins.core.loading.encoder import load_cross_encoder
-from st_plugins.losses.virt_cache import MapCache, fingerprint, pair_key
-from st_plugins.losses.virt_inputs import PairInputs, TeacherInput, check_tokenizers, take
-from st_plugins.losses.virt_maps import (
+from st_plugins.methods.virt.inputs import PairInputs, TeacherInput, check_tokenizers, take
+from st_plugins.methods.virt.map_cache import MapCache, fingerprint, pair_key
+from st_plugins.methods.virt.maps import (
     AttentionTarget,
     Block,
     Distance,

@@ -12,9 +12,9 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from st_plugins.core.host import default_prompt, evaluating
-from st_plugins.losses.virt_maps import Block, Heads, PairAttention, TargetMaps, interaction_map, row_mask
-from st_plugins.losses.virt_student import capture_columns, check_captured, pair_attention
-from st_plugins.losses.virt_teacher import TeacherMaps
+from st_plugins.methods.virt.maps import Block, Heads, PairAttention, TargetMaps, interaction_map, row_mask
+from st_plugins.methods.virt.student import capture_columns, check_captured, pair_attention
+from st_plugins.methods.virt.teacher import TeacherMaps
 
 __all__ = ["LayerAgreement", "map_agreement"]
 

@@ -13,8 +13,8 @@ from torch import nn
 from st_plugins.core.attention import LayerAttention, capture_attention
 from st_plugins.core.host import inner_model
 from st_plugins.core.loss import Features
-from st_plugins.losses.virt_inputs import TeacherInput, take
-from st_plugins.losses.virt_maps import PairAttention
+from st_plugins.methods.virt.inputs import TeacherInput, take
+from st_plugins.methods.virt.maps import PairAttention
 
 __all__ = ["ColumnLayers", "capture_columns", "check_captured", "pair_attention"]
 

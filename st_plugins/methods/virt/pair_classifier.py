@@ -45,7 +45,7 @@ from st_plugins.core.pair_model import (
 )
 from st_plugins.core.tokens import special_token_ids
 from st_plugins.core.writing.atomic import atomic_folder
-from st_plugins.matching.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
+from st_plugins.methods.virt.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
 
 __all__ = ["VIRTPairClassifier"]
 

@@ -11,8 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from st_plugins.core.headed_loss import ClassifierLoss, check_classes
 from st_plugins.core.loss import Features
 from st_plugins.core.wrappers import refuse_around
-from st_plugins.matching.interaction import pair_means
-from st_plugins.matching.virt_pair import VIRTPairClassifier
+from st_plugins.methods.virt.interaction import pair_means
+from st_plugins.methods.virt.pair_classifier import VIRTPairClassifier
 
 __all__ = ["VIRTPairLoss"]
 

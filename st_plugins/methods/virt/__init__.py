@@ -1,0 +1,3 @@
+"""virt."""
+
+from __future__ import annotations
