@@ -20,7 +20,7 @@ from evaluation.pipelines import Pipeline, build_model
 from evaluation.re2_recipe import Row, Task
 from st_plugins.core.pair_metrics import measure
 from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule, TransformerTokens, WordVectors
-from st_plugins.matching.re2_checkpoints import BestWeightsCallback
+from st_plugins.methods.re2.checkpoints import BestWeightsCallback
 
 __all__ = ["Trained", "build_source", "train_matcher", "train_siamese"]
 

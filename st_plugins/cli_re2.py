@@ -16,7 +16,7 @@ from st_plugins.report.terminal import say
 if TYPE_CHECKING:
     from st_plugins.core.labeled import LabelledPairs
     from st_plugins.core.reading.tables import Table
-    from st_plugins.matching.re2.config import RE2Config
+    from st_plugins.methods.re2.config import RE2Config
 
 __all__ = ["predict", "train"]
 
@@ -112,9 +112,9 @@ def train(
     from st_plugins.core.writing.atomic import folder_target
     from st_plugins.core.writing.checkpoints import CheckpointFolder
     from st_plugins.io import load_sentence_transformer
-    from st_plugins.matching.re2.config import RE2Config, RE2Schedule, configuration_for
-    from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
-    from st_plugins.matching.re2_matcher import RE2Matcher
+    from st_plugins.methods.re2.config import RE2Config, RE2Schedule, configuration_for
+    from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+    from st_plugins.methods.re2.matcher import RE2Matcher
 
     target = folder_target(output, name="--output", overwrite=overwrite, inputs=(train, dev, vectors, encoder))
     CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
@@ -195,7 +195,7 @@ def predict(
     from st_plugins.core.reading.tables import read_table
     from st_plugins.core.texts import text_fault
     from st_plugins.core.writing.rows import table_target, write_table
-    from st_plugins.matching.re2_matcher import RE2Matcher
+    from st_plugins.methods.re2.matcher import RE2Matcher
 
     target = table_target(output, name="--output", overwrite=overwrite, inputs=(model, pairs), column="predicted")
     table = read_table(pairs)
@@ -258,7 +258,7 @@ def _check_not_scores(table: Table, label: str) -> None:
 
 
 def _say_configuration(name: str, shape: RE2Config, batch_size: int, pairs: int, by_default: bool) -> None:
-    from st_plugins.matching.re2.config import FEW_PAIRS
+    from st_plugins.methods.re2.config import FEW_PAIRS
 
     few = "fewer than" if name == "small" else "not fewer than"
     reason = (

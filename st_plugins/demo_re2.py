@@ -12,10 +12,10 @@ import torch
 from st_plugins.data import miniature
 from st_plugins.demo_virt import LearnedAttention, entailment_pairs
 from st_plugins.evaluators.statistics import resample_counts
-from st_plugins.explain.alignment import AlignmentExplanation
-from st_plugins.matching.re2.config import RE2Config, RE2Schedule
-from st_plugins.matching.re2.embedding import LearnedEmbedding
-from st_plugins.matching.re2_matcher import RE2Matcher
+from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
+from st_plugins.methods.re2.config import RE2Config, RE2Schedule
+from st_plugins.methods.re2.embedding import LearnedEmbedding
+from st_plugins.methods.re2.matcher import RE2Matcher
 
 __all__ = ["FastMatching", "run_re2_demo"]
 

@@ -21,7 +21,7 @@ from st_plugins.data.anonymised import AnonymisedPairs
 from st_plugins.evaluators import STSSuiteEvaluator
 from st_plugins.explain import explain_pair
 from st_plugins.matching import LearnedEmbedding
-from st_plugins.matching.re2.vectors import read_vectors
+from st_plugins.methods.re2.vectors import read_vectors
 from st_plugins.training.preparation import distinct_texts
 
 HEAD = ["sentence1", "sentence2", "score"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from st_plugins.explain.alignment import AlignmentExplanation, AlignmentMap
+from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation, AlignmentMap
 
 
 def explanation(m: int = 3, n: int = 4, blocks: int = 2) -> AlignmentExplanation:

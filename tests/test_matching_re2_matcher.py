@@ -24,8 +24,8 @@ from sentence_transformers.cross_encoder.evaluation import (
 )
 from torch import Tensor, nn
 
-from st_plugins.explain.alignment import AlignmentExplanation
 from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule, TransformerTokens, WordVectors
+from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
 
 MakeModel = Callable[..., SentenceTransformer]
 CONFIG = RE2Config(blocks=2, encoder_layers=1, hidden=8, dropout=0.1)
@@ -381,7 +381,7 @@ def test_arguments_that_do_not_suit(matcher: RE2Matcher, caplog: pytest.LogCaptu
 def test_progress_follows_the_argument_and_the_level_of_logging(
     matcher: RE2Matcher, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logger = logging.getLogger("st_plugins.matching.re2_matcher")
+    logger = logging.getLogger("st_plugins.methods.re2.matcher")
     level = logger.level
     for asked, at, shown in ((None, logging.WARNING, False), (None, logging.INFO, True), (False, logging.INFO, False)):
         logger.setLevel(at)

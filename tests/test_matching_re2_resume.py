@@ -16,8 +16,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule, TransformerTokens
-from st_plugins.matching import re2_checkpoints as checkpoints_module
-from st_plugins.matching.re2_checkpoints import OrderOfLengths
+from st_plugins.methods.re2 import checkpoints as checkpoints_module
+from st_plugins.methods.re2.checkpoints import OrderOfLengths
 
 CONFIG = RE2Config(blocks=1, encoder_layers=1, hidden=8, dropout=0.3)
 SCHEDULE = RE2Schedule(
@@ -110,7 +110,7 @@ def test_a_training_that_had_ended_is_not_trained_on(
 ) -> None:
     options: dict[str, Any] = {"schedule": SCHEDULE, "patience": 1, "checkpoints": tmp_path / "m", **QUIET}
     values = iter([0.7, 0.6])
-    monkeypatch.setattr("st_plugins.matching.re2_training.measure", lambda *_: next(values))
+    monkeypatch.setattr("st_plugins.methods.re2.training.measure", lambda *_: next(values))
     ended = build()
     expected = ended.fit(*split, **options)
     assert (expected.steps, expected.step) == (6, 3)

@@ -19,8 +19,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule, TransformerTokens, WordVectors
-from st_plugins.matching.re2_checkpoints import BestWeightsCallback
-from st_plugins.matching.re2_training import shortened
+from st_plugins.methods.re2.checkpoints import BestWeightsCallback
+from st_plugins.methods.re2.training import shortened
 
 CONFIG = RE2Config(blocks=1, encoder_layers=1, hidden=8, dropout=0.0)
 QUIET = {"device": "cpu", "show_progress_bar": False}
@@ -147,7 +147,7 @@ def test_the_best_weights_are_kept_and_the_training_stops(
     build: Callable[..., RE2Matcher], rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([0.5, 0.7, 0.7, 0.6, 0.9])
-    monkeypatch.setattr("st_plugins.matching.re2_training.measure", lambda *_: next(values))
+    monkeypatch.setattr("st_plugins.methods.re2.training.measure", lambda *_: next(values))
     matcher, watch = build(["no", "yes"]), Watch()
     options = {"batch_size": 20, "learning_rate": 1e-2, "callbacks": [watch], **QUIET}
     found = matcher.fit(rows[:40], rows[40:], patience=2, epochs=10, **options)
@@ -313,7 +313,7 @@ def test_every_training_is_of_the_same_weights(
     fit(fresh)
     matcher.load_state_dict(build(["no", "yes"], config).state_dict())
     fit(matcher)
-    monkeypatch.setattr("st_plugins.matching.re2_training.cross_entropy", lambda *_: torch.tensor(math.nan))
+    monkeypatch.setattr("st_plugins.methods.re2.training.cross_entropy", lambda *_: torch.tensor(math.nan))
     with pytest.raises(ValueError, match="the loss became nan"):
         fit(matcher)
     assert not any(module.training for module in matcher.modules())

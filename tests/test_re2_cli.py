@@ -14,7 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from st_plugins import cli
 from st_plugins.core.reading.tables import read_table
-from st_plugins.matching import LearnedEmbedding, RE2Matcher, TransformerTokens, WordVectors, re2_matcher
+from st_plugins.matching import LearnedEmbedding, RE2Matcher, TransformerTokens, WordVectors
+from st_plugins.methods.re2 import matcher as re2_matcher
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from st_plugins.core.writing.atomic import file_target
-from st_plugins.matching.re2 import RE2, RE2Config
-from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens
-from st_plugins.matching.re2.export import OPSET, export_onnx
+from st_plugins.methods.re2.config import RE2Config
+from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens
+from st_plugins.methods.re2.export import OPSET, export_onnx
+from st_plugins.methods.re2.network import RE2
 
 WIDTH = 6
 HAS_ONNX = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))

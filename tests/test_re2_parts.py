@@ -14,19 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached, is_parametrized
 
-from st_plugins.matching.re2 import (
-    RE2,
-    ConvolutionalEncoder,
-    Fusion,
-    RE2Config,
-    RE2Schedule,
-    fold_weight_norm,
-    masked_max,
-)
-from st_plugins.matching.re2.layers import activate
+from st_plugins.methods.re2.config import RE2Config, RE2Schedule
+from st_plugins.methods.re2.encoder import ConvolutionalEncoder
+from st_plugins.methods.re2.fusion import Fusion
+from st_plugins.methods.re2.layers import activate, fold_weight_norm
+from st_plugins.methods.re2.network import RE2
+from st_plugins.methods.re2.pooling import masked_max
 from tests.test_re2_network import WIDTH, build, texts
 
-network_module = importlib.import_module("st_plugins.matching.re2.network")
+network_module = importlib.import_module("st_plugins.methods.re2.network")
 
 
 def test_the_configuration_for_snli_has_2_8_million_parameters() -> None:

@@ -45,10 +45,12 @@ from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.miniature import untrained_encoder
 from st_plugins.data.miniature.grammar import vocabulary
-from st_plugins.matching.re2 import RE2, RE2Config, fold_weight_norm
-from st_plugins.matching.re2.embedding import WordVectors
-from st_plugins.matching.re2.export import export_onnx
-from st_plugins.matching.re2_matcher import RE2Matcher
+from st_plugins.methods.re2.config import RE2Config
+from st_plugins.methods.re2.embedding import WordVectors
+from st_plugins.methods.re2.export import export_onnx
+from st_plugins.methods.re2.layers import fold_weight_norm
+from st_plugins.methods.re2.matcher import RE2Matcher
+from st_plugins.methods.re2.network import RE2
 
 # Layers, width and heads.
 SHAPES = {"BERT-base": (12, 768, 12), "MiniLM-L6": (6, 384, 12)}

@@ -6,10 +6,10 @@ from st_plugins.data.anonymised.model import LabelTokenModel
 from st_plugins.data.anonymised.pairs import AnonymisedPairs
 from st_plugins.data.anonymised.ranks import initialise_by_rank
 from st_plugins.data.anonymised.tokens import build_tokenizer
-from st_plugins.matching.re2.config import RE2Config, RE2Schedule
-from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
-from st_plugins.matching.re2.network import RE2
-from st_plugins.matching.re2_matcher import RE2Matcher
+from st_plugins.methods.re2.config import RE2Config, RE2Schedule
+from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+from st_plugins.methods.re2.matcher import RE2Matcher
+from st_plugins.methods.re2.network import RE2
 from st_plugins.methods.virt.pair_classifier import VIRTPairClassifier
 from st_plugins.methods.virt.pair_loss import VIRTPairLoss
 

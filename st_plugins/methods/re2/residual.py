@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from st_plugins.matching.re2.layers import projection
+from st_plugins.methods.re2.layers import projection
 
 __all__ = ["AugmentedResidual"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from st_plugins.matching.re2.layers import activate, projection
+from st_plugins.methods.re2.layers import activate, projection
 
 __all__ = ["Prediction"]
 

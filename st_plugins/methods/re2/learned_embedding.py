@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from typing_extensions import Self
 
 from st_plugins.core.texts import check_texts
-from st_plugins.matching.re2.token_table import TokenTable
+from st_plugins.methods.re2.token_table import TokenTable
 
 __all__ = ["LearnedEmbedding"]
 

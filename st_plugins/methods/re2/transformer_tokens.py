@@ -13,7 +13,7 @@ from typing_extensions import Self
 from st_plugins.core.host import evaluating
 from st_plugins.core.loading.encoder import load_encoder
 from st_plugins.core.tokens import content_tokens, special_token_ids
-from st_plugins.matching.re2.token_table import read_record, write_record
+from st_plugins.methods.re2.token_table import read_record, write_record
 
 __all__ = ["TransformerTokens"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from st_plugins.core.nonfinite import NonFiniteRowsError
 from st_plugins.core.pair_inputs import padded
-from st_plugins.matching.re2.config import RE2Config
-from st_plugins.matching.re2.network import RE2
+from st_plugins.methods.re2.config import RE2Config
+from st_plugins.methods.re2.network import RE2
 
 __all__ = ["EncodedText", "encode_texts", "saying_cut", "score_pairs", "token_vectors"]
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from st_plugins.core.writing.atomic import file_target
-from st_plugins.matching.re2.layers import fold_weight_norm
-from st_plugins.matching.re2.network import RE2
-from st_plugins.matching.re2.token_table import TokenTable
+from st_plugins.methods.re2.layers import fold_weight_norm
+from st_plugins.methods.re2.network import RE2
+from st_plugins.methods.re2.token_table import TokenTable
 
 __all__ = ["OPSET", "export_onnx"]
 

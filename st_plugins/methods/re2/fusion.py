@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from st_plugins.matching.re2.layers import activate, projection
+from st_plugins.methods.re2.layers import activate, projection
 
 __all__ = ["Fusion"]
 

@@ -30,17 +30,17 @@ from st_plugins.core.pair_model import (
     shows_progress,
 )
 from st_plugins.core.writing.atomic import atomic_folder
-from st_plugins.matching.re2.config import CONFIGURATIONS, RE2Config, RE2Schedule
-from st_plugins.matching.re2.layers import fold_weight_norm
-from st_plugins.matching.re2.network import RE2
-from st_plugins.matching.re2_scoring import EncodedText, encode_texts, saying_cut, score_pairs, token_vectors
-from st_plugins.matching.re2_storage import SOURCES, Source, StoredMatcher, read_weights, write
+from st_plugins.methods.re2.config import CONFIGURATIONS, RE2Config, RE2Schedule
+from st_plugins.methods.re2.layers import fold_weight_norm
+from st_plugins.methods.re2.network import RE2
+from st_plugins.methods.re2.scoring import EncodedText, encode_texts, saying_cut, score_pairs, token_vectors
+from st_plugins.methods.re2.storage import SOURCES, Source, StoredMatcher, read_weights, write
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from st_plugins.explain.alignment import AlignmentExplanation
-    from st_plugins.matching.re2_training import MatcherTraining
+    from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
+    from st_plugins.methods.re2.training import MatcherTraining
 
 __all__ = ["RE2Matcher"]
 
@@ -65,7 +65,7 @@ class RE2Matcher(nn.Module):
         source: What gives the token vectors: `WordVectors`, `LearnedEmbedding` or `TransformerTokens`.
         config: The network, or its name: ``"small"`` for fewer than 20,000 training pairs, or a published one, which
             are ``"snli"``, ``"quora"``, ``"scitail"`` and ``"wikiqa"``. The name also chooses the schedule for `fit`.
-            ``st_plugins.matching.re2.configuration_for(pairs)`` is the name that the command line takes.
+            ``st_plugins.methods.re2.config.configuration_for(pairs)`` is the name that the command line takes.
         labels: Names of the classes, in the order of the outputs; None for one score from 0 to 1.
 
     Raises:
@@ -196,7 +196,7 @@ class RE2Matcher(nn.Module):
                 NaN, or the checkpoints are of a training with other data, settings or weights; the message names one.
         """
         from st_plugins.core.host import check_installed
-        from st_plugins.matching.re2_training import train_matcher
+        from st_plugins.methods.re2.training import train_matcher
 
         check_installed()
         metric = check_metric(metric, self.num_labels)
@@ -357,7 +357,7 @@ class RE2Matcher(nn.Module):
         Raises:
             ValueError: It is no pair of texts, or a text has no token.
         """
-        from st_plugins.explain.alignment import AlignmentExplanation, AlignmentMap
+        from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation, AlignmentMap
 
         pairs, single = as_pairs(pair)
         if not single:

@@ -14,10 +14,10 @@ from torch import nn
 from st_plugins import __version__
 from st_plugins.core.loading.files import is_there, read_object, read_tensors, shapes
 from st_plugins.core.loading.sizes import check_sizes
-from st_plugins.matching.re2.config import RE2Config, RE2Schedule
-from st_plugins.matching.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
-from st_plugins.matching.re2.layers import fold_weight_norm
-from st_plugins.matching.re2.network import RE2
+from st_plugins.methods.re2.config import RE2Config, RE2Schedule
+from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+from st_plugins.methods.re2.layers import fold_weight_norm
+from st_plugins.methods.re2.network import RE2
 
 __all__ = ["SOURCES", "Source", "StoredMatcher", "read_weights", "write"]
 

@@ -14,8 +14,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from typing_extensions import Self
 
 from st_plugins.core.texts import check_texts
-from st_plugins.matching.re2.token_table import TokenTable
-from st_plugins.matching.re2.vectors import read_vectors
+from st_plugins.methods.re2.token_table import TokenTable
+from st_plugins.methods.re2.vectors import read_vectors
 
 __all__ = ["WordVectors"]
 

@@ -25,10 +25,7 @@ from st_plugins.core.labeled import LabelledPairs
 from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.core.pair_metrics import Accuracy, measure, measure_accuracy
 from st_plugins.core.writing.checkpoints import CheckpointCallback, CheckpointFolder
-from st_plugins.matching.re2.config import RE2Schedule
-from st_plugins.matching.re2.embedding import TransformerTokens
-from st_plugins.matching.re2.layers import normalized_weights
-from st_plugins.matching.re2_checkpoints import (
+from st_plugins.methods.re2.checkpoints import (
     BestWeightsCallback,
     MatcherTrainer,
     OrderOfLengths,
@@ -37,10 +34,13 @@ from st_plugins.matching.re2_checkpoints import (
     digest_of_pairs,
     digest_of_state,
 )
-from st_plugins.matching.re2_scoring import saying_cut
+from st_plugins.methods.re2.config import RE2Schedule
+from st_plugins.methods.re2.embedding import TransformerTokens
+from st_plugins.methods.re2.layers import normalized_weights
+from st_plugins.methods.re2.scoring import saying_cut
 
 if TYPE_CHECKING:
-    from st_plugins.matching.re2_matcher import RE2Matcher
+    from st_plugins.methods.re2.matcher import RE2Matcher
 
 __all__ = ["MatcherTraining", "shortened", "train_matcher"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from st_plugins.matching.re2.layers import Convolution
+from st_plugins.methods.re2.layers import Convolution
 
 __all__ = ["ConvolutionalEncoder"]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from st_plugins.matching.re2.layers import activate, projection
+from st_plugins.methods.re2.layers import activate, projection
 
 __all__ = ["Alignment", "Maps"]
 

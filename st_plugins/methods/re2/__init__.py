@@ -1,0 +1,3 @@
+"""re2."""
+
+from __future__ import annotations
