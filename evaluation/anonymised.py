@@ -40,7 +40,7 @@ from st_plugins.core.files import library_versions
 from st_plugins.core.reading.tables import read_table
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data import read_texts
-from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
+from st_plugins.matching import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
 
 __all__ = ["Bench", "main"]
 

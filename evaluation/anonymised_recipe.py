@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.toml_file import recipe_tables
-from st_plugins.data.anonymised import AnonymisedPairs
+from st_plugins.matching import AnonymisedPairs
 
 __all__ = ["Row", "Source", "Study", "as_integers", "read_study", "words_of"]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig
 
-from st_plugins.data.anonymised import AnonymisedPairs, build_tokenizer
-from st_plugins.data.anonymised.masking import IGNORED, PairMasking, features_of
-from st_plugins.data.anonymised.tokens import integer_token_ids, label_token_ids
+from st_plugins.matching import AnonymisedPairs, build_tokenizer
+from st_plugins.methods.label_token.masking import IGNORED, PairMasking, features_of
+from st_plugins.methods.label_token.tokens import integer_token_ids, label_token_ids
 
 TRAIN = AnonymisedPairs(["12 7 7 3", "3 4 12"], ["7 12 9", "8 10"], ["1", "0"])
 TEST = AnonymisedPairs(["5 12", "7"], ["12 90 90", "10"])

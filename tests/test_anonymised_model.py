@@ -37,9 +37,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
-from st_plugins.data.anonymised.masking import IGNORED, PairMasking, logits_at
-from st_plugins.data.anonymised.training import _MaskedTrainer
+from st_plugins.matching import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
+from st_plugins.methods.label_token.masking import IGNORED, PairMasking, logits_at
+from st_plugins.methods.label_token.training import _MaskedTrainer
 
 TRAIN = AnonymisedPairs(["12 7 7 3", "3 4 12", "8 3", "4"], ["7 12 9", "8 10", "3 8 8", "9 9"], ["1", "0", "1", "0"])
 TEST = AnonymisedPairs(["5 12", "7 3 3 9 10 4", "3"], ["12 5", "10", "7 8"])
@@ -326,7 +326,7 @@ def test_a_saved_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
     assert record["type"] == "LabelTokenModel" and record["classes"] == ["0", "1"]
     assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors"}
     code = (
-        "import sys; from st_plugins.data.anonymised import LabelTokenModel\n"
+        "import sys; from st_plugins.matching import LabelTokenModel\n"
         f"print(LabelTokenModel.load(sys.argv[1]).predict({TEST.pairs!r}).tolist())"
     )
     done = subprocess.run(

@@ -17,10 +17,9 @@ from st_plugins import whiten
 from st_plugins.core.labeled import LabelledPairs
 from st_plugins.core.reading.tables import to_score
 from st_plugins.data import Pairs, read_pairs, read_texts
-from st_plugins.data.anonymised import AnonymisedPairs
 from st_plugins.evaluators import STSSuiteEvaluator
 from st_plugins.explain import explain_pair
-from st_plugins.matching import LearnedEmbedding
+from st_plugins.matching import AnonymisedPairs, LearnedEmbedding
 from st_plugins.methods.re2.vectors import read_vectors
 from st_plugins.training.preparation import distinct_texts
 

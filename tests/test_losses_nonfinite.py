@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, TrainerControl, TrainerState, TrainingArguments
 
-from st_plugins.data.anonymised import AnonymisedPairs, LabelTokenModel, build_tokenizer
 from st_plugins.data.miniature import untrained_encoder
 from st_plugins.losses import LayerMixRegularizer, NonFiniteLossError, RDropLoss, VIRTLoss
-from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher
+from st_plugins.matching import (
+    AnonymisedPairs,
+    LabelTokenModel,
+    LearnedEmbedding,
+    RE2Config,
+    RE2Matcher,
+    build_tokenizer,
+)
 from st_plugins.training import NonFiniteLossCallback, train_consert
 from tests.our_losses import OURS, MakeModel, MakeTeacher
 from tests.training import host_trainer, logged

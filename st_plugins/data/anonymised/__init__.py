@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from st_plugins.data.anonymised.model import LabelTokenModel
-from st_plugins.data.anonymised.pairs import AnonymisedPairs
-from st_plugins.data.anonymised.ranks import initialise_by_rank
-from st_plugins.data.anonymised.tokens import build_tokenizer
+from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
+from st_plugins.methods.label_token.label_token_model import LabelTokenModel
+from st_plugins.methods.label_token.ranks import initialise_by_rank
+from st_plugins.methods.label_token.tokens import build_tokenizer
 
 __all__ = ["AnonymisedPairs", "LabelTokenModel", "build_tokenizer", "initialise_by_rank"]

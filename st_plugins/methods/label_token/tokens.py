@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from st_plugins.data.anonymised.pairs import AnonymisedPairs
+from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
 
 __all__ = ["build_tokenizer", "integer_token_ids", "label_token_ids"]
 

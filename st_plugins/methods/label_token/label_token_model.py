@@ -27,15 +27,15 @@ from st_plugins.core.loading.staging import staged
 from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.core.pair_inputs import as_pairs
 from st_plugins.core.writing.atomic import atomic_folder
-from st_plugins.data.anonymised.masking import (
+from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
+from st_plugins.methods.label_token.masking import (
     PairMasking,
     check_masked_language_model,
     features_of,
     label_places,
     logits_at,
 )
-from st_plugins.data.anonymised.pairs import AnonymisedPairs
-from st_plugins.data.anonymised.tokens import label_token_ids
+from st_plugins.methods.label_token.tokens import label_token_ids
 
 __all__ = ["LabelTokenModel"]
 
@@ -63,7 +63,7 @@ class LabelTokenModel(nn.Module):
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
-        >>> from st_plugins.data.anonymised import AnonymisedPairs, build_tokenizer
+        >>> from st_plugins.matching import AnonymisedPairs, build_tokenizer
         >>> train = AnonymisedPairs(["12 7", "3 4", "8 3"], ["7 12 9", "8", "3 8"], ["1", "0", "1"])
         >>> test = AnonymisedPairs(["5 12"], ["12"])
         >>> tokenizer = build_tokenizer(train + test, max_length=32)
@@ -166,7 +166,7 @@ class LabelTokenModel(nn.Module):
             ValueError: No pair has a label, a label is not among the model's classes, or a setting is out of range.
         """
         from st_plugins.core.host import check_installed
-        from st_plugins.data.anonymised.training import AGAIN, check_settings, train
+        from st_plugins.methods.label_token.training import AGAIN, check_settings, train
 
         check_installed()
         if not isinstance(pairs, AnonymisedPairs):

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from st_plugins.core.nonfinite import NonFiniteLossError
-from st_plugins.data.anonymised.masking import IGNORED, PairMasking, logits_at
-from st_plugins.data.anonymised.pairs import AnonymisedPairs
+from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
+from st_plugins.methods.label_token.masking import IGNORED, PairMasking, logits_at
 
 __all__ = ["AGAIN", "check_settings", "train"]
 
@@ -107,7 +107,7 @@ def train(
     Example:
         >>> import torch
         >>> from transformers import BertConfig, BertForMaskedLM
-        >>> from st_plugins.data.anonymised import build_tokenizer
+        >>> from st_plugins.matching import build_tokenizer
         >>> pairs = AnonymisedPairs(["1 2", "3 4"], ["2 1", "1"], ["1", "0"])
         >>> tokenizer = build_tokenizer(pairs)
         >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from st_plugins.data.anonymised.masking import check_masked_language_model
-from st_plugins.data.anonymised.tokens import integer_token_ids, label_token_ids
+from st_plugins.methods.label_token.masking import check_masked_language_model
+from st_plugins.methods.label_token.tokens import integer_token_ids, label_token_ids
 
 __all__ = ["initialise_by_rank"]
 
@@ -53,7 +53,7 @@ def initialise_by_rank(
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
-        >>> from st_plugins.data.anonymised import AnonymisedPairs, build_tokenizer
+        >>> from st_plugins.matching import AnonymisedPairs, build_tokenizer
         >>> words = build_tokenizer(AnonymisedPairs(["1 1 1 2 2 3"], ["1"]))
         >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
         >>> pretrained = BertForMaskedLM(BertConfig(vocab_size=len(words), **shape))

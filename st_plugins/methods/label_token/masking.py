@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-from st_plugins.data.anonymised.tokens import integer_token_ids, label_token_ids
+from st_plugins.methods.label_token.tokens import integer_token_ids, label_token_ids
 
 __all__ = ["IGNORED", "PairMasking", "check_masked_language_model", "features_of", "label_places", "logits_at"]
 
@@ -34,7 +34,7 @@ class PairMasking:
         token_types: Whether the encoder tells first and second text apart by token types.
 
     Example:
-        >>> from st_plugins.data.anonymised import AnonymisedPairs, build_tokenizer
+        >>> from st_plugins.matching import AnonymisedPairs, build_tokenizer
         >>> tokenizer = build_tokenizer(AnonymisedPairs(["12 7"], ["7 9"]))
         >>> masking = PairMasking(tokenizer, 0.15, False, torch.Generator().manual_seed(0))
         >>> batch = masking([("12 7", "7 9", "1"), ("7", "7", None)])
@@ -93,7 +93,7 @@ def features_of(tokenizer: Any, pairs: list[tuple[str, str]], token_types: bool)
         Padded ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if wanted, each ``(N, n)``.
 
     Example:
-        >>> from st_plugins.data.anonymised import AnonymisedPairs, build_tokenizer
+        >>> from st_plugins.matching import AnonymisedPairs, build_tokenizer
         >>> tokenizer = build_tokenizer(AnonymisedPairs(["12 7"], ["7 9"]))
         >>> features_of(tokenizer, [("7", "9")], True)["token_type_ids"].tolist()
         [[0, 0, 0, 0, 1, 1]]
@@ -113,7 +113,7 @@ def label_places(ids: Tensor, tokenizer: Any) -> Tensor:
         True at one place of each row, ``(N, n)``.
 
     Example:
-        >>> from st_plugins.data.anonymised import AnonymisedPairs, build_tokenizer
+        >>> from st_plugins.matching import AnonymisedPairs, build_tokenizer
         >>> tokenizer = build_tokenizer(AnonymisedPairs(["12 7"], ["7 9"]))
         >>> label_places(torch.tensor(tokenizer([("7", "9")])["input_ids"]), tokenizer).tolist()
         [[False, True, False, False, False, False]]

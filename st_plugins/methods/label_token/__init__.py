@@ -1,0 +1,3 @@
+"""label_token."""
+
+from __future__ import annotations
