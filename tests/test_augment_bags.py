@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbe
 
 from st_plugins.augment import EmbeddingDropout, FeatureCutoff, NoAugmentation, TokenCutoff, augmented, shuffle_kind
 from st_plugins.losses import ConSERTLoss, NonFiniteLossError
-from st_plugins.losses.consert import nt_xent
+from st_plugins.methods.contrastive.consert import nt_xent
 
 TEXTS = ["the big dog is running", "a cat", "", "the man is reading a book in the park"]
 

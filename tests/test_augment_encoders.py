@@ -22,8 +22,8 @@ from st_plugins.augment import (
     shuffle_kind,
     supported_encoders,
 )
-from st_plugins.augment.encoders import encoder_parts
-from st_plugins.augment.functional import shuffle_permutation
+from st_plugins.methods.contrastive.encoders import encoder_parts
+from st_plugins.methods.contrastive.functional import shuffle_permutation
 
 Factory = Callable[..., SentenceTransformer]
 TEXTS = [
@@ -347,7 +347,7 @@ def test_a_changed_host_fails_loudly(make_model: Factory, monkeypatch: pytest.Mo
     model = make_model("t5").train()
     encoder: Any = model[0].model  # type: ignore[union-attr]
     assert encoder.get_input_embeddings() is not encoder.encoder.embed_tokens  # why the table has a path for T5
-    monkeypatch.setattr("st_plugins.augment.encoders._EMBEDDING_PATHS", {})
+    monkeypatch.setattr("st_plugins.methods.contrastive.encoders._EMBEDDING_PATHS", {})
     with pytest.raises(ValueError, match="the model did not call its embedding layer Embedding"):
         with augmented(model, [FeatureCutoff()]):
             model(tokenize(model))

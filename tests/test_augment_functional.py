@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from st_plugins.augment import functional
+from st_plugins.methods.contrastive import functional
 
 HALF = (torch.float16, torch.bfloat16, torch.float32)
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1]])

@@ -16,8 +16,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from st_plugins.core.writing.checkpoints import CheckpointFolder
+from st_plugins.methods.contrastive.preparation import checksum, fingerprint
 from st_plugins.training import train_consert
-from st_plugins.training.preparation import checksum, fingerprint
 
 SETTINGS = {"seed": 0, "model": "a"}
 

@@ -20,8 +20,8 @@ from st_plugins.data import Pairs, read_pairs, read_texts
 from st_plugins.evaluators import STSSuiteEvaluator
 from st_plugins.explain import explain_pair
 from st_plugins.matching import AnonymisedPairs, LearnedEmbedding
+from st_plugins.methods.contrastive.preparation import distinct_texts
 from st_plugins.methods.re2.vectors import read_vectors
-from st_plugins.training.preparation import distinct_texts
 
 HEAD = ["sentence1", "sentence2", "score"]
 ROWS: list[list[Any]] = [["a dog, a cat", 'say "hi"', 4.5], ["naïve 你好", "x|y;z", 0.0]]

@@ -101,7 +101,7 @@ def test_deletion_is_the_shorter_text(make_model: Make, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet", "t5", "xlnet", "llama", "gpt2"])
 def test_gradient_saliency_against_finite_differences(make_model: Make, kind: str) -> None:
     """Scaling one token's embedding by 1 + h changes the score by h times its gradient x input."""
-    from st_plugins.augment.encoders import encoder_parts
+    from st_plugins.methods.contrastive.encoders import encoder_parts
 
     model = make_model(kind).double()
     reading = read(model, "a big dog is sleeping")

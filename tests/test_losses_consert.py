@@ -25,7 +25,7 @@ from st_plugins.augment import (
 )
 from st_plugins.core.dropout import dropout_probabilities, without_dropout
 from st_plugins.losses import ConSERTLoss, nt_xent
-from st_plugins.losses.caching import mini_batches
+from st_plugins.methods.contrastive.gradient_cache import mini_batches
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from st_plugins.core.dropout import without_dropout
 from st_plugins.losses import ConSERTJointLoss, SimCSELoss, simcse_loss
-from st_plugins.losses.caching import mini_batches
+from st_plugins.methods.contrastive.gradient_cache import mini_batches
 
 
 def cosine(x: list[float], y: list[float]) -> float:

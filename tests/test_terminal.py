@@ -19,10 +19,10 @@ from st_plugins import cli
 from st_plugins.evaluators.report import markdown
 from st_plugins.evaluators.result import SuiteResult
 from st_plugins.explain import explain, explain_pair
+from st_plugins.methods.contrastive.card import _code
 from st_plugins.report.matrices import STYLE
 from st_plugins.report.page import escape
 from st_plugins.report.terminal import foreign, say, shown, terminal
-from st_plugins.training.card import _code
 
 Run = Callable[..., tuple[int, str, str]]
 HOSTILE = "m[/b]:dog: [red]\x1b[2J\x9b1m\u202eevil\x07"

@@ -15,8 +15,8 @@ from sentence_transformers.base.modules import Normalize, Router, Transformer
 from st_plugins.data import Pairs
 from st_plugins.evaluators import STSSuiteEvaluator
 from st_plugins.geometry.probe import Probe
+from st_plugins.methods.contrastive.preparation import training_length
 from st_plugins.training import train_consert
-from st_plugins.training.preparation import training_length
 
 Seen = list[tuple[bool, list[list[int]], Any]]
 

@@ -25,8 +25,8 @@ from st_plugins.evaluators import Difference, STSSuiteEvaluator, SuiteResult, co
 from st_plugins.evaluators.report import csv_text, markdown
 from st_plugins.evaluators.statistics import difference, holm
 from st_plugins.geometry import GeometryCallback
+from st_plugins.methods.contrastive.card import selection_in_words
 from st_plugins.training import train_consert
-from st_plugins.training.card import selection_in_words
 
 NAN = math.nan
 

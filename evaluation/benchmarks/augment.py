@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from st_plugins.augment import EmbeddingDropout, FeatureCutoff, NoAugmentation, TokenCutoff, View, augmented
-from st_plugins.augment.functional import adversarial_delta, shuffle_permutation
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.miniature import corpus, untrained_encoder
+from st_plugins.methods.contrastive.functional import adversarial_delta, shuffle_permutation
 
 
 def main(

@@ -7,11 +7,12 @@ shuffling means for each.
 
 from __future__ import annotations
 
-from st_plugins.augment.context import AugmentedPass, augmented
-from st_plugins.augment.encoders import shuffle_kind, supported_encoders
-from st_plugins.augment.functional import adversarial_delta
-from st_plugins.augment.notation import flatten_view, parse_view, view_config, view_from_config
-from st_plugins.augment.views import (
+from st_plugins.core.dropout import without_dropout
+from st_plugins.methods.contrastive.augmented_pass import AugmentedPass, augmented
+from st_plugins.methods.contrastive.encoders import shuffle_kind, supported_encoders
+from st_plugins.methods.contrastive.functional import adversarial_delta
+from st_plugins.methods.contrastive.notation import flatten_view, parse_view, view_config, view_from_config
+from st_plugins.methods.contrastive.views import (
     AdversarialPerturbation,
     EmbeddingDropout,
     FeatureCutoff,
@@ -20,7 +21,6 @@ from st_plugins.augment.views import (
     TokenShuffle,
     View,
 )
-from st_plugins.core.dropout import without_dropout
 
 __all__ = [
     "AdversarialPerturbation",

@@ -13,9 +13,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from st_plugins.augment.encoders import encoder_parts
 from st_plugins.core.host import evaluating
 from st_plugins.explain.tokens import Reading
+from st_plugins.methods.contrastive.encoders import encoder_parts
 
 __all__ = ["gradient_saliency"]
 

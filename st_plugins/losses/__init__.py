@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from st_plugins.core.nonfinite import NonFiniteLossError
-from st_plugins.losses.consert import ConSERTLoss, nt_xent
-from st_plugins.losses.consert_joint import ConSERTJointLoss
-from st_plugins.losses.simcse import SimCSELoss, simcse_loss
+from st_plugins.methods.contrastive.consert import ConSERTLoss, nt_xent
+from st_plugins.methods.contrastive.consert_joint import ConSERTJointLoss
+from st_plugins.methods.contrastive.simcse import SimCSELoss, simcse_loss
 from st_plugins.methods.layer_mix.layer_mix_regularizer import LayerMixRegularizer
 from st_plugins.methods.rdrop.rdrop import RDropLoss, symmetric_kl
 from st_plugins.methods.self_explaining.self_explaining_loss import SelfExplainingLoss, SpanSharpnessRegularizer

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from st_plugins.augment import functional
+from st_plugins.methods.contrastive import functional
 
 __all__ = [
     "AdversarialPerturbation",
@@ -88,7 +88,7 @@ class TokenShuffle(View):
     """The real tokens of a sentence in a random order.
 
     Either their position ids are permuted, as published, or the order in which the encoder reads their embeddings,
-    where positions are distances between slots; `st_plugins.augment.encoders` has the table, and
+    where positions are distances between slots; `st_plugins.methods.contrastive.encoders` has the table, and
     ``shuffle_kind(model)`` says it of a model.
 
     Args:

@@ -13,11 +13,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_plugins.augment.bags import bag_mean, unpack_bags
-from st_plugins.augment.encoders import EncoderParts, encoder_parts
-from st_plugins.augment.functional import adversarial_delta, shuffle_permutation
-from st_plugins.augment.notation import flatten_view
-from st_plugins.augment.views import AdversarialPerturbation, TokenShuffle, View
+from st_plugins.methods.contrastive.bags import bag_mean, unpack_bags
+from st_plugins.methods.contrastive.encoders import EncoderParts, encoder_parts
+from st_plugins.methods.contrastive.functional import adversarial_delta, shuffle_permutation
+from st_plugins.methods.contrastive.notation import flatten_view
+from st_plugins.methods.contrastive.views import AdversarialPerturbation, TokenShuffle, View
 
 __all__ = ["AugmentedPass", "augmented"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.augment.encoders import shuffle_kind
-from st_plugins.augment.views import (
+from st_plugins.methods.contrastive.encoders import shuffle_kind
+from st_plugins.methods.contrastive.views import (
     AdversarialPerturbation,
     EmbeddingDropout,
     FeatureCutoff,

@@ -14,8 +14,8 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.comparison import Comparison
 from st_plugins.evaluators.result import Difference, Score, SuiteResult
 from st_plugins.evaluators.tables import percent
+from st_plugins.methods.contrastive.result import TrainingResult
 from st_plugins.report.terminal import shown
-from st_plugins.training.result import TrainingResult
 
 __all__ = ["add_section", "consert_section", "selection_in_words"]
 

@@ -9,11 +9,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from st_plugins.augment.views import NoAugmentation
 from st_plugins.core.headed_loss import HeadedLoss, embedding_dimension
 from st_plugins.core.loss import Features
-from st_plugins.losses.consert import check_temperature
-from st_plugins.losses.embedding import ViewLoss
+from st_plugins.methods.contrastive.consert import check_temperature
+from st_plugins.methods.contrastive.view_loss import ViewLoss
+from st_plugins.methods.contrastive.views import NoAugmentation
 
 __all__ = ["SimCSELoss", "simcse_loss"]
 

@@ -14,14 +14,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather_with_grad
 from torch import Tensor, nn
 
-from st_plugins.augment.context import AugmentedPass, augmented
-from st_plugins.augment.notation import as_view, view_config
-from st_plugins.augment.views import AdversarialPerturbation, NoAugmentation, View
 from st_plugins.core.dropout import dropout_probabilities, without_dropout
 from st_plugins.core.host import inner_model
 from st_plugins.core.loss import Features, GuardedLoss, _forked_rng, as_in_training
 from st_plugins.core.wrappers import around, keep_layers, refuse_around, repeated
-from st_plugins.losses.caching import embed_in_mini_batches
+from st_plugins.methods.contrastive.augmented_pass import AugmentedPass, augmented
+from st_plugins.methods.contrastive.gradient_cache import embed_in_mini_batches
+from st_plugins.methods.contrastive.notation import as_view, view_config
+from st_plugins.methods.contrastive.views import AdversarialPerturbation, NoAugmentation, View
 
 __all__ = ["ViewLoss"]
 

@@ -16,7 +16,6 @@ from sentence_transformers import (
 from transformers import PrinterCallback, TrainerCallback
 
 from st_plugins import io
-from st_plugins.augment.notation import view_config
 from st_plugins.core.devices import check_device, check_placement
 from st_plugins.core.host import check_installed, check_prompt, default_prompt
 from st_plugins.core.nan_guard import NonFiniteLossCallback
@@ -26,9 +25,10 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluators.comparison import compare
 from st_plugins.evaluators.suite import STSSuiteEvaluator
 from st_plugins.geometry.callback import GeometryCallback
-from st_plugins.losses.consert import ConSERTLoss, check_temperature, two_views
-from st_plugins.training.card import add_section, consert_section, selection_in_words
-from st_plugins.training.preparation import (
+from st_plugins.methods.contrastive.card import add_section, consert_section, selection_in_words
+from st_plugins.methods.contrastive.consert import ConSERTLoss, check_temperature, two_views
+from st_plugins.methods.contrastive.notation import view_config
+from st_plugins.methods.contrastive.preparation import (
     check_ranges,
     checksum,
     distinct_texts,
@@ -39,7 +39,7 @@ from st_plugins.training.preparation import (
     selection,
     training_length,
 )
-from st_plugins.training.result import TrainingResult
+from st_plugins.methods.contrastive.result import TrainingResult
 
 __all__ = ["train_consert"]
 

@@ -10,10 +10,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.augment.views import AdversarialPerturbation, NoAugmentation, TokenCutoff
 from st_plugins.core.headed_loss import HeadedLoss, check_classes, embedding_dimension
 from st_plugins.core.loss import Features, Terms
-from st_plugins.losses.consert import ConSERTLoss
+from st_plugins.methods.contrastive.consert import ConSERTLoss
+from st_plugins.methods.contrastive.views import AdversarialPerturbation, NoAugmentation, TokenCutoff
 
 __all__ = ["ConSERTJointLoss"]
 

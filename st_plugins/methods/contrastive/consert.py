@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from st_plugins.augment.views import FeatureCutoff, TokenShuffle
-from st_plugins.losses.embedding import ViewLoss, Views, read_views
+from st_plugins.methods.contrastive.view_loss import ViewLoss, Views, read_views
+from st_plugins.methods.contrastive.views import FeatureCutoff, TokenShuffle
 
 __all__ = ["ConSERTLoss", "nt_xent"]
 

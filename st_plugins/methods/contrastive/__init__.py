@@ -1,0 +1,3 @@
+"""contrastive."""
+
+from __future__ import annotations
