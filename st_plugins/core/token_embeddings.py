@@ -61,6 +61,8 @@ class TokenEmbeddings(StoredModule, InputModule):
         ((2, 3, 8), [[1, 1, 1], [1, 0, 0]])
     """
 
+    __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
+
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", "special_tokens", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
     save_in_root = False

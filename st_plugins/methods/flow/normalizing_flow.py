@@ -116,6 +116,8 @@ class NormalizingFlow(StoredModule):
         average the token vectors of two layers (`first_last_avg`).
     """
 
+    __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
+
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 

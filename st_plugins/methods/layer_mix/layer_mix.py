@@ -103,6 +103,8 @@ class LayerMix(StoredModule):
         Li et al., arXiv 2011.05864 (first-last); Yan et al., arXiv 2105.11741, evaluation (last-two).
     """
 
+    __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
+
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", "num_hidden_layers", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 

@@ -87,6 +87,8 @@ class SpanPooling(StoredModule):
         second separator (RoBERTa's ``</s></s>``) inside spans, and starts from random matrices.
     """
 
+    __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
+
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
     excluded_ids: Tensor | None

@@ -59,6 +59,8 @@ class TextCNNPooling(TokenPooling):
         published implementations let both into the maximum, so that a text's embedding depends on its batch.
     """
 
+    __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
+
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 

@@ -67,6 +67,8 @@ class TextRCNNPooling(TokenPooling):
         by all texts there as here, begin at zero.
     """
 
+    __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
+
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 

@@ -69,6 +69,8 @@ class TextRNNPooling(TokenPooling):
         takes the softmax in float32.
     """
 
+    __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
+
     config_defaults = _DEFAULTS
     config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 

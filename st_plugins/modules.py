@@ -24,8 +24,3 @@ __all__ = [
     "Whitening",
     "span_attention",
 ]
-
-# What a model folder records is public: modules.json says st_plugins.modules.Whitening, wherever the class is written.
-for _name in __all__:
-    if isinstance(globals()[_name], type):
-        globals()[_name].__module__ = __name__

@@ -1,1 +1,0 @@
-"""Opening model folders: only regular files, only safetensors, and nothing that a folder's JSON asks for."""
