@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evaluation.ledger import spread
 from evaluation.pair_scores import CONFIDENCE, SAMPLES, unpacked
-from st_plugins.evaluators.statistics import difference, holm, interval, resample_counts
+from st_plugins.evaluation.statistics import difference, holm, interval, resample_counts
 
 __all__ = ["auc", "score_auc", "table"]
 

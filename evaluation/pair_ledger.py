@@ -12,7 +12,7 @@ from evaluation.ledger import spread
 from evaluation.pair_results import Results
 from evaluation.pair_scores import CONFIDENCE, unpacked
 from evaluation.pair_tasks import Task
-from st_plugins.evaluators.statistics import difference, holm, interval
+from st_plugins.evaluation.statistics import difference, holm, interval
 
 __all__ = ["difference_table", "main_table", "sets"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_plugins.core.pair_metrics import measure
-from st_plugins.evaluators.statistics import bootstrap, interval, resample_counts, spearman
+from st_plugins.evaluation.statistics import bootstrap, interval, resample_counts, spearman
 
 __all__ = ["CONFIDENCE", "SAMPLES", "ranking_score", "score", "unpacked"]
 

@@ -35,7 +35,7 @@ from evaluation.pipelines import Pipeline, build_model
 from evaluation.recipe import Run, Study, draw_texts, read_study, training_columns
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
-from st_plugins.evaluators import STSSuiteEvaluator, SuiteResult
+from st_plugins.evaluation import STSSuiteEvaluator, SuiteResult
 from st_plugins.explain import explain
 from st_plugins.geometry import GeometryCallback
 from st_plugins.losses import (

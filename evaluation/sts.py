@@ -22,11 +22,11 @@ from rich.console import Console
 from evaluation.pipelines import Pipeline, build_model
 from evaluation.toml_file import recipe_tables
 from st_plugins import whiten
-from st_plugins.console import pipelines_table
+from st_plugins.cli.console import pipelines_table
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data import load_task, read_texts
 from st_plugins.data.tasks import TASKS, resolve_tasks
-from st_plugins.evaluators import Difference, FloorResult, Score, STSSuiteEvaluator, SuiteResult
+from st_plugins.evaluation import Difference, FloorResult, Score, STSSuiteEvaluator, SuiteResult
 
 KINDS = ("none", "corpus", "target", "pooled")
 

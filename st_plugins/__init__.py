@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_plugins.adapt import first_last_avg, fit_flow, whiten
     from st_plugins.io import load
     from st_plugins.methods.whitening.fold import fold
+    from st_plugins.recipes import first_last_avg, fit_flow, whiten
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "first_last_avg": "st_plugins.adapt",
-    "fit_flow": "st_plugins.adapt",
+    "first_last_avg": "st_plugins.recipes",
+    "fit_flow": "st_plugins.recipes",
     "fold": "st_plugins.methods.whitening.fold",
     "load": "st_plugins.io",
-    "whiten": "st_plugins.adapt",
+    "whiten": "st_plugins.recipes",
 }
 
 __all__ = ["__version__", "first_last_avg", "fit_flow", "fold", "load", "whiten"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.adapt import first_last_avg, whiten
-from st_plugins.data import miniature
-from st_plugins.evaluators.report import report_targets, write_reports
-from st_plugins.evaluators.result import Difference, SuiteResult
-from st_plugins.evaluators.suite import STSSuiteEvaluator
+from st_plugins import miniature
+from st_plugins.evaluation.report import report_targets, write_reports
+from st_plugins.evaluation.result import Difference, SuiteResult
+from st_plugins.evaluation.suite import STSSuiteEvaluator
+from st_plugins.recipes import first_last_avg, whiten
 
 __all__ = ["BANNER", "conclusion", "run_demo"]
 

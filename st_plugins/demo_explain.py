@@ -16,14 +16,14 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from tqdm.auto import trange
 
+from st_plugins import miniature
 from st_plugins.core.writing.atomic import Target, file_target
-from st_plugins.data import miniature
-from st_plugins.data.miniature.sentiment import SentimentSentence
 from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.single import Explanation, explain
 from st_plugins.explain.tokens import Token, read
 from st_plugins.methods.self_explaining.self_explaining_loss import SelfExplainingLoss
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
+from st_plugins.miniature.sentiment import SentimentSentence
 from st_plugins.report.page import GENERATOR
 
 __all__ = ["DecidingSpans", "page_target", "run_explanation_demo", "train_classifier"]

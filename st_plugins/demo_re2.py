@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from st_plugins.data import miniature
+from st_plugins import miniature
 from st_plugins.demo_virt import LearnedAttention, entailment_pairs
-from st_plugins.evaluators.statistics import resample_counts
+from st_plugins.evaluation.statistics import resample_counts
 from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
 from st_plugins.methods.re2.config import RE2Config, RE2Schedule
 from st_plugins.methods.re2.embedding import LearnedEmbedding

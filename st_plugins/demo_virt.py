@@ -21,10 +21,10 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import trange
 from transformers.utils import logging as transformers_logging
 
+from st_plugins import miniature
 from st_plugins.core.dropout import without_dropout
-from st_plugins.data import miniature
-from st_plugins.evaluators.result import Difference
-from st_plugins.evaluators.statistics import difference, resample_counts
+from st_plugins.evaluation.result import Difference
+from st_plugins.evaluation.statistics import difference, resample_counts
 from st_plugins.methods.virt.layer_agreement import map_agreement
 from st_plugins.methods.virt.virt_loss import VIRTLoss
 

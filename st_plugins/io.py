@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["load", "load_sentence_transformer"]
+__all__ = ["load"]
 
 # What is no SentenceTransformer, by the file that only its folder has.
 _OTHERS = {
@@ -64,8 +64,8 @@ def load(
 
     Example:
         >>> import tempfile
-        >>> from st_plugins.adapt import whiten
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.recipes import whiten
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> texts = corpus(100)
         >>> whitened = whiten(untrained_encoder(), texts, 8)
         >>> with tempfile.TemporaryDirectory() as folder:

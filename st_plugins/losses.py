@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_plugins.core.attention import LayerAttention, capture_attention
 from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.methods.contrastive.consert import ConSERTLoss, nt_xent
 from st_plugins.methods.contrastive.consert_joint import ConSERTJointLoss
@@ -16,6 +17,7 @@ __all__ = [
     "ConSERTJointLoss",
     "ConSERTLoss",
     "LayerAgreement",
+    "LayerAttention",
     "LayerMixRegularizer",
     "NonFiniteLossError",
     "RDropLoss",
@@ -23,6 +25,7 @@ __all__ = [
     "SimCSELoss",
     "SpanSharpnessRegularizer",
     "VIRTLoss",
+    "capture_attention",
     "map_agreement",
     "nt_xent",
     "simcse_loss",

@@ -13,10 +13,10 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import st_plugins
-from st_plugins.adapt import whiten
 from st_plugins.core.loading.encoder import load_cross_encoder, load_encoder
 from st_plugins.io import load_sentence_transformer
 from st_plugins.modules import Whitening
+from st_plugins.recipes import whiten
 
 
 @pytest.fixture

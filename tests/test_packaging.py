@@ -10,7 +10,7 @@ from pathlib import Path
 
 import st_plugins
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def test_lowest_constraints_are_the_lower_bounds_of_pyproject() -> None:

@@ -11,18 +11,21 @@ import pytest
 
 import st_plugins
 
-PACKAGES = [
+SHELVES = [
     "st_plugins",
-    *(f"st_plugins.{one.name}" for one in pkgutil.iter_modules(st_plugins.__path__) if one.ispkg),
+    *(
+        f"st_plugins.{one.name}"
+        for one in pkgutil.iter_modules(st_plugins.__path__)
+        if not one.name.startswith(("__main__", "demo"))
+    ),
 ]
-PACKAGES += ["st_plugins.data.anonymised", "st_plugins.data.miniature", "st_plugins.core.attention"]
 # Trains for minutes where it was never called before; the demo and its tests run it.
 SLOW = {"pretrained_encoder"}
 
 
 def _public() -> dict[str, Any]:
     found = {}
-    for package in PACKAGES:
+    for package in SHELVES:
         module = importlib.import_module(package)
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)

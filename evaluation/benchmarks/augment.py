@@ -27,8 +27,8 @@ from transformers import BertConfig, BertModel
 from st_plugins.augment import EmbeddingDropout, FeatureCutoff, NoAugmentation, TokenCutoff, View, augmented
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
-from st_plugins.data.miniature import corpus, untrained_encoder
 from st_plugins.methods.contrastive.functional import adversarial_delta, shuffle_permutation
+from st_plugins.miniature import corpus, untrained_encoder
 
 
 def main(

@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.pairs import Pairs
-from st_plugins.evaluators.scoring import score_task
+from st_plugins.evaluation.scoring import score_task
 
 # Pairs of each sub-dataset, as in the published test sets.
 SUBSETS = {

@@ -35,8 +35,8 @@ from transformers import BertConfig, BertModel
 from st_plugins.augment import FeatureCutoff, TokenShuffle
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
-from st_plugins.data.miniature import untrained_encoder
 from st_plugins.losses import ConSERTLoss
+from st_plugins.miniature import untrained_encoder
 
 # Hidden size and layers.
 SHAPES = {"base": (768, 12), "small": (384, 6), "tiny": (64, 2)}

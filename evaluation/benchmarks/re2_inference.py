@@ -43,14 +43,14 @@ from transformers.utils import logging as transformers_logging
 
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
-from st_plugins.data.miniature import untrained_encoder
-from st_plugins.data.miniature.grammar import vocabulary
 from st_plugins.methods.re2.config import RE2Config
 from st_plugins.methods.re2.embedding import WordVectors
 from st_plugins.methods.re2.export import export_onnx
 from st_plugins.methods.re2.layers import fold_weight_norm
 from st_plugins.methods.re2.matcher import RE2Matcher
 from st_plugins.methods.re2.network import RE2
+from st_plugins.miniature import untrained_encoder
+from st_plugins.miniature.grammar import vocabulary
 
 # Layers, width and heads.
 SHAPES = {"BERT-base": (12, 768, 12), "MiniLM-L6": (6, 384, 12)}

@@ -27,7 +27,7 @@ from st_plugins import load
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data import load_tasks
-from st_plugins.evaluators import STSSuiteEvaluator
+from st_plugins.evaluation import STSSuiteEvaluator
 
 SHAPES = {"minilm": (6, 384), "base": (12, 768)}
 

@@ -37,10 +37,10 @@ from transformers.utils import logging as transformers_logging
 
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
-from st_plugins.data.miniature import untrained_encoder
-from st_plugins.data.miniature.grammar import vocabulary
 from st_plugins.losses import VIRTLoss
 from st_plugins.matching import VIRTPairClassifier
+from st_plugins.miniature import untrained_encoder
+from st_plugins.miniature.grammar import vocabulary
 
 CROSS_ENCODER, INTERACTION, HALF = "cross-encoder", "adapted interaction", "adapted interaction, float16 vectors"
 STUDENT = "student, kept embeddings"

@@ -50,8 +50,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from st_plugins.core.dropout import without_dropout
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
-from st_plugins.data.miniature import untrained_encoder
 from st_plugins.losses import VIRTLoss
+from st_plugins.miniature import untrained_encoder
 
 # Hidden size, layers, heads.
 SHAPES = {"base": (768, 12, 12), "small": (384, 6, 12), "tiny": (64, 2, 4)}

@@ -36,7 +36,7 @@ def return_all_layers(transformer: Transformer) -> None:
         transformer: The Transformer.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder(layers=2)
         >>> return_all_layers(model[0])
         >>> len(model(model.preprocess(["a dog"]))["all_layer_embeddings"])

@@ -99,7 +99,7 @@ def capture_attention(model: nn.Module, receive: Receiver | None = None) -> Iter
             and for gradient checkpointing of a form that loses the gradients.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> with capture_attention(model) as layers:
         ...     output = model(model.preprocess(["a cat slept", "the big dog ate"]))

@@ -27,7 +27,7 @@ def dropout_probabilities(model: nn.Module) -> dict[str, float]:
         Probability by dotted name of the attribute that holds it; empty for a model without dropout.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> probabilities = dropout_probabilities(untrained_encoder(layers=1))
         >>> len(probabilities), set(probabilities.values())
         (4, {0.1})
@@ -50,7 +50,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
     Example:
         >>> import torch
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder().train()
         >>> features = model.preprocess(["A dog runs."])
         >>> with without_dropout(model):

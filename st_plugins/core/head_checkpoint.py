@@ -38,7 +38,7 @@ class HeadCheckpointCallback(TrainerCallback):
 
     Example:
         >>> import tempfile
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.losses import SimCSELoss
         >>> callback = HeadCheckpointCallback(SimCSELoss(untrained_encoder()))
         >>> with tempfile.TemporaryDirectory() as folder:  # SentenceTransformerTrainer(..., callbacks=[callback])

@@ -43,7 +43,7 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
         The new model.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> encoder = untrained_encoder(dimension=16)
         >>> encoder.prompts = {"query": "find: "}
         >>> twin = rebuild(encoder, list(encoder))
@@ -130,7 +130,7 @@ def default_prompt(model: SentenceTransformer) -> str | None:
         The prompt, or None.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> encoder = untrained_encoder(dimension=16)
         >>> encoder.prompts, encoder.default_prompt_name = {"x": "find: "}, "x"
         >>> default_prompt(encoder)
@@ -153,7 +153,7 @@ def inner_model(model: nn.Module) -> SentenceTransformer:
         ValueError: A wrapper is DataParallel, whose copies of the model would miss the views.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> inner_model(model) is model
         True

@@ -23,7 +23,7 @@ def positions(model: SentenceTransformer) -> int | None:
         embeddings), which no length breaks.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> positions(untrained_encoder())
         64
     """
@@ -49,7 +49,7 @@ def set_length(model: SentenceTransformer, max_seq_length: int) -> None:
         ValueError: The number is below 1 or above the encoder's positions, or the model has no such limit.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> set_length(model, 16)
         >>> model.max_seq_length
@@ -75,7 +75,7 @@ def check_length(model: SentenceTransformer) -> None:
         ValueError: It is, or it is below 1.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> check_length(untrained_encoder())
     """
     length, there = getattr(model, "max_seq_length", None), positions(model)

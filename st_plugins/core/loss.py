@@ -1,4 +1,4 @@
-"""loss."""
+"""What every loss has: a guard against values that are no numbers, named terms, and one way to evaluate."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
         ValueError: The model is in evaluation mode while gradients are computed.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder().eval()
         >>> with torch.no_grad(), as_in_training(model):
         ...     model.training

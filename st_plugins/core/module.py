@@ -1,4 +1,4 @@
-"""module."""
+"""The base of saved modules: a configuration in JSON, tensors in safetensors, and nothing else."""
 
 from __future__ import annotations
 

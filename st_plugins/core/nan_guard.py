@@ -33,7 +33,7 @@ class NonFiniteLossCallback(TrainerCallback):
         loss: The loss that is trained; any loss, also one of the host, or around one of ours.
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> from st_plugins.losses import ConSERTLoss
         >>> model = untrained_encoder().train()
         >>> loss = ConSERTLoss(model)

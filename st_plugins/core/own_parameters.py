@@ -27,7 +27,7 @@ def own_state(loss: nn.Module) -> dict[str, Tensor]:
 
     Example:
         >>> from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> sorted(own_state(SoftmaxLoss(model, model.get_embedding_dimension(), 3)))
         ['classifier.bias', 'classifier.weight']

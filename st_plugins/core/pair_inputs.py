@@ -132,7 +132,7 @@ def resolve_prompt(model: SentenceTransformer, name: str | None, prompt: str | N
         ValueError: There is no prompt of that name.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> model.prompts["claim"] = "claim: "
         >>> resolve_prompt(model, "claim", None), resolve_prompt(model, None, None)
@@ -161,7 +161,7 @@ def encode_batch(
         For each text ``(tokens, d)``, where the encoder is; views of one tensor.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> [len(rows) for rows in encode_batch(untrained_encoder(), ["a dog", "a dog runs"], [0, 2, 3], None)]
         [2, 3]
     """
@@ -195,7 +195,7 @@ def encode(
         ValueError: A vector holds NaN or infinity.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> [len(rows) for rows in encode(untrained_encoder(), ["a dog", "a dog runs"], [0, 2, 3], None, 1)]
         [2, 3]
     """

@@ -1,4 +1,4 @@
-"""texts."""
+"""Whether what is given as texts is texts, and can be encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tokens."""
+"""The tokens of a batch: which of them count, and texts brought into line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def content_tokens(features: Mapping[str, Any], special_ids: Sequence[int]) -> t
         ValueError: There are no token vectors, or not one for each input token.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.core.tokens import special_token_ids
         >>> model = untrained_encoder()
         >>> features = model(model.preprocess(["a dog", "a dog runs"]))
@@ -189,7 +189,7 @@ def special_token_ids(tokenizer: Any) -> list[int]:
         The ids, ascending.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> tokenizer = untrained_encoder().tokenizer
         >>> tokenizer.convert_ids_to_tokens(special_token_ids(tokenizer))
         ['[PAD]', '[CLS]', '[SEP]', '[MASK]']

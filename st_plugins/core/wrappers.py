@@ -69,7 +69,7 @@ def around(model: nn.Module) -> Around:
         What they do.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> around(untrained_encoder())
         Around(truncates=False, answers=False, layers=False, answers_layer=False)
     """
@@ -160,7 +160,7 @@ def written(loss: nn.Module | None) -> str:
 
     Example:
         >>> from sentence_transformers.sentence_transformer.losses import CoSENTLoss
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> written(Matryoshka2dLoss(model, CoSENTLoss(model), [64, 32]))
         'Matryoshka2dLoss(model, CoSENTLoss(model), …)'

@@ -1,4 +1,4 @@
-"""Sentence pairs and texts: the table of STS tasks, readers for them, the user's own files, a miniature world.
+"""Sentence pairs and texts: the table of STS tasks, readers for them, and the user's own files.
 
 The names below are imported on first use.
 """
@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_plugins.data import miniature
     from st_plugins.data.own import read_pairs, read_texts
     from st_plugins.data.pairs import Pairs
     from st_plugins.data.readers import DATA_VARIABLE, load_task, load_tasks
@@ -36,7 +35,6 @@ __all__ = [
     "Task",
     "load_task",
     "load_tasks",
-    "miniature",
     "read_pairs",
     "read_texts",
     "resolve_tasks",
@@ -44,8 +42,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "miniature":
-        return importlib.import_module("st_plugins.data.miniature")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'st_plugins.data' has no attribute {name!r}")

@@ -31,7 +31,7 @@ def encode_without(model: SentenceTransformer, reading: Reading, kept: Sequence[
         ``(versions, k)``, float32 on the CPU.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain.tokens import read
         >>> model = untrained_encoder(dimension=16)
         >>> reading = read(model, "a big dog sleeps")  # [CLS] a big dog sleeps [SEP]

@@ -149,7 +149,7 @@ def faithfulness(
             between 0 and 1.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain
         >>> model, text = untrained_encoder(), "A happy dog sleeps in the garden."
         >>> whole = torch.from_numpy(model.encode(text))

@@ -34,7 +34,7 @@ class AlignedPair(NamedTuple):
         contribution: Their entry of the contributions.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
         >>> found.top_pairs[0].contribution >= found.top_pairs[1].contribution
@@ -55,7 +55,7 @@ class Gathered(NamedTuple):
         contributions: ``(units of a, units of b)``, float64.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
         >>> round(float(found.gathered("sentence").contributions.sum() - found.contributions.sum()), 9) + 0.0
@@ -88,7 +88,7 @@ class PairExplanation:
             themselves. A word's contributions are sums over its tokens; the total stays the similarity.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
         >>> again = PairExplanation.from_json(found.to_json())
@@ -240,7 +240,7 @@ def explain_pair(
             explain in a text, or ``top_k`` or ``max_spans`` is below 1.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> explanation = explain_pair(model, "A happy dog sleeps.", "The cat is asleep.")
         >>> embeddings = model.encode(["A happy dog sleeps.", "The cat is asleep."])

@@ -40,7 +40,7 @@ class Explanation:
         top_k: How many ``top`` lists.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> found = explain(untrained_encoder(), "A happy dog sleeps.", top_k=3)
         >>> len(Explanation.from_json(found.to_json()).top)
         3
@@ -153,7 +153,7 @@ def explain(
         ValueError: The pooling is not supported, there is nothing to explain in ``text``, or ``top_k`` is below 1.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> explanation = explain(untrained_encoder(), "A happy dog sleeps.", top_k=3)
         >>> round(float(explanation.saliency.sum()), 6), len(explanation.spans)
         (1.0, 3)

@@ -29,7 +29,7 @@ class Span:
         kind: ``"text"``, or ``"special"``, ``"prompt"`` for such a token, or ``"rest"``.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
         >>> span = found.spans_a[1]
@@ -80,7 +80,7 @@ class Side:
         unread: Characters at the end that the model cut off.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
         >>> found.a.total == len(found.a.tokens), found.a.unread

@@ -32,7 +32,7 @@ class Token:
         kind: ``"text"``, ``"special"`` (added by the tokenizer) or ``"prompt"``.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
         >>> token = found.a.tokens[1]
@@ -80,7 +80,7 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
         ValueError: ``text`` is empty or has only special tokens, or the model reads text in another way.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> reading = read(untrained_encoder(), "A dog sleeps.")
         >>> [token.text for token in reading.tokens][:3], reading.tokens[1].start, reading.unread
         (['[CLS]', 'A', 'dog'], 0, 0)

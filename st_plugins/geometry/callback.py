@@ -80,7 +80,7 @@ class GeometryCallback(TrainerCallback):
             before the step can be saved.
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> callback = GeometryCallback(corpus(100), criterion="alignment+uniformity")
         >>> numbers = callback.measure(untrained_encoder())
         >>> sorted(numbers)

@@ -38,7 +38,7 @@ class Probe:
         ValueError: Fewer than two distinct texts or two pairs, or a number below its minimum.
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> numbers = Probe(corpus(100)).measure(untrained_encoder())
         >>> bool(numbers["alignment"] < 0.5), bool(-8 < numbers["uniformity"] < 0)
         (True, True)

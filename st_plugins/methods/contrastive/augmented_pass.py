@@ -67,7 +67,7 @@ def augmented(
 
     Example:
         >>> from st_plugins.augment import FeatureCutoff, TokenShuffle, augmented
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder().train()
         >>> with augmented(model, [FeatureCutoff(0.2), TokenShuffle()]) as views:
         ...     output = model(model.preprocess(["a cat slept", "the dog ate"]))
@@ -137,7 +137,7 @@ class AugmentedPass:
 
     Example:
         >>> from st_plugins.augment import AdversarialPerturbation, NoAugmentation, augmented
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model, views = untrained_encoder().train(), [NoAugmentation(), AdversarialPerturbation(0.5)]
         >>> features = model.preprocess(["a cat slept", "the dog ate"])
         >>> with augmented(model, views) as first:

@@ -11,9 +11,9 @@ from typing import Any
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.pairs import Pairs
-from st_plugins.evaluators.comparison import Comparison
-from st_plugins.evaluators.result import Difference, Score, SuiteResult
-from st_plugins.evaluators.tables import percent
+from st_plugins.evaluation.comparison import Comparison
+from st_plugins.evaluation.result import Difference, Score, SuiteResult
+from st_plugins.evaluation.tables import percent
 from st_plugins.methods.contrastive.result import TrainingResult
 from st_plugins.report.terminal import shown
 

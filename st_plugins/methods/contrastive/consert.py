@@ -104,7 +104,7 @@ class ConSERTLoss(ViewLoss):
     published one needs labels; this is our extension).
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> model = untrained_encoder().train()
         >>> loss = ConSERTLoss(model, encoder_dropout=False)
         >>> value = loss([model.preprocess(corpus(8))])

@@ -66,7 +66,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         train(model, unlabelled, ConSERTLoss(model, (NoAugmentation(), TokenShuffle())), learning_rate=5e-7)
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> model = untrained_encoder().train()
         >>> loss = ConSERTJointLoss(model)
         >>> pairs = [model.preprocess(corpus(8)), model.preprocess(corpus(8, seed=1))]

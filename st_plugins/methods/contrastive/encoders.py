@@ -135,7 +135,7 @@ def shuffle_kind(model: SentenceTransformer) -> ShuffleKind:
         `TokenEmbeddings`, whose order only the pooling reads.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> shuffle_kind(untrained_encoder())
         'position_ids'
     """
@@ -155,7 +155,7 @@ def encoder_parts(model: SentenceTransformer) -> EncoderParts:
         ValueError: The model has no token embeddings, or none that can be found.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> type(encoder_parts(untrained_encoder()).embedding).__name__
         'BertEmbeddings'
     """

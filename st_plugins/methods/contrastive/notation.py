@@ -68,7 +68,7 @@ def view_config(view: View | Iterable[View], model: SentenceTransformer | None =
         One dictionary for each, which `view_from_config` reads.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> view_config(TokenShuffle(), untrained_encoder())
         [{'view': 'token-shuffle', 'kind': 'position_ids', 'keep_special_tokens': False}]
     """

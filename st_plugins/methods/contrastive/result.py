@@ -7,8 +7,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.evaluators.comparison import Comparison
-from st_plugins.evaluators.result import SuiteResult
+from st_plugins.evaluation.comparison import Comparison
+from st_plugins.evaluation.result import SuiteResult
 
 __all__ = ["TrainingResult"]
 
@@ -31,7 +31,7 @@ class TrainingResult:
         log: The trainer's ``log_history``: losses, geometry, development scores.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> TrainingResult(model, 30, 30, "the last one", 960, 3, 0, None, None, None, []).texts
         960

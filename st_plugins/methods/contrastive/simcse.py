@@ -119,7 +119,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         +------------------------------------------+--------+
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> model = untrained_encoder().train()
         >>> loss = SimCSELoss(model)
         >>> value = loss([model.preprocess(corpus(8))])

@@ -22,8 +22,8 @@ from st_plugins.core.nan_guard import NonFiniteLossCallback
 from st_plugins.core.writing.atomic import folder_target
 from st_plugins.core.writing.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
 from st_plugins.data.pairs import Pairs
-from st_plugins.evaluators.comparison import compare
-from st_plugins.evaluators.suite import STSSuiteEvaluator
+from st_plugins.evaluation.comparison import compare
+from st_plugins.evaluation.suite import STSSuiteEvaluator
 from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.methods.contrastive.card import add_section, consert_section, selection_in_words
 from st_plugins.methods.contrastive.consert import ConSERTLoss, check_temperature, two_views
@@ -139,7 +139,7 @@ def train_consert(
 
     Example:
         >>> import tempfile
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     result = train_consert(
         ...         untrained_encoder(),

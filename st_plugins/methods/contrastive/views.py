@@ -104,7 +104,7 @@ class TokenShuffle(View):
     Example:
         >>> import torch
         >>> from st_plugins.augment import augmented
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder().train()
         >>> with augmented(model, [NoAugmentation(), TokenShuffle()]):
         ...     output = model(model.preprocess(["the cat chased the dog"] * 3))

@@ -1,3 +1,3 @@
-"""layer_mix."""
+"""A weighted mix of all layers of an encoder, and the penalty that keeps its weights apart from noise."""
 
 from __future__ import annotations

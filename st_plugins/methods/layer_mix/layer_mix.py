@@ -89,7 +89,7 @@ class LayerMix(StoredModule):
     Example:
         >>> from sentence_transformers import SentenceTransformer
         >>> from sentence_transformers.sentence_transformer.modules import Pooling
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> encoder = untrained_encoder(layers=3)
         >>> modules = [encoder[0], LayerMix.after(encoder[0]), Pooling(64)]
         >>> model = SentenceTransformer(modules=modules, device="cpu")

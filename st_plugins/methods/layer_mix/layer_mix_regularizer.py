@@ -53,7 +53,7 @@ class LayerMixRegularizer(GuardedLoss):
         >>> from sentence_transformers import SentenceTransformer
         >>> from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
         >>> from sentence_transformers.sentence_transformer.modules import Pooling
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> encoder = untrained_encoder()[0]
         >>> modules = [encoder, LayerMix.after(encoder), Pooling(64)]
         >>> model = SentenceTransformer(modules=modules, device="cpu").train()

@@ -125,7 +125,7 @@ class RDropLoss(GuardedLoss):
         Those of the wrapped loss.
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> model = untrained_encoder().train()
         >>> loss = RDropLoss(SoftmaxLoss(model, model.get_embedding_dimension(), num_labels=3), weight=1.0)
         >>> columns = [model.preprocess(corpus(8)), model.preprocess(corpus(8, seed=1))]

@@ -26,7 +26,7 @@ class TwoPasses(nn.Module):
         model: The model, or a wrapper of it.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder().train()
         >>> passes, features = TwoPasses(model), model.preprocess(["a dog ate", "a cat slept"])
         >>> one = passes(features)["sentence_embedding"]

@@ -34,7 +34,7 @@ class TransformerTokens(nn.Module):
         ValueError: The model has no tokenizer of transformers.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> source = TransformerTokens(untrained_encoder())
         >>> vectors, mask = source(source.tokenize(["a dog runs", "a dog"]))
         >>> mask.int().tolist(), source.width, source.pieces("a dog")

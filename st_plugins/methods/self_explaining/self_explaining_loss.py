@@ -71,7 +71,7 @@ class SelfExplainingLoss(ClassifierLoss):
     ``LabelAccuracyEvaluator(dataloader, softmax_model=loss)`` measures accuracy.
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> model = SentenceTransformer(modules=[untrained_encoder()[0], SpanPooling(64)], device="cpu").train()
         >>> loss = SelfExplainingLoss(model, num_labels=2)
         >>> terms = loss([model.preprocess(corpus(8))], labels=torch.arange(8) % 2)
@@ -224,7 +224,7 @@ class SpanSharpnessRegularizer(GuardedLoss):
 
     Example:
         >>> from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> model = SentenceTransformer(modules=[untrained_encoder()[0], SpanPooling(64)], device="cpu").train()
         >>> loss = SpanSharpnessRegularizer(CosineSimilarityLoss(model), weight=0.5)
         >>> terms = loss([model.preprocess(corpus(4)), model.preprocess(corpus(4, seed=1))], torch.rand(4))

@@ -69,7 +69,7 @@ class SpanPooling(StoredModule):
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> encoder = untrained_encoder()
         >>> model = SentenceTransformer(modules=[encoder[0], SpanPooling(64)], device="cpu")
         >>> with model[1].returning_spans():

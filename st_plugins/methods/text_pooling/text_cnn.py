@@ -46,7 +46,7 @@ class TextCNNPooling(TokenPooling):
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
-        >>> from st_plugins.data.miniature import corpus
+        >>> from st_plugins.miniature import corpus
         >>> from st_plugins.modules import TokenEmbeddings
         >>> tokens = TokenEmbeddings.from_texts(corpus(200), embedding_dimension=32)
         >>> model = SentenceTransformer(modules=[tokens, TextCNNPooling(32, channels=20)], device="cpu")

@@ -53,7 +53,7 @@ class TextRCNNPooling(TokenPooling):
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
-        >>> from st_plugins.data.miniature import corpus
+        >>> from st_plugins.miniature import corpus
         >>> from st_plugins.modules import TokenEmbeddings
         >>> tokens = TokenEmbeddings.from_texts(corpus(200), embedding_dimension=32)
         >>> pooling = TextRCNNPooling(32, output_dimension=48, context_dimension=16)

@@ -55,7 +55,7 @@ class TextRNNPooling(TokenPooling):
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
-        >>> from st_plugins.data.miniature import corpus
+        >>> from st_plugins.miniature import corpus
         >>> from st_plugins.modules import TokenEmbeddings
         >>> tokens = TokenEmbeddings.from_texts(corpus(200), embedding_dimension=32)
         >>> model = SentenceTransformer(modules=[tokens, TextRNNPooling(32, 24, readout="max")], device="cpu")

@@ -71,7 +71,7 @@ def map_agreement(
 
     Example:
         >>> import tempfile
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model, folder = untrained_encoder(), tempfile.mkdtemp()
         >>> untrained_encoder(seed=1).save(folder, create_model_card=False)
         >>> teacher = CrossEncoder(folder, num_labels=1, device="cpu")

@@ -82,7 +82,7 @@ class VIRTPairClassifier(nn.Module):
         dropout: Dropout of the hidden layer.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> classifier = VIRTPairClassifier(untrained_encoder(), num_labels=3)
         >>> pairs = [("a dog runs", "an animal moves"), ("a dog runs", "nobody moves")]
         >>> classifier.predict(pairs).shape

@@ -53,7 +53,7 @@ class VIRTPairLoss(ClassifierLoss):
     evaluators of cross-encoders take the classifier.
 
     Example:
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
+        >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> loss = VIRTPairLoss(VIRTPairClassifier(untrained_encoder().train(), num_labels=2))
         >>> columns = [loss.model.preprocess(corpus(8)), loss.model.preprocess(corpus(8, seed=1))]
         >>> bool(0.3 < loss(columns, labels=torch.arange(8) % 2) < 1.2)  # untrained: about log 2 = 0.7

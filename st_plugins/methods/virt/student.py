@@ -38,7 +38,7 @@ def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Itera
         ValueError: A column is embedded twice.
 
     Example:
-        >>> from st_plugins.data.miniature import untrained_encoder
+        >>> from st_plugins.miniature import untrained_encoder
         >>> model = untrained_encoder()
         >>> columns = [model.preprocess(["a cat slept"]), model.preprocess(["the big dog ate"])]
         >>> with capture_columns(model, columns, [1]) as captured:

@@ -41,8 +41,8 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
 
     Example:
         >>> import numpy as np
-        >>> from st_plugins.data.miniature import corpus, untrained_encoder
-        >>> from st_plugins.adapt import whiten
+        >>> from st_plugins.miniature import corpus, untrained_encoder
+        >>> from st_plugins.recipes import whiten
         >>> texts = corpus(300)
         >>> whitened = whiten(untrained_encoder(), texts, 16)
         >>> folded = fold(whitened)

@@ -19,7 +19,7 @@ __all__ = ["Moments"]
 Array = NDArray[np.floating]
 
 # From this many rows on, single-precision blocks are multiplied in single precision, chunk by chunk: twice as fast,
-# and the rounding of so many chunks averages out (about 1e-8 of a variance, tests/test_whitening.py).
+# and the rounding of so many chunks averages out (about 1e-8 of a variance, tests/methods/whitening).
 _SINGLE_PRECISION_ROWS = 16_384
 _CHUNK_ROWS = 4096  # summed at a time in the precision of the product, before float64 takes over
 _WORKING_BYTES = 16 << 20  # centred rows held at any time, all threads together

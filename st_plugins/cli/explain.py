@@ -1,0 +1,87 @@
+"""``st-plugins explain``: argument parsing only; the command calls one public function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from st_plugins.cli.models import check_model, load_model
+from st_plugins.cli.options import DeviceOption, LengthOption, ModelArgument, encodable, refuse_unused
+from st_plugins.report.terminal import say, terminal
+
+if TYPE_CHECKING:
+    from st_plugins.explain.pair import PairExplanation
+    from st_plugins.explain.single import Explanation
+
+__all__ = ["explain"]
+
+
+_By = Literal["word", "token", "sentence", "span"]
+
+
+def explain(
+    context: typer.Context,
+    model: ModelArgument,
+    a: Annotated[str, typer.Argument(help="A text.", callback=encodable)],
+    b: Annotated[
+        str | None, typer.Argument(help="Another text, to explain the similarity of the two.", callback=encodable)
+    ] = None,
+    by: Annotated[
+        _By | None,
+        typer.Option(help="What to list and draw (default: word, or span for SpanPooling).", show_default=False),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Words, or pairs of words, to list.", min=1)] = 10,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Delete tokens and measure whether those named matter.")
+    ] = False,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Goes before the texts (default: the model's own default prompt).", callback=encodable),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Page to write.", show_default=False)] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier run.")] = False,
+    device: DeviceOption = None,
+    max_seq_length: LengthOption = None,
+) -> None:
+    """Show which words of two texts make them similar, or which words one embedding is made of.
+
+    Works with every mean-pooled model, and with SpanPooling, whose spans it shows. The contributions add up to the
+    similarity, by word, by token and by sentence.
+
+    [bold]Examples[/bold]
+
+      st-plugins explain ./my-model "A man plays the guitar." "Someone makes music."
+
+      st-plugins explain ./my-model "A man plays the guitar." "Someone makes music." --html why.html --faithfulness
+
+      st-plugins explain ./my-span-model "A film that is not good at all."
+    """
+    from st_plugins import explain as explanations
+    from st_plugins.core.writing.atomic import file_target
+    from st_plugins.report.page import GENERATOR
+
+    targets = {
+        name: file_target(path, name=name, overwrite=overwrite, inputs=[model], mark=mark)
+        for name, path, mark in (("--html", html, GENERATOR), ("--json", json, b'"faithfulness": '))
+        if path is not None
+    }
+    if len({target.path for target in targets.values()}) < len(targets):
+        raise ValueError(f"--html and --json are the same file {str(html)!r}; choose two")
+    if html is None and json is None:
+        refuse_unused(context, "without --html or --json", "overwrite")
+    check_model(model)
+    loaded = load_model(model, None, device, max_seq_length)
+    found: Explanation | PairExplanation
+    if b is None:
+        found = explanations.explain(loaded, a, top, prompt=prompt, by=by, faithfulness=faithfulness)
+    else:
+        found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, by=by, faithfulness=faithfulness)
+    for name, target in targets.items():
+        target.write_text(found.to_html() if name == "--html" else found.to_json())
+    terminal().print(found.to_terminal())
+    for path in (html, json):
+        if path is not None:
+            say(f"wrote {path}")

@@ -1,0 +1,89 @@
+"""``st-plugins geometry``: argument parsing only; the command calls public functions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from st_plugins.cli.models import check_model, load_model
+from st_plugins.cli.options import (
+    BatchOption,
+    ColumnOption,
+    DeviceOption,
+    DtypeOption,
+    LengthOption,
+    ModelArgument,
+    PromptNameOption,
+    PromptOption,
+    RouteOption,
+    SeedOption,
+    refuse_unused,
+)
+from st_plugins.report.terminal import say, terminal
+
+__all__ = ["geometry"]
+
+
+def geometry(
+    context: typer.Context,
+    model: ModelArgument,
+    texts: Annotated[Path, typer.Option(help="Texts: one a line, or a folder of such files.")],
+    column: ColumnOption = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the numbers of an earlier run.")] = False,
+    prompt: PromptOption = None,
+    prompt_name: PromptNameOption = None,
+    route: RouteOption = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_seq_length: LengthOption = None,
+) -> None:
+    """Describe the space a model embeds your texts in: isotropy, uniformity, dimensions in use.
+
+    [bold]Example[/bold]
+
+      st-plugins geometry ./my-model --texts corpus.txt
+    """
+    import json
+
+    from st_plugins.cli.console import geometry_table, print_warnings
+    from st_plugins.core.host import check_prompt
+    from st_plugins.core.writing.atomic import file_target
+    from st_plugins.data.own import read_texts
+    from st_plugins.evaluation.encoding import distinct, encode_longest_first
+    from st_plugins.evaluation.measuring import way_of_texts
+    from st_plugins.geometry.embeddings import geometry as describe
+
+    check_model(model)
+    check_prompt(prompt, prompt_name)
+    target = None
+    if output is None:
+        refuse_unused(context, "without --output", "overwrite")
+    else:
+        read = (model, texts)
+        # With the line break, as evaluations have the same numbers further in:
+        mark = b'\n "isoscore": '
+        target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=mark)
+    sentences, _ = distinct([read_texts(texts, column)])
+    loaded = load_model(model, dtype, device, max_seq_length)
+    way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
+    embeddings = encode_longest_first(
+        loaded,
+        sentences,
+        [len(text) for text in sentences],
+        batch_size=batch_size,
+        show_progress_bar=sys.stderr.isatty(),
+        arguments=way.arguments,
+    )
+    numbers = describe(embeddings, seed=seed)
+    if target is not None:
+        target.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+    terminal().print(geometry_table(f"{model} on {len(sentences):,} distinct texts", numbers))
+    print_warnings(terminal(), [warning] if warning else [])
+    if output is not None:
+        say(f"wrote {output}")

@@ -1,0 +1,146 @@
+"""``st-plugins whiten``: argument parsing only; the command calls public functions."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from st_plugins.cli.models import check_model, load_model, pair_evaluator, refuse_unused_measuring
+from st_plugins.cli.options import (
+    BatchOption,
+    ColumnOption,
+    DataOption,
+    DeviceOption,
+    DtypeOption,
+    LengthOption,
+    ModelArgument,
+    PairsOption,
+    PromptNameOption,
+    PromptOption,
+    RouteOption,
+    ScoreOption,
+    SeedOption,
+    SplitOption,
+    TasksOption,
+    Text1Option,
+    Text2Option,
+)
+from st_plugins.report.terminal import say, terminal
+
+__all__ = ["whiten"]
+
+
+def whiten(
+    context: typer.Context,
+    model: ModelArgument,
+    texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
+    output: Annotated[Path, typer.Option(help="Folder for the new model.")],
+    column: ColumnOption = None,
+    output_dimension: Annotated[
+        int | None, typer.Option(help="Dimensions to keep (default: all that the texts span).", min=1)
+    ] = None,
+    keep_plugin: Annotated[
+        bool, typer.Option("--keep-plugin", help="Keep the Whitening module instead of folding it into stock Dense.")
+    ] = False,
+    prompt: PromptOption = None,
+    prompt_name: PromptNameOption = None,
+    route: RouteOption = None,
+    shrinkage: Annotated[str, typer.Option(help="0 to 1, or 'ledoit-wolf'.")] = "0",
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale the whitened vectors to length 1.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")] = False,
+    data: DataOption = None,
+    tasks: TasksOption = "stsb",
+    pairs: PairsOption = None,
+    text1: Text1Option = "sentence1",
+    text2: Text2Option = "sentence2",
+    score: ScoreOption = "score",
+    split: SplitOption = "dev",
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = 32,
+    max_seq_length: LengthOption = None,
+) -> None:
+    """Whiten a model on unlabelled texts and write a plain sentence-transformers model, smaller and more isotropic.
+
+    With scored pairs at hand (--pairs, or --data for STS-B dev) it also measures before and after, and says so when
+    whitening hurts, as it can when the model was already trained with cosine on the same kind of text.
+
+    [bold]Examples[/bold]
+
+      st-plugins whiten ./my-model --texts corpus.txt --output-dimension 256 --output ./my-model-256
+
+      st-plugins whiten ./my-model --texts corpus.txt --output ./white --pairs heldout.tsv
+    """
+    from st_plugins import recipes
+    from st_plugins.cli.console import print_before_after, print_warnings
+    from st_plugins.core.host import check_prompt
+    from st_plugins.core.writing.atomic import folder_target
+    from st_plugins.data.own import read_texts
+    from st_plugins.evaluation.comparison import compare as compare_results
+    from st_plugins.evaluation.measuring import way_of_texts
+    from st_plugins.methods.whitening import fold as folding
+
+    refuse_unused_measuring(context, pairs=pairs, data=data, always=False)
+    check_model(model)
+    check_prompt(prompt, prompt_name)
+    kind = _shrinkage(shrinkage)
+    target = folder_target(output, name="--output", overwrite=overwrite, inputs=(model, texts, pairs, data))
+    sentences = read_texts(texts, column)
+    evaluator = None
+    if pairs is not None or data is not None:
+        evaluator = pair_evaluator(
+            data=data,
+            tasks=tasks,
+            pairs=pairs,
+            columns=(text1, text2, score),
+            split=split,
+            texts=texts,
+            column=column,
+            seed=seed,
+            batch_size=batch_size,
+            prompt=prompt,
+            prompt_name=prompt_name,
+        )
+    loaded = load_model(model, dtype, device, max_seq_length)
+    way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
+    whitened = recipes.whiten(
+        loaded,
+        sentences,
+        output_dimension,
+        shrinkage=kind,
+        normalize=normalize,
+        prompt=way.prompt,
+        route=way.route,
+        batch_size=batch_size,
+        source=texts.name,
+    )
+    # Measured before anything is written, written before anything is printed.
+    after, before = (
+        (None, None)
+        if evaluator is None
+        else (evaluator.evaluate(whitened, "after whitening"), evaluator.evaluate(loaded, "before"))
+    )
+    result = whitened if keep_plugin else folding.fold(whitened)
+    with target.write() as folder:
+        result.save(str(folder))
+    if after is None or before is None:
+        say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
+    else:
+        print_before_after(terminal(), before, after, compare_results(after, before, seed=seed))
+    print_warnings(terminal(), [warning] if warning else [])
+    how = "load it with st_plugins.load" if keep_plugin else "plain SentenceTransformer loads it"
+    say(f"wrote {output}: {result.get_embedding_dimension()} dimensions, whitened on {len(sentences):,} texts; {how}")
+
+
+def _shrinkage(text: str) -> float | str:
+    from st_plugins.methods.whitening.whitening import check_shrinkage
+
+    shrinkage: float | str = text
+    with contextlib.suppress(ValueError):
+        shrinkage = float(text)
+    check_shrinkage(shrinkage)
+    return shrinkage

@@ -1,0 +1,20 @@
+"""The STS suite evaluator, its statistics, the floor it is held against, and the reports it writes."""
+
+from __future__ import annotations
+
+from st_plugins.evaluation.comparison import Comparison, compare
+from st_plugins.evaluation.report import write_reports
+from st_plugins.evaluation.result import Difference, FloorResult, Score, SuiteResult, TaskResult
+from st_plugins.evaluation.suite import STSSuiteEvaluator
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "FloorResult",
+    "STSSuiteEvaluator",
+    "Score",
+    "SuiteResult",
+    "TaskResult",
+    "compare",
+    "write_reports",
+]

@@ -1,0 +1,188 @@
+"""Write an evaluation to disk: ``result.json``, ``result.csv``, ``result.md`` and ``report.html``."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from st_plugins.core.writing.atomic import Target, file_target
+from st_plugins.evaluation.html_report import html
+from st_plugins.evaluation.reading import how_to_read
+from st_plugins.evaluation.result import Difference, Score, SuiteResult
+from st_plugins.evaluation.tables import Cell, Table, header, summary, tables
+from st_plugins.report.page import GENERATOR
+from st_plugins.report.terminal import shown
+
+__all__ = ["csv_text", "markdown", "report_targets", "write_reports"]
+
+_METRICS = [f"{metric}_{kind}" for metric in ("spearman", "pearson") for kind in ("all", "mean", "wmean")]
+_COLUMNS = ["model", "system", "task", "subset", "pairs"]
+_COLUMNS += [f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")]
+_COLUMNS += ["p_value", "verdict", "highest_spearman"]
+_COLUMNS += [f"{metric}{end}" for metric in ("auc", "average_precision") for end in ("", "_low", "_high")]
+_MARKS = {  # by which a file of an earlier report is known
+    "result.json": b'"schema_version": ',
+    "result.csv": ",".join(_COLUMNS).encode(),
+    "result.md": b"# STS evaluation: ",
+    "report.html": GENERATOR,
+}
+
+
+def report_targets(
+    folder: str | Path, *, name: str = "folder", overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
+) -> list[Target]:
+    """Look whether the four report files can be written, before the evaluation is computed.
+
+    Args:
+        folder: Where to write; it may be missing.
+        name: The argument or option that it comes from, for errors.
+        overwrite: Whether files of an earlier report may be replaced.
+        inputs: Files and folders that the evaluation reads.
+
+    Returns:
+        The targets, for `write_reports`.
+
+    Raises:
+        FileExistsError: There is an earlier report and ``overwrite`` is false, or a file that is none of ours.
+        ValueError: A file is an input, or would lie in the model.
+        OSError: The folder cannot be written to.
+    """
+    read = list(inputs)
+    return [
+        file_target(Path(folder, file), name=name, overwrite=overwrite, inputs=read, mark=mark)
+        for file, mark in _MARKS.items()
+    ]
+
+
+def write_reports(
+    result: SuiteResult, folder: str | Path | Sequence[Target], *, overwrite: bool = False
+) -> list[Path]:
+    """Write the four report files.
+
+    Every text is made before the first file appears, and each of them appears whole or not at all.
+
+    Args:
+        result: The evaluation.
+        folder: Where to write, created when it is missing; or what `report_targets` said of it earlier.
+        overwrite: Whether files of an earlier report may be replaced.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        FileExistsError: There is an earlier report and ``overwrite`` is false, or a file that is none of ours.
+        OSError: The folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from st_plugins.miniature import untrained_encoder
+        >>> from st_plugins.evaluation import STSSuiteEvaluator
+        >>> evaluator = STSSuiteEvaluator.from_pairs(["a dog", "a cat", "a man"], ["dogs", "a boat", "men"], [4, 1, 3])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = write_reports(evaluator.evaluate(untrained_encoder()), Path(folder, "report"))
+        >>> len(files)
+        4
+    """
+    targets = report_targets(folder, overwrite=overwrite) if isinstance(folder, str | Path) else list(folder)
+    texts = [result.to_json(), csv_text(result), markdown(result), html(result)]
+    with contextlib.ExitStack() as stack:
+        # The last one entered appears first: of two processes that write here, only one gets past result.json.
+        for target, text in reversed(list(zip(targets, texts, strict=True))):
+            stack.enter_context(target.write()).write_bytes(text.encode())
+    return [target.path for target in targets]
+
+
+def markdown(result: SuiteResult) -> str:
+    """Return the report as Markdown. It holds no date: the same result gives the same text.
+
+    Args:
+        result: The evaluation.
+
+    Returns:
+        The text.
+    """
+    lines = header(result)
+    parts = [f"# STS evaluation: {_escaped(lines['Model'])}"]
+    if result.settings.get("banner"):
+        parts.append(f"> **{_escaped(str(result.settings['banner']))}**")
+    parts.append(_escaped(summary(result)))
+    parts.append("\n".join(f"- {name}: {_escaped(line)}" for name, line in lines.items()))
+    parts += [_markdown_table(table) for table in tables(result)]
+    if result.warnings:
+        parts.append("## Warnings\n\n" + "\n".join(f"- {_escaped(warning)}" for warning in result.warnings))
+    parts.append("## How to read this\n\n" + "\n\n".join(_escaped(text) for text in how_to_read(result)))
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(result: SuiteResult) -> str:
+    """Return every score at full precision, in [-1, 1], as a CSV table.
+
+    The column ``system`` holds ``model``, ``floor raw``, ``floor whitened``, ``above floor raw`` or ``above floor
+    whitened``. A row with a ``subset`` is one sub-dataset, its correlation stands under ``all``; the task ``avg`` is
+    the average. ``highest_spearman`` is what untied similarities can reach; ``auc`` and ``average_precision`` stand
+    where the gold scores have two values. An empty field does not apply, ``nan`` is an undefined number.
+
+    Args:
+        result: The evaluation.
+
+    Returns:
+        The text.
+    """
+    rows: list[dict[str, Any]] = []
+    for task in result.tasks:
+        for name, subset in sorted(task.subsets.items()):
+            row = {"system": "model", "task": task.name, "subset": name, "pairs": int(subset["pairs"])}
+            row |= {"spearman_all": float(subset["spearman"]), "pearson_all": float(subset["pearson"])}
+            rows.append(row)
+        row = {"system": "model", "task": task.name, "pairs": task.pairs}
+        for metric in _METRICS:
+            kind = metric.split("_")[1]
+            row |= _fields(metric, (task.spearman if metric.startswith("spearman") else task.pearson)[kind])
+        row["highest_spearman"] = task.highest
+        if task.binary is not None:
+            row |= _fields("auc", task.binary.auc) | _fields("average_precision", task.binary.average_precision)
+        rows.append(row)
+    row = {"system": "model", "task": "avg", "pairs": sum(task.pairs for task in result.tasks)}
+    for metric in _METRICS:
+        row |= _fields(metric, result.average[metric])
+    rows.append(row)
+    if result.floor is not None:
+        floor = result.floor
+        for system, scores in (("floor raw", floor.raw), ("floor whitened", floor.whitened)):
+            for name, score in sorted(scores.items()):
+                rows.append({"system": system, "task": name} | _fields("spearman_all", score))
+        for system, above in (("above floor raw", floor.above_raw), ("above floor whitened", floor.above_whitened)):
+            for name, difference in sorted(above.items()):
+                row = {"system": system, "task": name} | _fields("spearman_all", difference)
+                rows.append(row | {"p_value": difference.p_value, "verdict": difference.verdict})
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, _COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"model": result.model.get("name", "")} | row for row in rows)
+    return buffer.getvalue()
+
+
+def _fields(metric: str, score: Score | Difference) -> dict[str, Any]:
+    return {metric: score.value, f"{metric}_low": score.low, f"{metric}_high": score.high}
+
+
+def _markdown_table(table: Table) -> str:
+    def line(cells: list[Cell]) -> str:
+        texts = [cell if isinstance(cell, str) else " ".join(cell) for cell in cells]
+        return "| " + " | ".join(_escaped(text) for text in texts) + " |"
+
+    note = f"{_escaped(table.note)}\n\n" if table.note else ""
+    rows = [line([*table.columns]), "| " + " | ".join("---" for _ in table.columns) + " |", *map(line, table.rows)]
+    return f"## {_escaped(table.title)}\n\n{note}" + "\n".join(rows)
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it is: no HTML, no emphasis, no link, no broken table row."""
+    text = shown(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "\\`*|":
+        text = text.replace(mark, "\\" + mark)
+    return text.replace("](", "]\\(")

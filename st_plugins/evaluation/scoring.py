@@ -1,0 +1,294 @@
+"""From embeddings and pairs to scores: similarities, the three aggregation conventions, their bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_plugins.data.pairs import Pairs
+from st_plugins.evaluation.gold import binary_scores, highest_spearman
+from st_plugins.evaluation.result import Score, TaskResult
+from st_plugins.evaluation.statistics import bootstrap, correlation, interval, resample_counts, spearman
+from st_plugins.methods.whitening.whitening import Whitening
+
+__all__ = [
+    "CONVENTIONS",
+    "SIMILARITIES",
+    "TaskScores",
+    "average",
+    "equal_rows",
+    "pair_similarities",
+    "score_task",
+    "system_similarities",
+    "task_result",
+]
+
+Array = NDArray[np.float64]
+
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+CONVENTIONS = ("all", "mean", "wmean")
+_BLOCK_ROWS = 4096
+_COSINE_DECIMALS = 12
+_UNIT = 1e-5  # what rounding leaves of a squared length of 1
+
+
+def pair_similarities(
+    embeddings: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp], similarity: str = "cosine"
+) -> Array:
+    """Return the similarity of each pair of rows, in float64, without copying the whole matrix.
+
+    Distances are negated, so that larger always means more similar. The cosine of a zero vector with anything is 0,
+    as in the host.
+
+    Rounding is not ranked: two rows that are equal bit by bit have cosine 1 and distance 0, a pair of rows has one
+    value wherever and in whichever order it occurs, and cosines are rounded to 12 decimals. Two float32 vectors that
+    differ by rounding only have a cosine within 1e-13 of 1; between others rounding is a million times larger. The dot
+    product of vectors that all have length 1 is their cosine.
+
+    Args:
+        embeddings: Vectors, shape (M, d).
+        first: Row of each pair's first text, shape (N,).
+        second: Row of each pair's second text, shape (N,).
+        similarity: One of ``"cosine"``, ``"dot"``, ``"euclidean"``, ``"manhattan"``.
+
+    Returns:
+        Similarities, shape (N,).
+
+    Raises:
+        ValueError: ``similarity`` is unknown.
+
+    Example:
+        >>> vectors = np.array([[1.0, 0.0], [1.0, 1.0]], dtype=np.float32)
+        >>> pair_similarities(vectors, np.array([0]), np.array([1])).round(4).tolist()
+        [0.7071]
+    """
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
+    used, places = np.unique(np.concatenate([first, second]), return_inverse=True)
+    a, b = used[equal_rows(embeddings[used])[places]].reshape(2, -1)
+    if similarity == "dot" and np.all(np.abs(np.einsum("nd,nd->n", *[embeddings[used]] * 2) - 1) < _UNIT):
+        similarity = "cosine"
+    # One value for each pair of distinct rows: a sum's rounding depends on where the row lies in memory.
+    codes, back = np.unique(np.minimum(a, b) * len(embeddings) + np.maximum(a, b), return_inverse=True)
+    one, other = np.divmod(codes, len(embeddings))
+    result = np.empty(len(codes))
+    for start in range(0, len(codes), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        x = embeddings[one[rows]].astype(np.float64)
+        y = embeddings[other[rows]].astype(np.float64)
+        if similarity == "euclidean":
+            result[rows] = -np.linalg.norm(x - y, axis=1)
+        elif similarity == "manhattan":
+            result[rows] = -np.abs(x - y).sum(axis=1)
+        else:
+            dot = np.einsum("nd,nd->n", x, y)
+            if similarity == "cosine":
+                norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+                dot = np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
+                dot[(one[rows] == other[rows]) & (norms > 0)] = 1.0
+                dot = np.round(dot, _COSINE_DECIMALS).clip(-1.0, 1.0)
+            result[rows] = dot
+    return result[back] + 0.0  # + 0.0: a distance of 0, not -0
+
+
+def equal_rows(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return for each row the first row that is equal to it bit by bit (0 and -0 are the same).
+
+    Args:
+        embeddings: Vectors, shape (M, d).
+
+    Returns:
+        Row numbers, shape (M,).
+
+    Example:
+        >>> equal_rows(np.array([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0]], dtype=np.float32)).tolist()
+        [0, 1, 0]
+    """
+    plain = np.ascontiguousarray(embeddings + 0.0)
+    seen: dict[bytes, int] = {}
+    rows = plain.view(f"V{plain.dtype.itemsize * plain.shape[1]}").ravel().tolist()
+    return np.array([seen.setdefault(row, index) for index, row in enumerate(rows)], dtype=np.intp)
+
+
+def system_similarities(
+    systems: Sequence[NDArray[np.float32]],
+    found: Sequence[tuple[NDArray[np.intp], ...]],
+    similarity: str,
+    target_whitening: int | None,
+) -> Array:
+    """Return the similarities of one task's pairs under the model and, if there are more systems, its floor.
+
+    Args:
+        systems: Embeddings of the model, and perhaps of the raw and the whitened floor.
+        found: For each system the rows of the first, second and further texts.
+        similarity: That of the model; the floor's is cosine.
+        target_whitening: None, or to how many dimensions (0 for all) model and whitened floor are whitened on the
+            task's own texts, both sides and the further ones.
+
+    Returns:
+        Similarities, shape (S, N).
+    """
+    result = np.empty((len(systems), len(found[0][0])))
+    for index, (vectors, rows) in enumerate(zip(systems, found, strict=False)):
+        first, second, _ = rows
+        if target_whitening is not None and index != 1:
+            dimension = (target_whitening or None) if index == 0 else None
+            fitted = Whitening(vectors.shape[1], dimension).fit(vectors[np.concatenate(rows)])
+            texts, back = np.unique(equal_rows(vectors)[np.concatenate([first, second])], return_inverse=True)
+            vectors = np.asarray(fitted.transform(vectors[texts]), dtype=np.float32)
+            first, second = np.split(back, 2)
+        result[index] = pair_similarities(vectors, first, second, similarity if index == 0 else "cosine")
+    return result
+
+
+@dataclass
+class TaskScores:
+    """Scores of S systems on one task: the values, and their distribution over the resamples.
+
+    Args:
+        spearman: Per convention: values of shape (S,).
+        pearson: The same with Pearson's r.
+        spearman_samples: Per convention: shape (S, B).
+        pearson_samples: The same with Pearson's r.
+        subsets: Per sub-dataset and system: ``{"pairs", "spearman", "pearson"}`` of the first system.
+        counts: The resamples, shape (B, N).
+    """
+
+    spearman: dict[str, Array]
+    pearson: dict[str, Array]
+    spearman_samples: dict[str, Array]
+    pearson_samples: dict[str, Array]
+    subsets: dict[str, dict[str, float]]
+    counts: NDArray[np.uint8]
+
+
+def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: int) -> TaskScores:
+    """Score the similarities of several systems on one task, all on the same resamples.
+
+    The conventions: ``"all"`` is one correlation over the concatenated sub-datasets (SBERT, SimCSE, ConSERT),
+    ``"mean"`` the mean over sub-datasets, ``"wmean"`` their mean weighted by size (BERT-flow, BERT-whitening).
+
+    Args:
+        pairs: The task.
+        systems: Similarities, shape (S, N).
+        bootstrap_samples: Number of resamples B; 0 for none.
+        seed: Seed of the resamples.
+
+    Returns:
+        Values and distributions per convention.
+    """
+    gold = pairs.scores
+    counts = resample_counts(len(gold), bootstrap_samples, pairs.name, seed)
+    values_rho = {"all": np.array([spearman(gold, system) for system in systems])}
+    values_r = {"all": np.array([correlation(gold, system) for system in systems])}
+    rho, r = bootstrap(gold, systems, counts)
+    samples_rho, samples_r = {"all": rho}, {"all": r}
+
+    names = list(dict.fromkeys(pairs.subsets))
+    subsets: dict[str, dict[str, float]] = {}
+    if len(names) == 1:
+        subsets[names[0]] = _subset(len(gold), values_rho["all"], values_r["all"])
+        for kind in ("mean", "wmean"):
+            values_rho[kind], values_r[kind] = values_rho["all"], values_r["all"]
+            samples_rho[kind], samples_r[kind] = rho, r
+        return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets, counts)
+
+    labels = np.array(pairs.subsets)
+    sizes, parts = [], []
+    for name in names:
+        rows = np.flatnonzero(labels == name)
+        part_gold, part = gold[rows], systems[:, rows]
+        value_rho = np.array([spearman(part_gold, system) for system in part])
+        value_r = np.array([correlation(part_gold, system) for system in part])
+        part_rho, part_r = bootstrap(part_gold, part, np.ascontiguousarray(counts[:, rows]))
+        subsets[name] = _subset(len(rows), value_rho, value_r)
+        sizes.append(len(rows))
+        parts.append((value_rho, value_r, part_rho, part_r))
+    weights = {"mean": np.full(len(sizes), 1 / len(sizes)), "wmean": np.array(sizes) / len(gold)}
+    for kind, weight in weights.items():
+        columns = [np.tensordot(weight, np.stack(column), axes=1) for column in zip(*parts, strict=True)]
+        values_rho[kind], values_r[kind], samples_rho[kind], samples_r[kind] = columns
+    return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets, counts)
+
+
+def _subset(pairs: int, rho: Array, r: Array) -> dict[str, float]:
+    return {"pairs": pairs, "spearman": float(rho[0]), "pearson": float(r[0])}
+
+
+def task_result(
+    pairs: Pairs, scores: TaskScores, similarities: Array, *, confidence: float, keep_similarities: bool
+) -> TaskResult:
+    """Put the first system's scores of one task into its result, with warnings for what is undefined.
+
+    Args:
+        pairs: The task.
+        scores: What :func:`score_task` returned.
+        similarities: The first system's similarities, shape (N,).
+        confidence: Coverage of the intervals.
+        keep_similarities: Whether gold scores and similarities are stored.
+
+    Returns:
+        The task's result.
+    """
+    warnings = list(pairs.warnings)
+    undefined = [name for name, subset in scores.subsets.items() if np.isnan(subset["spearman"])]
+    if undefined:
+        rows = np.array(pairs.subsets) == undefined[0]
+        warnings.append(
+            f"{pairs.title}: the correlation is undefined (NaN) for {', '.join(undefined)}: "
+            + _why_undefined(pairs.scores[rows], similarities[rows])
+        )
+    resamples = scores.spearman_samples["all"][0]
+    missing = int(np.isnan(resamples).sum())
+    if missing and not np.isnan(scores.spearman["all"][0]):
+        warnings.append(
+            f"{pairs.title}: in {missing:,} of {resamples.size:,} resamples all gold scores or all similarities are "
+            "equal; the interval is that of the others"
+        )
+    return TaskResult(
+        name=pairs.name,
+        title=pairs.title,
+        pairs=len(pairs),
+        spearman=_first(scores.spearman, scores.spearman_samples, confidence),
+        pearson=_first(scores.pearson, scores.pearson_samples, confidence),
+        subsets=scores.subsets,
+        checksum=pairs.checksum,
+        source=pairs.source,
+        warnings=warnings,
+        gold=pairs.scores.tolist() if keep_similarities else None,
+        similarities=similarities.tolist() if keep_similarities else None,
+        highest=highest_spearman(pairs.scores),
+        binary=binary_scores(pairs.scores, similarities, scores.counts, confidence),
+    )
+
+
+def _why_undefined(gold: Array, similarities: Array) -> str:
+    if len(gold) < 2:
+        return "there are fewer than two pairs"
+    return "all gold scores are equal" if np.ptp(gold) == 0 else "all similarities are equal"
+
+
+def _first(values: dict[str, Array], samples: dict[str, Array], confidence: float) -> dict[str, Score]:
+    return {kind: interval(float(values[kind][0]), samples[kind][0], confidence) for kind in CONVENTIONS}
+
+
+def average(scores: Sequence[TaskScores], confidence: float) -> dict[str, Score]:
+    """Return the mean over tasks with its interval; the tasks are resampled independently of each other.
+
+    Args:
+        scores: One entry a task.
+        confidence: Coverage of the intervals.
+
+    Returns:
+        Keys ``spearman_all``, ``spearman_mean``, ``spearman_wmean`` and the same with ``pearson``.
+    """
+    result = {}
+    for kind in CONVENTIONS:
+        for metric in ("spearman", "pearson"):
+            values = np.array([getattr(score, metric)[kind][0] for score in scores])
+            samples = np.stack([getattr(score, f"{metric}_samples")[kind][0] for score in scores])
+            result[f"{metric}_{kind}"] = interval(float(values.mean()), samples.mean(axis=0), confidence)
+    return result

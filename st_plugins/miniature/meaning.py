@@ -1,0 +1,194 @@
+"""What a sentence of the miniature world means, and how alike two meanings are.
+
+These scores are exact for the toy world and prove nothing about English: they are a definition, not a judgement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from st_plugins.miniature.lexicon import ANTONYMS, ATTRIBUTES, MANNERS, NOUNS, PLACES, VERBS, Concepts
+
+__all__ = ["MANY", "Meaning", "Phrase", "concept_similarity", "gold_score", "nli_label"]
+
+MANY = 99
+"""The number that words like *several* express."""
+
+_AKIN, _KIND_OF, _OPPOSITE = 0.4, 0.7, 0.2
+_NEGATION, _TENSE, _NUMBER = 0.5, 0.9, 0.85
+_WEIGHTS = {"agent": 3.0, "action": 3.0, "object": 3.0, "place": 1.5, "agent attribute": 1.0, "object attribute": 1.0}
+_MANNER_WEIGHT = 0.75
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A noun concept with a number and at most one attribute.
+
+    Args:
+        head: Noun concept or, more generally, a kind of noun.
+        number: 1, 2, 3 or ``MANY``.
+        attribute: Attribute concept, or ``None``.
+    """
+
+    head: str
+    number: int = 1
+    attribute: str | None = None
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """One event: who does what to whom, where and how; ``None`` where the sentence does not say.
+
+    Args:
+        agent: Who acts.
+        action: Verb concept.
+        object: To whom or to what.
+        place: Place concept.
+        manner: Manner concept.
+        tense: ``"past"``, ``"present"`` or ``"future"``.
+        negated: Whether the event is denied.
+    """
+
+    agent: Phrase
+    action: str
+    object: Phrase | None = None
+    place: str | None = None
+    manner: str | None = None
+    tense: str = "present"
+    negated: bool = False
+
+
+def concept_similarity(table: Concepts, first: str | None, second: str | None) -> float:
+    """Say how alike two concepts of one part of speech are.
+
+    Args:
+        table: Where both stand.
+        first: A concept, or ``None`` where nothing is said.
+        second: Another one.
+
+    Returns:
+        1 for the same concept, 0.7 for a concept and its kind, 0.4 for two of one kind, 0.2 for opposites, else 0.
+    """
+    if first is None or second is None:
+        return 0.0
+    if first == second:
+        return 1.0
+    if ANTONYMS.get(first) == second:
+        return _OPPOSITE
+    if table.kinds[first] != table.kinds[second]:
+        return 0.0
+    return _KIND_OF if table.kinds[first] in (first, second) else _AKIN
+
+
+def gold_score(first: Meaning, second: Meaning) -> float:
+    """Score the similarity of two meanings as an annotator of semantic textual similarity would, from 0 to 5.
+
+    5 · (weighted mean over the roles that at least one of the two fills) · (0.5 if one denies what the other states)
+    · (0.9 if the tenses differ). The weights are agent, action and object 3, place 1.5, an attribute 1, manner 0.75; a
+    role that only one of them fills counts half its weight, because silence is not disagreement. A phrase of another
+    number loses 15 %, and attributes count as far as their nouns agree.
+
+    Args:
+        first: A meaning.
+        second: Another one; the order does not matter.
+
+    Returns:
+        The score, rounded to two decimals.
+    """
+    agents = _phrase_similarity(first.agent, second.agent)
+    objects = _phrase_similarity(first.object, second.object)
+    roles = [
+        (_WEIGHTS["agent"], first.agent, second.agent, agents),
+        (_WEIGHTS["action"], first.action, second.action, concept_similarity(VERBS, first.action, second.action)),
+        (_WEIGHTS["object"], first.object, second.object, objects),
+        (_WEIGHTS["place"], first.place, second.place, concept_similarity(PLACES, first.place, second.place)),
+        (_MANNER_WEIGHT, first.manner, second.manner, concept_similarity(MANNERS, first.manner, second.manner)),
+    ]
+    for role, one, other, nouns in (
+        ("agent attribute", first.agent, second.agent, agents),
+        ("object attribute", first.object, second.object, objects),
+    ):
+        attributes = (one.attribute if one else None, other.attribute if other else None)
+        roles.append((_WEIGHTS[role], *attributes, nouns * concept_similarity(ATTRIBUTES, *attributes)))
+    weighted = total = 0.0
+    for weight, left, right, similarity in roles:
+        filled = (left is not None) + (right is not None)
+        weighted += weight * similarity
+        total += weight * filled / 2
+    score = 5 * weighted / total
+    score *= _NEGATION if first.negated != second.negated else 1.0
+    score *= _TENSE if first.tense != second.tense else 1.0
+    return round(score, 2)
+
+
+def nli_label(premise: Meaning, hypothesis: Meaning) -> str:
+    """Derive the inference label of two meanings.
+
+    Saying less entails: dropping place, manner or an attribute, or naming the kind instead of the thing, keeps a
+    statement true. Denial turns the direction round: who denies the general denies the special. Both sentences are
+    taken to be about one event, as in SNLI and MultiNLI, so opposite actions or attributes and different numbers
+    contradict.
+
+    Args:
+        premise: What is known.
+        hypothesis: What is claimed.
+
+    Returns:
+        ``"entailment"``, ``"contradiction"`` or ``"neutral"``.
+    """
+    forward, backward = _implies(premise, hypothesis), _implies(hypothesis, premise)
+    if premise.negated and hypothesis.negated:
+        return "entailment" if backward else "neutral"
+    if premise.negated or hypothesis.negated:
+        # What is stated must imply what is denied.
+        return "contradiction" if (backward if premise.negated else forward) else "neutral"
+    if forward:
+        return "entailment"
+    return "contradiction" if _incompatible(premise, hypothesis) else "neutral"
+
+
+def _phrase_similarity(first: Phrase | None, second: Phrase | None) -> float:
+    if first is None or second is None:
+        return 0.0
+    heads = concept_similarity(NOUNS, first.head, second.head)
+    return heads * (_NUMBER if first.number != second.number else 1.0)
+
+
+def _implies(special: Meaning, general: Meaning) -> bool:
+    """Whether the event of ``special``, taken as a statement, makes the event of ``general`` true."""
+    return (
+        special.tense == general.tense
+        and special.action == general.action
+        and _phrase_implies(special.agent, general.agent)
+        and (general.object is None or _phrase_implies(special.object, general.object))
+        and general.place in (None, special.place)
+        and general.manner in (None, special.manner)
+    )
+
+
+def _phrase_implies(special: Phrase | None, general: Phrase) -> bool:
+    return (
+        special is not None
+        and general.head in (special.head, NOUNS.kinds[special.head])
+        and (general.number == special.number or (general.number == MANY and special.number > 2))
+        and general.attribute in (None, special.attribute)
+    )
+
+
+def _incompatible(first: Meaning, second: Meaning) -> bool:
+    """Whether two statements differ in opposites or numbers although they may tell of one event."""
+    nouns = [(first.agent, second.agent)]
+    if first.object and second.object:
+        nouns.append((first.object, second.object))
+    if (
+        first.tense != second.tense
+        or (first.place and second.place and first.place != second.place)
+        or any(concept_similarity(NOUNS, one.head, other.head) < _KIND_OF for one, other in nouns)
+    ):
+        return False
+    if first.action != second.action:
+        return ANTONYMS.get(first.action) == second.action
+    attributes = any(one.attribute and ANTONYMS.get(one.attribute) == other.attribute for one, other in nouns)
+    manners = first.manner is not None and ANTONYMS.get(first.manner) == second.manner
+    numbers = any(one.number != other.number and MANY not in (one.number, other.number) for one, other in nouns)
+    return attributes or manners or numbers

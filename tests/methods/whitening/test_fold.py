@@ -1,0 +1,148 @@
+"""Folding: one stock Dense, the same outputs, and a model that loads without this package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Router
+from torch import nn
+
+from st_plugins.methods.whitening.fold import fold
+from st_plugins.modules import Whitening
+from st_plugins.recipes import whiten
+
+
+def whitening(width: int, output: int, *, normalize: bool = False, seed: int = 0) -> Whitening:
+    points = np.random.default_rng(seed).normal(1.0, np.geomspace(2.0, 0.2, width), (200, width))
+    return Whitening(width, output, normalize=normalize).fit(points)
+
+
+def dense(
+    width: int, output: int, activation: nn.Module | None = None, *, bias: bool = True, residual: bool = False
+) -> Dense:
+    return Dense(width, output, bias=bias, activation_function=activation or nn.Identity(), use_residual=residual)
+
+
+def names(model: SentenceTransformer) -> list[str]:
+    return [type(module).__name__ for module in model]
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [
+        (lambda: [whitening(16, 4)], ["Dense"]),
+        (lambda: [whitening(16, 4, normalize=True)], ["Dense", "Normalize"]),
+        (lambda: [whitening(16, 8), dense(8, 3)], ["Dense"]),
+        (lambda: [dense(16, 8, bias=False), whitening(8, 3)], ["Dense"]),
+        (lambda: [dense(16, 16, residual=True), whitening(16, 8), dense(8, 5, residual=True)], ["Dense"]),
+        (lambda: [whitening(16, 8), whitening(8, 3, seed=1)], ["Dense"]),
+        (lambda: [Normalize(), whitening(16, 8), Normalize()], ["Normalize", "Dense", "Normalize"]),
+        (
+            lambda: [whitening(16, 8, normalize=True), whitening(8, 3, seed=1), dense(3, 2)],
+            ["Dense", "Normalize", "Dense"],
+        ),
+        (lambda: [dense(16, 8, nn.Tanh()), whitening(8, 3), dense(3, 3, nn.Tanh())], ["Dense", "Dense", "Dense"]),
+        (lambda: [dense(16, 8), dense(8, 4)], ["Dense", "Dense"]),
+        (lambda: [], []),
+    ],
+)
+def test_every_affine_run_becomes_one_dense(
+    model: SentenceTransformer, sentences: list[str], tail: Callable[[], list[nn.Module]], expected: list[str]
+) -> None:
+    torch.manual_seed(3)
+    pipeline = SentenceTransformer(modules=[*model, *tail()], device="cpu").eval()
+    before, state = pipeline.encode(sentences), {k: v.clone() for k, v in pipeline.state_dict().items()}
+    folded = fold(pipeline)
+    assert names(folded) == ["Transformer", "Pooling", *expected]
+    assert {type(module).__module__.split(".")[0] for module in folded} == {"sentence_transformers"}
+    np.testing.assert_allclose(folded.encode(sentences), before, atol=1e-5)
+    assert folded.get_embedding_dimension() == pipeline.get_embedding_dimension()
+    with torch.no_grad():
+        for parameter in folded.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, state[key]) for key, value in pipeline.state_dict().items())
+    assert np.array_equal(pipeline.encode(sentences), before)
+
+
+def test_weight_and_bias_are_the_papers(model: SentenceTransformer) -> None:
+    module = whitening(16, 4)
+    folded = fold(SentenceTransformer(modules=[*model, module], device="cpu"))
+    linear = folded[2].linear
+    assert isinstance(linear, nn.Linear)
+    mean, weight = module.affine()
+    assert torch.equal(linear.weight, weight.float())
+    torch.testing.assert_close(linear.bias.double(), -(mean @ weight.T), rtol=1e-6, atol=1e-6)
+
+
+def test_folded_model_loads_where_this_package_does_not_exist(
+    model: SentenceTransformer, sentences: list[str], tmp_path: Path
+) -> None:
+    model.prompts = {"query": "the "}
+    model.default_prompt_name, model.similarity_fn_name, model.truncate_dim = "query", "dot", 3
+    whitened = whiten(model, sentences, 3, normalize=True)
+    folded = fold(whitened)
+    assert (folded.default_prompt_name, folded.similarity_fn_name, folded.truncate_dim) == ("query", "dot", 3)
+    folded.save(str(tmp_path / "model"), create_model_card=False)
+    program = (
+        "import sys, numpy as np\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name.split('.')[0] == 'st_plugins': raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "model = SentenceTransformer(sys.argv[1], device='cpu')\n"
+        "assert model.prompts['query'] == 'the ' and model.similarity_fn_name == 'dot'\n"
+        "np.save(sys.argv[2], model.encode(sys.argv[3:]))\n"
+        "assert not [name for name in sys.modules if name.startswith('st_plugins')]\n"
+    )
+    arguments = [str(tmp_path / "model"), str(tmp_path / "out.npy"), *sentences[:3]]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, cwd=tmp_path)
+    output = np.load(tmp_path / "out.npy")
+    assert output.shape == (3, 3)
+    np.testing.assert_allclose(output, whitened.encode(sentences[:3]), atol=1e-5)
+
+
+def test_half_precision_model(model: SentenceTransformer, sentences: list[str]) -> None:
+    whitened = whiten(model, sentences, 4).to(torch.bfloat16)
+    folded: Any = fold(whitened)
+    assert folded[2].linear.weight.dtype == torch.bfloat16
+    np.testing.assert_allclose(folded.encode(sentences), whitened.encode(sentences), atol=0.2)
+    tiny = Whitening(16, 4).fit(np.random.default_rng(0).normal(size=(99, 16)) * 1e-6)
+    pipeline = SentenceTransformer(modules=[*model, tiny], device="cpu").half()
+    with pytest.raises(ValueError, match=r"do not fit into torch\.float16"):
+        fold(pipeline)
+
+
+def test_a_mean_too_large_for_float32_warns(model: SentenceTransformer, caplog: pytest.LogCaptureFixture) -> None:
+    far = Whitening(16, 4).fit(np.random.default_rng(0).normal(1000.0, 0.01, size=(99, 16)))
+    fold(SentenceTransformer(modules=[*model, far], device="cpu"))
+    assert "may be off by about" in caplog.text
+
+
+def test_whitening_inside_a_router_is_refused(model: SentenceTransformer) -> None:
+    router = Router.for_query_document([*model, whitening(16, 4)], [*model])
+    with pytest.raises(ValueError, match="1 Whitening inside another module"):
+        fold(SentenceTransformer(modules=[router], device="cpu"))
+
+
+def test_unfitted_whitening_is_refused(model: SentenceTransformer) -> None:
+    with pytest.raises(ValueError, match="fitted on 0 embeddings"):
+        fold(SentenceTransformer(modules=[*model, Whitening(16, 4)], device="cpu"))
+
+
+def test_a_dense_after_a_normalize_is_told(model: SentenceTransformer, caplog: pytest.LogCaptureFixture) -> None:
+    for tail in ([whitening(16, 4), Normalize()], [Normalize()], [dense(16, 4), whitening(4, 2), Normalize()]):
+        fold(SentenceTransformer(modules=[*model, *tail], device="cpu"))
+    assert not caplog.records
+    for tail in ([Normalize(), whitening(16, 4)], [whitening(16, 8, normalize=True), whitening(8, 4), Normalize()]):
+        caplog.clear()
+        fold(SentenceTransformer(modules=[*model, *tail], device="cpu"))
+        assert "Dense after a Normalize" in caplog.text
