@@ -88,20 +88,7 @@ def load(
 def load_sentence_transformer(
     path: str | Path, device: str | None = None, *, dtype: str | torch.dtype | None = None
 ) -> SentenceTransformer:
-    """Load a model that must be a SentenceTransformer.
-
-    Args:
-        path: As for `load`.
-        device: As for `load`.
-        dtype: As for `load`.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: As for `load`.
-        ValueError: As for `load`, or the folder is of another model, which has no vectors of single texts.
-    """
+    """Load a model that must be a SentenceTransformer."""
     check_present(device)
     folder = local_folder(path)
     kind = _other_kind(folder)

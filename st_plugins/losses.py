@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_plugins.core.attention import LayerAttention, capture_attention
+from st_plugins.core.headed_loss import HeadedLoss
 from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.methods.contrastive.consert import ConSERTLoss, nt_xent
 from st_plugins.methods.contrastive.consert_joint import ConSERTJointLoss
@@ -16,6 +17,7 @@ from st_plugins.methods.virt.virt_loss import VIRTLoss
 __all__ = [
     "ConSERTJointLoss",
     "ConSERTLoss",
+    "HeadedLoss",
     "LayerAgreement",
     "LayerAttention",
     "LayerMixRegularizer",

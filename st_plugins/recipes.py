@@ -227,25 +227,7 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
-    """Return the model with another stock pooling, "cls" or "mean" for example.
-
-    Whether the tokens of a prompt count stays as it was (``include_prompt``).
-
-    Args:
-        model: As for `first_last_avg`; left as it is.
-        mode: A pooling mode of the host.
-
-    Returns:
-        The new model.
-
-    Raises:
-        ValueError: The model has other modules, or the host does not know the mode.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> pooling(untrained_encoder(), "cls")[1].pooling_mode
-        'cls'
-    """
+    """Return the model with another stock pooling, "cls" or "mean" for example."""
     transformer, rest = _split(model)
     stock: Any = Pooling
     changed = stock(_dimension(transformer), pooling_mode=mode, include_prompt=_include_prompt(model))

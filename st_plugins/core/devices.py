@@ -9,30 +9,14 @@ __all__ = ["check_device", "check_placement", "check_present"]
 
 
 def check_device(device: str | None) -> None:
-    """Raise a ValueError for a device that a training cannot be asked for.
-
-    Args:
-        device: What the caller wants.
-
-    Raises:
-        ValueError: It is none of these, or not there.
-    """
+    """Raise a ValueError for a device that a training cannot be asked for."""
     if device not in (None, "cpu", "cuda", "mps"):
         raise ValueError(f"device={device!r} must be 'cpu', 'cuda', 'mps' or None; CUDA_VISIBLE_DEVICES picks one GPU")
     check_present(device)
 
 
 def check_placement(arguments: TrainingArguments, device: str | None, remedy: str) -> None:
-    """Raise a ValueError if the trainer would run elsewhere than asked for, or on several devices.
-
-    Args:
-        arguments: The trainer's.
-        device: What the caller wants; None for any.
-        remedy: What to do instead of using several devices.
-
-    Raises:
-        ValueError: It would.
-    """
+    """Raise a ValueError if the trainer would run elsewhere than asked for, or on several devices."""
     if device is not None and arguments.device.type != device:
         raise ValueError(f"device={device!r} is not there; torch finds {arguments.device.type!r}")
     devices = max(arguments.world_size, arguments.n_gpu)
@@ -41,17 +25,7 @@ def check_placement(arguments: TrainingArguments, device: str | None, remedy: st
 
 
 def check_present(device: str | torch.device | None) -> None:
-    """Refuse a device that this machine does not have.
-
-    Args:
-        device: Its name, or None for whatever the host chooses.
-
-    Raises:
-        ValueError: torch knows no such name, or finds no such device.
-
-    Example:
-        >>> check_present("cpu")
-    """
+    """Refuse a device that this machine does not have."""
     if device is None:
         return
     try:

@@ -18,20 +18,7 @@ _LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 
 
 def dropout_probabilities(model: nn.Module) -> dict[str, float]:
-    """List every dropout probability above zero.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Probability by dotted name of the attribute that holds it; empty for a model without dropout.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> probabilities = dropout_probabilities(untrained_encoder(layers=1))
-        >>> len(probabilities), set(probabilities.values())
-        (4, {0.1})
-    """
+    """List every dropout probability above zero."""
     return {f"{path}.{name}".lstrip("."): value for path, _, name, value in _found(model)}
 
 

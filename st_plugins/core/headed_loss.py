@@ -35,6 +35,18 @@ class HeadedLoss(GuardedLoss):
 
     A trainer wraps the model for several processes, but not the loss. So the head looks after itself: all processes
     start with the head of the first one, and the gradients are averaged over them.
+
+    Example:
+        >>> import tempfile
+        >>> from st_plugins.losses import SimCSELoss
+        >>> from st_plugins.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> first, second = SimCSELoss(model), SimCSELoss(model)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first.save_head(folder)
+        ...     second.load_head(folder)
+        >>> bool((first.head[0].weight == second.head[0].weight).all())
+        True
     """
 
     head: nn.Module
@@ -135,20 +147,7 @@ class ClassifierLoss(HeadedLoss, ABC):
         self.model: nn.Module = model
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
-        """Embed the batch and compute the loss, or, without labels, what ``LabelAccuracyEvaluator`` asks for.
-
-        Args:
-            sentence_features: One tokenized batch for each text column.
-            labels: ``(N,)``; None, without gradients only, for prediction.
-
-        Returns:
-            The loss, or its terms by name; without labels the embeddings ``(N, d)`` of the columns in a list, and the
-            logits ``(N, num_labels)``.
-
-        Raises:
-            NonFiniteLossError: The loss is NaN or infinite.
-            ValueError: The columns or labels do not suit the loss.
-        """
+        """Embed the batch and compute the loss, or, without labels, what ``LabelAccuracyEvaluator`` asks for."""
         columns = list(sentence_features)
         self.begin(columns)
         predicting = labels is None and not torch.is_grad_enabled()
@@ -176,16 +175,7 @@ class ClassifierLoss(HeadedLoss, ABC):
 
 
 def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> None:
-    """Raise a ValueError if there is not one class for each row.
-
-    Args:
-        labels: What the trainer gave.
-        num_labels: Number of classes.
-        remedy: What else to do where there are no labels.
-
-    Raises:
-        ValueError: Labels are missing, or not integers from 0 to ``num_labels - 1``.
-    """
+    """Raise a ValueError if there is not one class for each row."""
     if labels is None:
         raise ValueError(f"labels are missing: name the dataset's column of classes 'label'{remedy}")
     whole = not (labels.is_floating_point() or labels.dtype == torch.bool) and labels.ndim == 1
@@ -197,17 +187,7 @@ def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> N
 
 
 def embedding_dimension(model: SentenceTransformer) -> int:
-    """Return the width of the model's embeddings.
-
-    Args:
-        model: A model.
-
-    Returns:
-        The width of what the model computes; ``truncate_dim`` cuts only what ``encode`` returns.
-
-    Raises:
-        ValueError: The model does not say it.
-    """
+    """Return the width of the model's embeddings."""
     with model.truncate_embeddings(None):
         dimension = model.get_embedding_dimension()
     if dimension is None:

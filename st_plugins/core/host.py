@@ -29,27 +29,7 @@ _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_f
 
 
 def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTransformer:
-    """Return a new model of other modules that otherwise behaves like ``model``.
-
-    Prompts, default prompt, similarity function, truncation, device, per-module keyword arguments and training mode
-    carry over. Weights are copied, not shared. The model card is a new one, because the old one would describe other
-    outputs; language, licence and base model are on it too.
-
-    Args:
-        model: The model to resemble; left as it is.
-        modules: The modules of the new one; those of ``model`` may be among them.
-
-    Returns:
-        The new model.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> encoder = untrained_encoder(dimension=16)
-        >>> encoder.prompts = {"query": "find: "}
-        >>> twin = rebuild(encoder, list(encoder))
-        >>> twin.prompts["query"], float(abs(twin.encode("a dog") - encoder.encode("a dog")).max())
-        ('find: ', 0.0)
-    """
+    """Return a new model of other modules that otherwise behaves like ``model``."""
     built = SentenceTransformer(
         modules=[copy.deepcopy(module) for module in modules],
         device=str(model.device),
@@ -78,38 +58,14 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
 
 
 def gives_unit_length(module: nn.Module) -> bool:
-    """Return whether a module, as the last one, gives embeddings of unit length.
-
-    Args:
-        module: A module of a pipeline.
-
-    Returns:
-        True for a Normalize, for a module of ours with ``normalize=True``, and for a Router all of whose routes end in
-        such a module.
-
-    Example:
-        >>> gives_unit_length(Normalize()), gives_unit_length(nn.Identity())
-        (True, False)
-    """
+    """Return whether a module, as the last one, gives embeddings of unit length."""
     if isinstance(module, Router):
         return all(gives_unit_length(route[-1]) for route in module.sub_modules.values())  # type: ignore[index]
     return isinstance(module, Normalize) or getattr(module, "normalize", False) is True
 
 
 def check_prompt(prompt: str | None, prompt_name: str | None = None) -> None:
-    """Refuse a prompt that cannot be put before a text.
-
-    Args:
-        prompt: The prompt, if there is one.
-        prompt_name: Its name among the model's prompts, if that is given instead.
-
-    Raises:
-        TypeError: The prompt is no string.
-        ValueError: It holds half a character, or both are given.
-
-    Example:
-        >>> check_prompt("query: ")
-    """
+    """Refuse a prompt that cannot be put before a text."""
     if prompt is None:
         return
     if not isinstance(prompt, str):
@@ -121,43 +77,12 @@ def check_prompt(prompt: str | None, prompt_name: str | None = None) -> None:
 
 
 def default_prompt(model: SentenceTransformer) -> str | None:
-    """Return what the model puts before a text when nothing else is said.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The prompt, or None.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> encoder = untrained_encoder(dimension=16)
-        >>> encoder.prompts, encoder.default_prompt_name = {"x": "find: "}, "x"
-        >>> default_prompt(encoder)
-        'find: '
-    """
+    """Return what the model puts before a text when nothing else is said."""
     return None if model.default_prompt_name is None else model.prompts.get(model.default_prompt_name)
 
 
 def inner_model(model: nn.Module) -> SentenceTransformer:
-    """Return the model inside the wrappers that a trainer puts around it.
-
-    Args:
-        model: A SentenceTransformer, or a DistributedDataParallel or compiled wrapper of one.
-
-    Returns:
-        The SentenceTransformer.
-
-    Raises:
-        TypeError: There is none inside.
-        ValueError: A wrapper is DataParallel, whose copies of the model would miss the views.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder()
-        >>> inner_model(model) is model
-        True
-    """
+    """Return the model inside the wrappers that a trainer puts around it."""
     inner: Any = model
     while not isinstance(inner, SentenceTransformer):
         if isinstance(inner, DataParallel):
@@ -183,22 +108,7 @@ def check_installed() -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a block, and every module of it back into its own mode after.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(1, 1), nn.Dropout().eval())
-        >>> with evaluating(model):
-        ...     [module.training for module in model]
-        [False, False]
-        >>> [module.training for module in model]
-        [True, False]
-    """
+    """Put a model into evaluation mode for a block, and every module of it back into its own mode after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

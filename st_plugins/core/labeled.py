@@ -25,13 +25,7 @@ LABEL_COLUMNS = ("label", "labels", "score", "scores")  # as the host's trainers
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Pairs of texts with the number each has to get.
-
-    Args:
-        first: First texts.
-        second: Second texts.
-        labels: Positions of the classes, or scores from 0 to 1.
-    """
+    """Pairs of texts with the number each has to get."""
 
     first: list[str]
     second: list[str]
@@ -48,38 +42,7 @@ class LabelledPairs:
         name: str = "train",
         where: Callable[[int], str] | None = None,
     ) -> Self:
-        """Check what a caller gave, and turn labels into numbers.
-
-        A class is given by its name or, in all rows, by its position. Where the names are themselves numbers, such as
-        ``"1"`` to ``"5"``, a number means the class of that name and never a position. A ``ClassLabel`` of a dataset
-        means its name.
-
-        Args:
-            data: Rows (text, text, label); or a ``datasets.Dataset`` or ``IterableDataset``, or dicts, with two
-                columns of texts and one of labels, which is named ``label``, ``labels``, ``score`` or ``scores``. What
-                can be read only once is read once, to its end. Pairs that were read already stay as they are.
-            classes: Names of the classes; None for scores.
-            name: Name of the argument, for messages.
-            where: From the number of a row to where it is, for messages; None for "row 0 of train".
-
-        Returns:
-            The pairs.
-
-        Raises:
-            ValueError: There is no row, a row is no labelled pair, a pair has no text, a class is unknown, names and
-                positions of classes are mixed, or a score is no number from 0 to 1.
-
-        Example:
-            >>> rows = [("a dog runs", "an animal moves", "yes"), ("a dog runs", "nobody moves", "no")]
-            >>> LabelledPairs.read(rows, ["no", "yes"]).labels
-            [1, 0]
-            >>> LabelledPairs.read([("a dog", "a cat", 0)], ["1", "2"])
-            Traceback (most recent call last):
-            ValueError: row 0 of train has the label 0, which is none of the classes '1', '2' (0 is the name of no...
-            >>> LabelledPairs.read([("a dog", "a cat", 4.5)], None)
-            Traceback (most recent call last):
-            ValueError: row 0 of train has the score 4.5; scores must lie from 0 to 1: divide them by the highest...
-        """
+        """Check what a caller gave, and turn labels into numbers."""
         if isinstance(data, cls):
             return data
         place = where or f"row {{}} of {name}".format
@@ -99,24 +62,7 @@ class LabelledPairs:
         return cls(first, second, _positions(given, classes, place))
 
     def split(self, share: float, seed: int) -> tuple[Self, Self]:
-        """Put a share of the pairs aside; pairs with the same first text stay together.
-
-        Args:
-            share: Which share of the distinct first texts, above 0 and below 1.
-            seed: Which of them.
-
-        Returns:
-            The larger part and the one put aside, each with at least one pair.
-
-        Raises:
-            ValueError: The share is out of its range, or all pairs have the same first text.
-
-        Example:
-            >>> pairs = LabelledPairs(["a", "b", "a", "c"], ["d", "e", "f", "g"], [0, 1, 0, 1])
-            >>> kept, aside = pairs.split(0.3, seed=0)
-            >>> kept.first, aside.first
-            (['a', 'b', 'a'], ['c'])
-        """
+        """Put a share of the pairs aside; pairs with the same first text stay together."""
         if not 0 < share < 1:
             raise ValueError(f"dev={share} as a share of the training data must lie above 0 and below 1")
         distinct = list(dict.fromkeys(self.first))
@@ -132,33 +78,14 @@ class LabelledPairs:
         return self.take(kept), self.take([row for row, is_aside in enumerate(inside) if is_aside])
 
     def take(self, rows: Iterable[int]) -> Self:
-        """Return some of the pairs.
-
-        Args:
-            rows: Their positions.
-
-        Returns:
-            These pairs in this order.
-        """
+        """Return some of the pairs."""
         chosen = list(rows)
         columns: Any = ([column[row] for row in chosen] for column in (self.first, self.second, self.labels))
         return type(self)(*columns)
 
 
 def check_classes(labels: Sequence[str]) -> None:
-    """Raise a ValueError if these are no names of classes.
-
-    Args:
-        labels: The names.
-
-    Raises:
-        ValueError: There are fewer than two, two are the same or spellings of one, or one is a mark for no label.
-
-    Example:
-        >>> check_classes(["contradiction", "-"])
-        Traceback (most recent call last):
-        ValueError: labels[1] is '-', which names no class; leave it out, or give the class another name
-    """
+    """Raise a ValueError if these are no names of classes."""
     if (
         isinstance(labels, str)
         or not all(isinstance(label, str) for label in labels)
@@ -173,16 +100,7 @@ def check_classes(labels: Sequence[str]) -> None:
 
 
 def check_occurring(train: LabelledPairs, dev: LabelledPairs | None, classes: Sequence[str]) -> None:
-    """Log how often each class occurs; raise a ValueError if one cannot be learned.
-
-    Args:
-        train: What is trained on.
-        dev: What the weights are chosen on. A class that is missing there is warned of.
-        classes: Names of the classes.
-
-    Raises:
-        ValueError: A class has no pair in ``train``.
-    """
+    """Log how often each class occurs; raise a ValueError if one cannot be learned."""
     for pairs, name in ((train, "train"), (dev, "dev")):
         if pairs is None:
             continue
@@ -198,20 +116,7 @@ def check_occurring(train: LabelledPairs, dev: LabelledPairs | None, classes: Se
 def read_train_and_dev(
     train: Any, dev: Any, classes: Sequence[str] | None, seed: int
 ) -> tuple[LabelledPairs, LabelledPairs | None]:
-    """Read what a caller gave to train on and to choose the weights on.
-
-    Args:
-        train: As for `LabelledPairs.read`.
-        dev: The same; or a share of ``train`` to be put aside; or None.
-        classes: Names of the classes; None for scores.
-        seed: Seed of what is put aside.
-
-    Returns:
-        Both.
-
-    Raises:
-        ValueError: As for `LabelledPairs.read` and `LabelledPairs.split`; or a class has no pair to learn it from.
-    """
+    """Read what a caller gave to train on and to choose the weights on."""
     pairs, judged = LabelledPairs.read(train, classes, "train"), None
     if isinstance(dev, float):
         pairs, judged = pairs.split(dev, seed)

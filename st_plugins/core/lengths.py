@@ -13,20 +13,7 @@ _NO_LIMIT = 10**9  # tokenizers without a limit of their own say 1e30
 
 
 def positions(model: SentenceTransformer) -> int | None:
-    """Return how many tokens the encoder has positions for.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The smallest table of positions in it; None for encoders without one (relative or rotary positions, static
-        embeddings), which no length breaks.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> positions(untrained_encoder())
-        64
-    """
+    """Return how many tokens the encoder has positions for."""
     found = []
     for encoder in _encoders(model):
         configured = getattr(encoder.config, "max_position_embeddings", None)
@@ -39,22 +26,7 @@ def positions(model: SentenceTransformer) -> int | None:
 
 
 def set_length(model: SentenceTransformer, max_seq_length: int) -> None:
-    """Cut texts to so many tokens from now on.
-
-    Args:
-        model: The model; changed in place.
-        max_seq_length: Most tokens of a text, special ones included.
-
-    Raises:
-        ValueError: The number is below 1 or above the encoder's positions, or the model has no such limit.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder()
-        >>> set_length(model, 16)
-        >>> model.max_seq_length
-        16
-    """
+    """Cut texts to so many tokens from now on."""
     _check(max_seq_length, positions(model))
     try:
         model.max_seq_length = max_seq_length
@@ -66,18 +38,7 @@ def set_length(model: SentenceTransformer, max_seq_length: int) -> None:
 
 
 def check_length(model: SentenceTransformer) -> None:
-    """Refuse a model whose length is set to more than its encoder has positions for, before PyTorch does.
-
-    Args:
-        model: The model.
-
-    Raises:
-        ValueError: It is, or it is below 1.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> check_length(untrained_encoder())
-    """
+    """Refuse a model whose length is set to more than its encoder has positions for, before PyTorch does."""
     length, there = getattr(model, "max_seq_length", None), positions(model)
     if not isinstance(length, int) or length >= _NO_LIMIT:
         return

@@ -30,24 +30,7 @@ def _forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]
 
 @contextlib.contextmanager
 def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
-    """Let a model in evaluation mode behave as in training inside the block, the same way each time.
-
-    Args:
-        model: The model; one in training mode is left as it is.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: The model is in evaluation mode while gradients are computed.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder().eval()
-        >>> with torch.no_grad(), as_in_training(model):
-        ...     model.training
-        True
-    """
+    """Let a model in evaluation mode behave as in training inside the block, the same way each time."""
     if model.training:
         yield
         return
@@ -68,15 +51,7 @@ def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
 
 
 class GuardedLoss(nn.Module):
-    """Base of all losses of this package: each looks at its own value, and raises if that is not finite.
-
-    The trainer of the host writes 0.0 to its log where a loss is NaN (``logging_nan_inf_filter``) and goes on, so the
-    loss is the last place where it can be seen. Losses inside others look too: the innermost one is named. Looking
-    waits for the device once a batch, as the trainer's filter does.
-
-    Attributes:
-        training_step: The step of the trainer, counted from 1; None unless `NonFiniteLossCallback` tells it.
-    """
+    """Base of all losses of this package: each looks at its own value, and raises if that is not finite."""
 
     model: Any
     training_step: int | None = None
@@ -92,16 +67,7 @@ class GuardedLoss(nn.Module):
             raise self.non_finite(str(error), sorted({row % count for row in error.rows} if count else ())) from error
 
     def begin(self, columns: Sequence[Any], labels: Tensor | None = None) -> None:
-        """Remember the batch, for errors.
-
-        Args:
-            columns: One tokenized batch, or one list of texts, for each text column.
-            labels: The labels, where the loss or one inside uses them.
-
-        Raises:
-            NonFiniteLossError: A label is infinite, or NaN where that does not mark a row without one.
-            ValueError: The batch has no rows, or the wrappers around are in an order that cannot work.
-        """
+        """Remember the batch, for errors."""
         if columns and not _rows(columns[0]):
             raise ValueError("the batch has no rows; give the loss at least one")
         batch = [_identity(column) for column in columns]
@@ -115,18 +81,7 @@ class GuardedLoss(nn.Module):
                 raise self.non_finite(f"labels are not finite: {labels[bad][:8].tolist()}")
 
     def guarded(self, value: T, embeddings: Sequence[Tensor] = ()) -> T:
-        """Return a loss, unless it is not finite.
-
-        Args:
-            value: A number, or numbers by name.
-            embeddings: What it was computed from, ``(…, N, d)`` each, to find the rows to blame.
-
-        Returns:
-            The value.
-
-        Raises:
-            NonFiniteLossError: A number is NaN or infinite.
-        """
+        """Return a loss, unless it is not finite."""
         terms: Mapping[str, Any] = value if isinstance(value, Mapping) else {"": value}
         if not torch.stack([term.detach().isfinite().all() for term in terms.values()]).all():
             named = {name: term.detach().sum().item() for name, term in terms.items()}
@@ -137,15 +92,7 @@ class GuardedLoss(nn.Module):
         return value
 
     def non_finite(self, what: str, rows: list[int] | None = None) -> NonFiniteLossError:
-        """Describe the latest batch in an error.
-
-        Args:
-            what: What is not finite.
-            rows: The rows to blame; None or empty if they are not known.
-
-        Returns:
-            The error, to be raised.
-        """
+        """Describe the latest batch in an error."""
         columns = [column for column in map(self._texts, self._batch) if column]
         count = min(map(len, columns), default=0)
         texts = [" | ".join(column[row] for column in columns) for row in rows or range(count)]
@@ -198,14 +145,7 @@ def _rows(column: Any) -> int:
 
 
 def damaged_rows(embeddings: Sequence[Tensor]) -> list[int]:
-    """Return the rows of which some embedding is not finite.
-
-    Args:
-        embeddings: ``(…, N, d)`` each.
-
-    Returns:
-        Their numbers.
-    """
+    """Return the rows of which some embedding is not finite."""
     finite = [e.detach().isfinite().all(dim=-1).view(-1, e.shape[-2]).all(dim=0) for e in embeddings]
     if not finite:
         return []
@@ -214,20 +154,7 @@ def damaged_rows(embeddings: Sequence[Tensor]) -> list[int]:
 
 
 class Terms(dict[str, Tensor]):
-    """The named terms of a loss, which can be weighted and added as if they were their sum.
-
-    A trainer logs each term and trains on their sum. Losses that wrap others (``MatryoshkaLoss``,
-    ``AdaptiveLayerLoss``) compute with numbers; with this they weigh and add the terms one by one, and the names stay.
-    A plain number that is added becomes a term of its own, ``added``.
-
-    Example:
-        >>> import torch
-        >>> terms = Terms(task=torch.tensor(1.0), penalty=torch.tensor(2.0))
-        >>> 0.0 + 0.5 * terms + terms / 2
-        {'task': tensor(1.), 'penalty': tensor(2.)}
-        >>> terms + torch.tensor(3.0)
-        {'task': tensor(1.), 'penalty': tensor(2.), 'added': tensor(3.)}
-    """
+    """The named terms of a loss, which can be weighted and added as if they were their sum."""
 
     def __mul__(self, factor: Any) -> Self:
         return type(self)({name: value * factor for name, value in self.items()})
@@ -251,26 +178,7 @@ class Terms(dict[str, Tensor]):
 
 
 def with_term(loss: nn.Module, value: Any, name: str, term: Tensor) -> Terms:
-    """Add a named term to what a loss returned.
-
-    Args:
-        loss: The loss; its class names its value where that is a single number.
-        value: What it returned: a tensor, or a dictionary of terms.
-        name: Name of the new term.
-        term: The new term.
-
-    Returns:
-        All terms by name.
-
-    Raises:
-        TypeError: ``value`` is neither.
-        ValueError: There is a term of this name already.
-
-    Example:
-        >>> import torch
-        >>> with_term(nn.MSELoss(), torch.tensor(2.0), "penalty", torch.tensor(0.5))
-        {'MSELoss': tensor(2.), 'penalty': tensor(0.5000)}
-    """
+    """Add a named term to what a loss returned."""
     kind = type(loss).__name__
     if isinstance(value, Tensor):
         value = {kind: value}

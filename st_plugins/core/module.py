@@ -24,21 +24,7 @@ RECORD = "fit.json"
 
 
 def find_file(module: type[Module], name: str, model: str, subfolder: str, **hub: Any) -> Path:
-    """Return where a file of a saved module is.
-
-    Args:
-        module: The module's class.
-        name: Name of the file.
-        model: Model folder or hub id.
-        subfolder: Folder of the module in it.
-        **hub: How to reach the hub.
-
-    Returns:
-        Its path.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Return where a file of a saved module is."""
     path = module.load_file_path(model, filename=name, subfolder=subfolder, **hub)
     if path is None:
         raise ValueError(f"{name} is missing from {Path(model) / subfolder}; save the model again")
@@ -46,11 +32,7 @@ def find_file(module: type[Module], name: str, model: str, subfolder: str, **hub
 
 
 class ConfiguredModule(Module):
-    """A module whose ``config_keys`` are arguments of its constructor.
-
-    Attributes:
-        config_defaults: Values of the arguments that have a default.
-    """
+    """A module whose ``config_keys`` are arguments of its constructor."""
 
     config_defaults: ClassVar[dict[str, Any]]
 
@@ -61,19 +43,7 @@ class ConfiguredModule(Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str, **parts: Any) -> Self:
-        """Build a module from a stored configuration.
-
-        Args:
-            config: Its content; keys that are no ``config_keys`` are ignored with a warning.
-            where: File it came from, for messages.
-            **parts: Further arguments of the constructor, which are no configuration.
-
-        Returns:
-            The module.
-
-        Raises:
-            ValueError: An argument is missing or not allowed.
-        """
+        """Build a module from a stored configuration."""
         unknown = sorted(set(config) - set(cls.config_keys))
         if unknown:
             logger.warning("Ignoring %s in %s: written by a newer version?", unknown, where)
@@ -84,25 +54,11 @@ class ConfiguredModule(Module):
 
 
 class StoredModule(ConfiguredModule):
-    """A module saved as ``config.json`` and ``model.safetensors``, and read back bit for bit.
-
-    Not by the host's helpers: they would also read a pickle, and they refuse recurrent networks on a GPU, whose
-    weights share their memory.
-    """
+    """A module saved as ``config.json`` and ``model.safetensors``, and read back bit for bit."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """Return the module of this class that a model has.
-
-        Args:
-            model: A SentenceTransformer, or a wrapper of one.
-
-        Returns:
-            The module itself.
-
-        Raises:
-            ValueError: There is none, or more than one.
-        """
+        """Return the module of this class that a model has."""
         found = [module for module in model.modules() if isinstance(module, cls)]
         if len(found) != 1:
             raise ValueError(
@@ -112,14 +68,7 @@ class StoredModule(ConfiguredModule):
         return found[0]
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
-
-        Args:
-            output_path: An existing folder.
-            *args: Ignored.
-            safe_serialization: Ignored: the file is always safetensors.
-            **kwargs: Ignored.
-        """
+        """Write ``config.json`` and ``model.safetensors``."""
         self.save_config(output_path)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, Path(output_path) / TENSORS)
@@ -136,24 +85,7 @@ class StoredModule(ConfiguredModule):
         init_defaults: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Read a saved module back, bit for bit.
-
-        Args:
-            model_name_or_path: Model folder or hub id.
-            subfolder: Folder of the module in it.
-            token: For the hub.
-            cache_folder: For the hub.
-            revision: For the hub.
-            local_files_only: Whether to stay off the network.
-            init_defaults: Constructor arguments for keys that the saved configuration lacks.
-            **kwargs: Ignored.
-
-        Returns:
-            The module.
-
-        Raises:
-            ValueError: A file is missing, damaged, or does not fit the others; the message names it.
-        """
+        """Read a saved module back, bit for bit."""
         hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "revision": revision}
         hub |= {"local_files_only": local_files_only}
 
@@ -165,19 +97,7 @@ class StoredModule(ConfiguredModule):
 
     @classmethod
     def read(cls, values: dict[str, Any], config: Path, find: Callable[[str], Path]) -> Self:
-        """Build the module from its files.
-
-        Args:
-            values: The configuration.
-            config: Its file, for messages.
-            find: From the name of another file to its path; raises a ValueError if there is none.
-
-        Returns:
-            The module.
-
-        Raises:
-            ValueError: A file is missing, damaged, or does not fit the others; the message names it.
-        """
+        """Build the module from its files."""
         tensors = find(TENSORS)
         cls.check_stored(values, shapes(tensors), str(config))
         state = read_tensors(tensors)
@@ -191,35 +111,14 @@ class StoredModule(ConfiguredModule):
 
     @classmethod
     def check_stored(cls, values: dict[str, Any], held: Shapes, where: str) -> None:
-        """Compare the configuration with the shapes of the tensors, before memory is asked for.
-
-        Args:
-            values: The configuration.
-            held: The shapes, by name.
-            where: The configuration's file, for messages.
-
-        Raises:
-            ValueError: They do not fit each other; the message names the module and the sizes.
-        """
+        """Compare the configuration with the shapes of the tensors, before memory is asked for."""
         known = {key: value for key, value in values.items() if key in cls.config_keys}
         check_sizes(cls.__name__, known, held, where, lambda: cls(**known))
 
     @classmethod
     def load_parts(cls, find: Callable[[str], Path], state: dict[str, Tensor]) -> dict[str, Any]:
-        """Return arguments of the constructor that are no configuration.
-
-        Args:
-            find: From the name of a file to its path; raises a ValueError if there is none.
-            state: The tensors, by name.
-
-        Returns:
-            The arguments by name; here none.
-        """
+        """Return arguments of the constructor that are no configuration."""
         return {}
 
     def load_record(self, find: Callable[[str], Path]) -> None:
-        """Take over what is saved beside the tensors; here there is nothing.
-
-        Args:
-            find: From the name of a file to its path; raises a ValueError if there is none.
-        """
+        """Take over what is saved beside the tensors; here there is nothing."""

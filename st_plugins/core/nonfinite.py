@@ -59,16 +59,7 @@ class NonFiniteLossError(FloatingPointError, ValueError):
 
 
 class NonFiniteRowsError(ValueError):
-    """A module found rows of a batch that are not finite.
-
-    Args:
-        message: What was found.
-        rows: The rows.
-
-    Example:
-        >>> NonFiniteRowsError("the tokens of rows [3] are NaN", [3]).rows
-        [3]
-    """
+    """A module found rows of a batch that are not finite."""
 
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
@@ -76,18 +67,7 @@ class NonFiniteRowsError(ValueError):
 
 
 def refuse_damaged_weights(model: nn.Module, step: int | None = None) -> None:
-    """Raise an error if a weight is NaN or infinite: a last step may leave such, and no loss sees them any more.
-
-    Args:
-        model: What was trained.
-        step: The step after which it is asked, where it is known.
-
-    Raises:
-        NonFiniteLossError: One is.
-
-    Example:
-        >>> refuse_damaged_weights(nn.Linear(2, 2))
-    """
+    """Raise an error if a weight is NaN or infinite: a last step may leave such, and no loss sees them any more."""
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.is_floating_point()}
     if weights and not torch.stack([weight.isfinite().all() for weight in weights.values()]).all():
         bad = [name for name, weight in weights.items() if not weight.isfinite().all()]

@@ -17,21 +17,7 @@ FILE = "loss_parameters.safetensors"
 
 
 def own_state(loss: nn.Module) -> dict[str, Tensor]:
-    """Return a loss's trained parameters, and the buffers beside them, that are in no model.
-
-    Args:
-        loss: A loss, of ours or of the host; it may hold others.
-
-    Returns:
-        The tensors themselves, by their names in ``loss.state_dict()``. A frozen teacher is no part of it.
-
-    Example:
-        >>> from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder()
-        >>> sorted(own_state(SoftmaxLoss(model, model.get_embedding_dimension(), 3)))
-        ['classifier.bias', 'classifier.weight']
-    """
+    """Return a loss's trained parameters, and the buffers beside them, that are in no model."""
     models = [part for part in loss.modules() if isinstance(part, BaseModel)]
     shared = {id(tensor) for model in models for tensor in (*model.parameters(), *model.buffers())}
     beside = {
@@ -54,28 +40,14 @@ def own_parameters(loss: nn.Module) -> list[nn.Parameter]:
 
 
 def save_own(loss: nn.Module, folder: Path) -> None:
-    """Write a loss's own parameters into a folder.
-
-    Args:
-        loss: The loss.
-        folder: The folder.
-    """
+    """Write a loss's own parameters into a folder."""
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in own_state(loss).items()}
     with atomic_file(folder / FILE) as file:
         save_file(state, file)
 
 
 def load_own(loss: nn.Module, folder: Path) -> None:
-    """Read a loss's own parameters that `save_own` wrote.
-
-    Args:
-        loss: The loss.
-        folder: The folder.
-
-    Raises:
-        FileNotFoundError: There are none.
-        ValueError: They are damaged or another loss's; this one is then left as it is.
-    """
+    """Read a loss's own parameters that `save_own` wrote."""
     path = folder / FILE
     if not is_there(path):
         raise FileNotFoundError(f"{folder} has no {FILE}; give HeadCheckpointCallback to the trainer that writes it")

@@ -32,21 +32,7 @@ TokenVectors = Tensor | NDArray[np.floating]
 
 
 def as_pairs(inputs: Any) -> tuple[list[tuple[str, str]], bool]:
-    """Return pairs of texts as a list of tuples.
-
-    Args:
-        inputs: A sequence or array of pairs, or one pair.
-
-    Returns:
-        The pairs, and whether the input was a single one.
-
-    Raises:
-        ValueError: An input is no pair of two texts.
-
-    Example:
-        >>> as_pairs([["a", "b"], ["c", "d"]]), as_pairs(("a", "b"))
-        (([('a', 'b'), ('c', 'd')], False), ([('a', 'b')], True))
-    """
+    """Return pairs of texts as a list of tuples."""
     given = inputs.tolist() if isinstance(inputs, np.ndarray) else inputs
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise ValueError(
@@ -61,18 +47,7 @@ def as_pairs(inputs: Any) -> tuple[list[tuple[str, str]], bool]:
 
 
 def distinct(items: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Return which items are different, so that equal ones are computed once and get the same number.
-
-    Args:
-        items: Texts or pairs of texts, which are the same if they are equal; anything else if it is one object.
-
-    Returns:
-        The positions of the first of each, and for every item which of those is its like.
-
-    Example:
-        >>> distinct(["a", "b", "a", "c"])
-        ([0, 1, 3], [0, 1, 0, 2])
-    """
+    """Return which items are different, so that equal ones are computed once and get the same number."""
     known: dict[Any, int] = {}
     first: list[int] = []
     found = []
@@ -86,19 +61,7 @@ def distinct(items: Sequence[Any]) -> tuple[list[int], list[int]]:
 
 
 def check_documents(documents: Any, kinds: tuple[type, ...], name: str = "documents") -> list[Any]:
-    """Return documents as a list, or raise a TypeError.
-
-    Args:
-        documents: A sequence of documents, not one text.
-        kinds: What each may be.
-        name: Name of the argument, for messages.
-
-    Returns:
-        The documents.
-
-    Raises:
-        TypeError: It is no such sequence; the message names the entry.
-    """
+    """Return documents as a list, or raise a TypeError."""
     if isinstance(documents, str | Mapping) or not isinstance(documents, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {str(documents)[:80]!r}; put it into a list")
     found = list(documents)
@@ -118,26 +81,7 @@ def _is_pair(item: Any) -> bool:
 
 
 def resolve_prompt(model: SentenceTransformer, name: str | None, prompt: str | None) -> str | None:
-    """Return the prompt to use, the model's default one if none is asked for.
-
-    Args:
-        model: The encoder.
-        name: Name of one of its prompts.
-        prompt: The prompt itself.
-
-    Returns:
-        The prompt, or None.
-
-    Raises:
-        ValueError: There is no prompt of that name.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder()
-        >>> model.prompts["claim"] = "claim: "
-        >>> resolve_prompt(model, "claim", None), resolve_prompt(model, None, None)
-        ('claim: ', None)
-    """
+    """Return the prompt to use, the model's default one if none is asked for."""
     name = name or model.default_prompt_name
     if prompt is not None or name is None:
         return prompt
@@ -149,22 +93,7 @@ def resolve_prompt(model: SentenceTransformer, name: str | None, prompt: str | N
 def encode_batch(
     model: SentenceTransformer, texts: list[str], special_ids: Sequence[int], prompt: str | None
 ) -> list[Tensor]:
-    """Encode one batch; gradients and dropout are as the caller has set them.
-
-    Args:
-        model: The encoder.
-        texts: The texts.
-        special_ids: Ids of the tokens to leave out.
-        prompt: What to put before every text; its tokens are left out too.
-
-    Returns:
-        For each text ``(tokens, d)``, where the encoder is; views of one tensor.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> [len(rows) for rows in encode_batch(untrained_encoder(), ["a dog", "a dog runs"], [0, 2, 3], None)]
-        [2, 3]
-    """
+    """Encode one batch; gradients and dropout are as the caller has set them."""
     features = batch_to_device(model.preprocess(texts, prompt=prompt), model.device)
     tokens, mask = content_tokens(model(features), special_ids)
     return list(tokens[mask].split(mask.sum(dim=1).tolist()))
@@ -178,27 +107,7 @@ def encode(
     batch_size: int,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Encode texts, longest first.
-
-    Args:
-        model: The encoder.
-        texts: The texts.
-        special_ids: Ids of the tokens to leave out.
-        prompt: What to put before every text.
-        batch_size: Texts at a time.
-        dtype: Type of the result; None for the encoder's own.
-
-    Returns:
-        For each text ``(tokens, d)``, where the encoder is.
-
-    Raises:
-        ValueError: A vector holds NaN or infinity.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> [len(rows) for rows in encode(untrained_encoder(), ["a dog", "a dog runs"], [0, 2, 3], None, 1)]
-        [2, 3]
-    """
+    """Encode texts, longest first."""
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
     found: dict[int, Tensor] = {}
     for begin in range(0, len(order), batch_size):
@@ -215,44 +124,14 @@ def encode(
 
 
 def padded(texts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Put texts into one tensor.
-
-    Args:
-        texts: For each ``(tokens, d)``.
-        device: Where to put it.
-
-    Returns:
-        ``(N, n, d)``, and which of it are tokens, ``(N, n)``.
-
-    Example:
-        >>> padded([torch.ones(1, 4), torch.ones(2, 4)], torch.device("cpu"))[1].tolist()
-        [[True, False], [True, True]]
-    """
+    """Put texts into one tensor."""
     lengths = torch.tensor([len(tokens) for tokens in texts], device=device)
     batch = pad_sequence(list(texts), batch_first=True).to(device)
     return batch, torch.arange(batch.shape[1], device=device) < lengths[:, None]
 
 
 def checked(texts: Sequence[TokenVectors], width: int, name: str) -> list[Tensor]:
-    """Return what a caller gave as tensors.
-
-    Args:
-        texts: For each ``(tokens, width)``.
-        width: The encoder's.
-        name: Name of the argument, for messages.
-
-    Returns:
-        The same as tensors, not copied.
-
-    Raises:
-        ValueError: One of them has another shape, or is not of a floating-point type.
-
-    Example:
-        >>> checked([np.zeros((2, 3))], 4, "tokens_a")
-        Traceback (most recent call last):
-        ValueError: tokens_a must be floating-point vectors of shape (tokens, 4), but entry 0 is torch.float64 of
-        shape (2, 3); ...
-    """
+    """Return what a caller gave as tensors."""
     found = [torch.as_tensor(tokens) for tokens in texts]
     for row, tokens in enumerate(found):
         if tokens.ndim != 2 or tokens.shape[1] != width or not tokens.is_floating_point():

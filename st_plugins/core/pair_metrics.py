@@ -20,18 +20,7 @@ _OF_SCORES = ("spearman", "map", "mrr")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of pairs that were judged right, and what it is to be compared with.
-
-    Args:
-        value: The share.
-        low: Lower end of its 95 % interval (Wilson's, which holds for few pairs and at 0 and 1 too).
-        high: Its upper end.
-        majority: Share of the most frequent class: the accuracy of always naming that one.
-
-    Example:
-        >>> str(measure_accuracy([[2.0, 1.0], [1.0, 3.0], [1.0, 2.0], [0.0, 1.0]], [0, 1, 1, 0]))
-        '75.0 [30.1, 95.4]; majority class 50.0'
-    """
+    """Share of pairs that were judged right, and what it is to be compared with."""
 
     value: float
     low: float
@@ -46,15 +35,7 @@ class Accuracy:
 
 
 def measure_accuracy(logits: ArrayLike, labels: ArrayLike) -> Accuracy:
-    """Compute how many pairs are judged right, with an interval and the share of the most frequent class.
-
-    Args:
-        logits: As for `measure`.
-        labels: As for `measure`.
-
-    Returns:
-        The accuracy.
-    """
+    """Compute how many pairs are judged right, with an interval and the share of the most frequent class."""
     found = np.asarray(logits)
     right = np.asarray(labels) if found.shape[1] > 1 else np.asarray(labels) > 0.5
     value, count = measure("accuracy", found, labels), len(found)
@@ -66,18 +47,7 @@ def measure_accuracy(logits: ArrayLike, labels: ArrayLike) -> Accuracy:
 
 
 def check_metric(metric: str | None, num_labels: int) -> str:
-    """Return the name of a metric, or raise a ValueError.
-
-    Args:
-        metric: Its name; None for ``"accuracy"`` with classes, and for ``"spearman"`` with a score.
-        num_labels: Number of the model's outputs.
-
-    Returns:
-        The name.
-
-    Raises:
-        ValueError: There is none of that name, or it needs a score where there are classes.
-    """
+    """Return the name of a metric, or raise a ValueError."""
     if metric is None:
         return "spearman" if num_labels == 1 else "accuracy"
     if metric not in METRICS:
@@ -91,31 +61,7 @@ def check_metric(metric: str | None, num_labels: int) -> str:
 
 
 def measure(metric: str, logits: ArrayLike, labels: ArrayLike, queries: Sequence[str] = ()) -> float:
-    """Compute a metric.
-
-    - ``"accuracy"``: share of pairs whose highest class is right. A score is a class 1 above 0.5 (a logit above 0),
-      and so is a gold score.
-    - ``"f1"``: of class 1 if there are two classes, otherwise the mean over the classes. 0 where a class neither
-      occurs nor is predicted.
-    - ``"spearman"``: rank correlation of the scores; 0 where one side is constant.
-    - ``"map"``, ``"mrr"``: mean average precision, and mean reciprocal rank of the first right document, over the
-      queries with at least one document of gold score above 0.5. Of equal scores the wrong document counts as the
-      better placed, so that a model that cannot tell them apart gains nothing from the order of the file.
-
-    Args:
-        metric: One of `METRICS`.
-        logits: ``(N, num_labels)``.
-        labels: ``(N,)``, classes or scores.
-        queries: N texts, for ``"map"`` and ``"mrr"``: pairs with the same one are ranked against each other.
-
-    Returns:
-        From -1 to 1 for ``"spearman"``, otherwise from 0 to 1; 0 if no query has a right document.
-
-    Example:
-        >>> scores = [[0.5], [2.0], [-1.0]]
-        >>> measure("accuracy", scores, [1, 1, 0]), measure("mrr", scores, [1, 0, 0], ["q", "q", "p"])
-        (1.0, 0.5)
-    """
+    """Compute a metric."""
     logits, gold = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if metric == "spearman":
         scores = logits[:, 0]

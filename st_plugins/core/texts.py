@@ -8,18 +8,7 @@ __all__ = ["check_texts", "text_fault"]
 
 
 def text_fault(text: str) -> str:
-    r"""Return why a text cannot be encoded, or nothing.
-
-    Args:
-        text: The text.
-
-    Returns:
-        What is wrong, to be put behind the place.
-
-    Example:
-        >>> text_fault("half an emoji: \ud83d")
-        "holds half a character, '\\ud83d' (a lone surrogate, as cutting a text in the middle leaves it); repair it"
-    """
+    r"""Return why a text cannot be encoded, or nothing."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -31,23 +20,7 @@ def text_fault(text: str) -> str:
 
 
 def check_texts(texts: Iterable[str], name: str) -> list[str]:
-    """Return texts as a list; refuse what is none, and texts that cannot be encoded.
-
-    Args:
-        texts: The texts; what can be read only once is read once.
-        name: The argument that they are, for the message.
-
-    Returns:
-        The texts.
-
-    Raises:
-        TypeError: It is one string, or a table, which iterates over the names of its columns, or an entry is no text.
-        ValueError: A text holds half a character; the message names its index.
-
-    Example:
-        >>> check_texts(("a dog", "a cat"), "texts")
-        ['a dog', 'a cat']
-    """
+    """Return texts as a list; refuse what is none, and texts that cannot be encoded."""
     if isinstance(texts, str | bytes):
         raise TypeError(f"{name} must be a list of strings, got one string; put it into a list")
     if isinstance(texts, Mapping) or hasattr(texts, "columns"):

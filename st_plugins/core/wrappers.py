@@ -37,14 +37,7 @@ _LAYERS = "all_layer_embeddings"
 
 
 class Around(NamedTuple):
-    """What is around a loss that is running.
-
-    Attributes:
-        truncates: ``MatryoshkaLoss``.
-        answers: It answers from what it kept; the model does not run.
-        layers: ``AdaptiveLayerLoss``.
-        answers_layer: The Transformer does not run, but answers with a layer from the features.
-    """
+    """What is around a loss that is running."""
 
     truncates: bool = False
     answers: bool = False
@@ -60,19 +53,7 @@ class Around(NamedTuple):
 
 
 def around(model: nn.Module) -> Around:
-    """Say which of the host's losses stand around the one that is running.
-
-    Args:
-        model: The loss's model, or a wrapper of it.
-
-    Returns:
-        What they do.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> around(untrained_encoder())
-        Around(truncates=False, answers=False, layers=False, answers_layer=False)
-    """
+    """Say which of the host's losses stand around the one that is running."""
     truncates = answers = False
     part: Any = model
     while True:
@@ -91,35 +72,14 @@ def around(model: nn.Module) -> Around:
 
 
 def refuse_around(model: nn.Module, loss: str, reason: str, *, truncates: bool = True, layers: bool = True) -> None:
-    """Raise a ValueError if one of the host's losses stands around that the running one cannot work in.
-
-    Args:
-        model: The loss's model.
-        loss: The running loss, for the message.
-        reason: Why not, and what to do instead.
-        truncates: Whether ``MatryoshkaLoss`` is refused.
-        layers: Whether ``AdaptiveLayerLoss`` is refused.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Raise a ValueError if one of the host's losses stands around that the running one cannot work in."""
     found = around(model)
     if (found.truncates and truncates) or (found.layers and layers):
         raise ValueError(f"{found.name} cannot be around {loss}: {reason}")
 
 
 def refuse_around_layers(model: nn.Module, loss: str) -> None:
-    """Raise a ValueError if ``MatryoshkaLoss`` is around ``AdaptiveLayerLoss``, and not inside.
-
-    Then the model runs for the first dimension only, so that there are no layers for the others.
-
-    Args:
-        model: The loss's model.
-        loss: The running loss, for the message.
-
-    Raises:
-        ValueError: It is.
-    """
+    """Raise a ValueError if ``MatryoshkaLoss`` is around ``AdaptiveLayerLoss``, and not inside."""
     part: Any = model
     while not isinstance(part, SentenceTransformer):
         part = getattr(part, "module", None) or getattr(part, "_orig_mod", None)
@@ -135,14 +95,7 @@ def refuse_around_layers(model: nn.Module, loss: str) -> None:
 
 
 def wrapped(loss: nn.Module) -> nn.Module | None:
-    """Return the loss inside another, whatever it is called there.
-
-    Args:
-        loss: A loss, of ours or of the host.
-
-    Returns:
-        The loss in it, or None.
-    """
+    """Return the loss inside another, whatever it is called there."""
     inside = getattr(loss, "loss", getattr(loss, "task_loss", None))
     if isinstance(loss, Matryoshka2dLoss) and isinstance(inside, MatryoshkaLoss):
         inside = inside.loss  # which that class puts between
@@ -150,21 +103,7 @@ def wrapped(loss: nn.Module) -> nn.Module | None:
 
 
 def written(loss: nn.Module | None) -> str:
-    """Write a loss as its user did, for remedies.
-
-    Args:
-        loss: The loss.
-
-    Returns:
-        Its class, with what it is given first in parentheses.
-
-    Example:
-        >>> from sentence_transformers.sentence_transformer.losses import CoSENTLoss
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder()
-        >>> written(Matryoshka2dLoss(model, CoSENTLoss(model), [64, 32]))
-        'Matryoshka2dLoss(model, CoSENTLoss(model), …)'
-    """
+    """Write a loss as its user did, for remedies."""
     if loss is None:
         return "loss"
     name, inside = type(loss).__name__, wrapped(loss)
@@ -177,28 +116,12 @@ def written(loss: nn.Module | None) -> str:
 
 
 def gradient_cached(loss: nn.Module) -> str | None:
-    """Name the loss, this one or one inside, that embeds twice: without gradients, and in the backward pass.
-
-    Args:
-        loss: A loss.
-
-    Returns:
-        The class of the innermost, since wrappers say it of themselves too; None if there is none.
-    """
+    """Name the loss, this one or one inside, that embeds twice: without gradients, and in the backward pass."""
     return next((type(part).__name__ for part in reversed(list(loss.modules())) if uses_gradient_cache(part)), None)
 
 
 def keep_layers(features: dict[str, Any], output: dict[str, Any], found: Around) -> None:
-    """Leave the layers of a pass where `AdaptiveLayerLoss` looks for them in the next: in the features.
-
-    Args:
-        features: What the trainer gave; changed, as the host's Transformer changes what it is given.
-        output: What the model made of it, or of more rows of it.
-        found: What is around.
-
-    Raises:
-        ValueError: There are none beside the last, so that the wrapper would do nothing, and say nothing of it.
-    """
+    """Leave the layers of a pass where `AdaptiveLayerLoss` looks for them in the next: in the features."""
     if found.layers and not found.answers_layer and _LAYERS in output:
         if len(output[_LAYERS]) < 2:
             raise ValueError(
@@ -210,21 +133,7 @@ def keep_layers(features: dict[str, Any], output: dict[str, Any], found: Around)
 
 
 def repeated(features: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return a tokenized batch with every row several times: all rows, and all of them again.
-
-    Args:
-        features: Tensors with one row for each text, and other values, which are passed on; layers that `keep_layers`
-            left there have as many rows already.
-        count: How many times.
-
-    Returns:
-        A new dictionary.
-
-    Example:
-        >>> import torch
-        >>> repeated({"attention_mask": torch.tensor([[1, 1], [1, 0]]), "task": "query"}, 2)["attention_mask"].tolist()
-        [[1, 1], [1, 0], [1, 1], [1, 0]]
-    """
+    """Return a tokenized batch with every row several times: all rows, and all of them again."""
     rows = len(features["attention_mask" if "attention_mask" in features else "input_ids"])
     return {
         key: value.repeat(count, *[1] * (value.ndim - 1))

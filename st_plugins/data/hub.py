@@ -9,20 +9,7 @@ __all__ = ["read_hub"]
 
 
 def read_hub(task: Task, split: str) -> tuple[list[str], list[str], list[float]]:
-    """Download (or take from the cache) one split of a task.
-
-    Args:
-        task: The task.
-        split: Our name of the split.
-
-    Returns:
-        First texts, second texts and scores.
-
-    Raises:
-        ImportError: ``datasets`` is not installed.
-        ConnectionError: The hub did not give the dataset, for whatever reason.
-        ValueError: The dataset has other columns than expected, a score that is no number, or no such split.
-    """
+    """Download (or take from the cache) one split of a task."""
     hub = task.hub
     if split not in hub.splits:
         raise ValueError(f"split={split!r}: hub dataset {hub.dataset!r} has the splits {', '.join(hub.splits)}")

@@ -85,19 +85,7 @@ def load_tasks(
 
 
 def pairs_of(tasks: str | Iterable[str | Task | Pairs], data: str | Path | None, split: str) -> list[Pairs]:
-    """Read what is named and keep what is given as pairs.
-
-    Args:
-        tasks: As for :func:`load_tasks`, and pairs.
-        data: See :func:`load_task`.
-        split: See :func:`load_task`.
-
-    Returns:
-        One entry a task.
-
-    Raises:
-        ValueError: No task is named, or two have one name.
-    """
+    """Read what is named and keep what is given as pairs."""
     pairs: list[Pairs] = []
     for task in [tasks] if isinstance(tasks, str) else tasks:
         pairs += [task] if isinstance(task, Pairs) else load_tasks(task, data, split)

@@ -19,14 +19,7 @@ __all__ = ["GROUPS", "TASKS", "Columns", "Hub", "Split", "Task", "resolve_tasks"
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a file or hub dataset.
-
-    Args:
-        text1: First text.
-        text2: Second text.
-        score: Gold score or 0/1 label.
-        subset: Sub-dataset of the row, or None when the task is scored whole.
-    """
+    """Names of the columns of a file or hub dataset."""
 
     text1: str
     text2: str
@@ -36,14 +29,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a task.
-
-    Args:
-        file: Path inside the data folder; the same name without ``.gz`` is accepted too.
-        rows: Published number of pairs.
-        subsets: Published number of pairs of each sub-dataset; empty when the task is scored whole.
-        more: Further files of the same columns, read after the first.
-    """
+    """One part of a task."""
 
     file: str
     rows: int
@@ -53,16 +39,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Hub:
-    """Where the task lies on the Hugging Face hub. No copy there names the sub-dataset of a pair.
-
-    Args:
-        dataset: Dataset id.
-        splits: Hub name of each of our splits.
-        columns: Column names of the hub dataset.
-        revision: Commit; None means the main branch.
-        config: Name of the dataset's configuration, if it has several.
-        note: What differs from the published data, for the report.
-    """
+    """Where the task lies on the Hugging Face hub. No copy there names the sub-dataset of a pair."""
 
     dataset: str
     splits: dict[str, str]

@@ -13,17 +13,7 @@ __all__ = ["describe_model"]
 
 
 def describe_model(model: SentenceTransformer, name: str | None = None) -> dict[str, Any]:
-    """Return what the model is made of, as plain JSON values.
-
-    Args:
-        model: The model.
-        name: Name or path to show; by default the one the model card knows.
-
-    Returns:
-        ``name``, ``weights`` (a checksum that tells models apart), ``modules`` (class and configuration), ``pooling``,
-        ``dimension``, ``dtype``, ``device``, ``max_seq_length``, ``similarity_fn_name``, ``prompts``,
-        ``default_prompt_name`` and ``parameters``.
-    """
+    """Return what the model is made of, as plain JSON values."""
     modules = []
     pooling = None
     for module in model:

@@ -26,19 +26,7 @@ _SPECIAL = 8  # more than any tokenizer adds to a text
 
 
 def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[NDArray[np.intp]]]:
-    """Return the distinct sentences of several columns and, per column, the row of each entry.
-
-    Args:
-        columns: Lists of texts.
-
-    Returns:
-        The M distinct sentences in order of appearance, and one index array a column.
-
-    Example:
-        >>> sentences, (first, second) = distinct([["a", "b"], ["b", "c"]])
-        >>> sentences, first.tolist(), second.tolist()
-        (['a', 'b', 'c'], [0, 1], [1, 2])
-    """
+    """Return the distinct sentences of several columns and, per column, the row of each entry."""
     row: dict[str, int] = {}
     indices = [np.array([row.setdefault(text, len(row)) for text in column], dtype=np.intp) for column in columns]
     return list(row), indices
@@ -54,27 +42,7 @@ def encode_longest_first(
     description: str = "Encoding",
     arguments: Mapping[str, Any] | None = None,
 ) -> NDArray[np.float32]:
-    """Encode sentences in batches of like length, in evaluation mode; the model's mode is restored.
-
-    The host sorts by characters; token counts, which the caller has at hand, waste less padding. So the host gets a
-    few batches of like length at a time: enough that its cost per call does not count. The longest come first, so
-    that a batch size that does not fit in memory fails at once.
-
-    Args:
-        model: The model.
-        sentences: The M sentences.
-        lengths: Tokens (or characters) of each.
-        batch_size: Sentences a batch.
-        show_progress_bar: Whether to show one progress bar.
-        description: Its label.
-        arguments: More arguments of ``model.encode``: a prompt, a task.
-
-    Returns:
-        Embeddings, float32, shape (M, d).
-
-    Raises:
-        ValueError: A sentence got an embedding with NaN or infinity.
-    """
+    """Encode sentences in batches of like length, in evaluation mode; the model's mode is restored."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     was_training = model.training
     embeddings: NDArray[np.float32] | None = None
@@ -109,26 +77,13 @@ def encode_longest_first(
 
 @dataclass(frozen=True)
 class Encoded:
-    """Embeddings of texts that were encoded in one or several ways.
-
-    Args:
-        embeddings: Embeddings, shape (R, d).
-        place: For each way the row of each text, -1 where it was not encoded in this way.
-    """
+    """Embeddings of texts that were encoded in one or several ways."""
 
     embeddings: NDArray[np.float32]
     place: dict[Way, NDArray[np.intp]]
 
     def rows(self, sides: tuple[Way, Way], found: tuple[NDArray[np.intp], ...]) -> tuple[NDArray[np.intp], ...]:
-        """Return the embeddings' rows of a task's texts.
-
-        Args:
-            sides: How the two sides were encoded.
-            found: Row of each first, second and further text among the texts.
-
-        Returns:
-            The same for the embeddings; further texts go with the first side.
-        """
+        """Return the embeddings' rows of a task's texts."""
         first, second = (self.place[way] for way in sides)
         return first[found[0]], second[found[1]], first[found[2]]
 
@@ -143,20 +98,7 @@ def encode_ways(
     batch_size: int,
     show_progress_bar: bool,
 ) -> Encoded:
-    """Encode each text once in each way in which it is wanted.
-
-    Args:
-        model: The model.
-        sentences: The M texts.
-        wanted: Ways, each with the rows of the texts that are wanted in it.
-        lengths: Tokens (or characters) of each text.
-        tokens: Token ids of each text, if the model has a tokenizer for text.
-        batch_size: Texts a batch.
-        show_progress_bar: Whether to show a progress bar for each way.
-
-    Returns:
-        The embeddings.
-    """
+    """Encode each text once in each way in which it is wanted."""
     blocks: list[NDArray[np.float32]] = []
     place: dict[Way, NDArray[np.intp]] = {}
     start = 0
@@ -198,18 +140,7 @@ def _reader(model: SentenceTransformer, route: str | None) -> Transformer | Stat
 
 
 def same_input(reader: Transformer | StaticEmbedding, tokens: Sequence[Sequence[int]]) -> NDArray[np.intp]:
-    """Return for each text the first one that the model cannot tell from it: "A dog" and "a dog" where case is lost.
-
-    In two batches such texts would get embeddings that differ by rounding. Texts nearly as long as the limit are
-    left alone, since what is cut off may differ.
-
-    Args:
-        reader: The module that reads the texts.
-        tokens: Token ids of each text.
-
-    Returns:
-        Row numbers, shape (M,).
-    """
+    """Return for each text the first one that looks the same to the model: "A dog" and "a dog" where case is lost."""
     limit = length_of(reader)
     longest = max(map(len, tokens), default=0) + 1 if limit is None else limit - _SPECIAL
     seen: dict[tuple[int, ...], int] = {}
@@ -221,15 +152,7 @@ def same_input(reader: Transformer | StaticEmbedding, tokens: Sequence[Sequence[
 
 @contextlib.contextmanager
 def watch_input(module: torch.nn.Module, see: Callable[[Tensor], object]) -> Iterator[None]:
-    """Call ``see`` with every ``sentence_embedding`` that enters ``module`` while the block runs.
-
-    Args:
-        module: A module of a SentenceTransformer pipeline.
-        see: What to do with the (batch, d) tensor.
-
-    Yields:
-        Nothing; the hook is gone after the block, also after an exception.
-    """
+    """Call ``see`` with every ``sentence_embedding`` that enters ``module`` while the block runs."""
     handle = module.register_forward_pre_hook(lambda _, inputs: see(inputs[0]["sentence_embedding"]) and None)
     try:
         yield

@@ -41,14 +41,7 @@ _RC: Any = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure.
-
-    Args:
-        group: ``"overview"`` or ``"scatter"``.
-        caption: The sentence below it.
-        alt: What it shows, for readers who do not see it.
-        uri: The image as a ``data:`` URI.
-    """
+    """One figure."""
 
     group: str
     caption: str
@@ -57,14 +50,7 @@ class Picture:
 
 
 def pictures(result: SuiteResult) -> list[Picture] | None:
-    """Draw all figures for which the result holds the numbers.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        The figures, or None when matplotlib is not installed.
-    """
+    """Draw all figures for which the result holds the numbers."""
     try:
         import matplotlib
     except ImportError:

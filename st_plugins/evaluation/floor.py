@@ -41,19 +41,7 @@ _TOKENIZE_ROWS = 8192
 
 
 def token_ids(model: Any, sentences: Sequence[str]) -> list[list[int]]:
-    """Tokenize with the model's own tokenizer and length limit, without special tokens.
-
-    Args:
-        model: Any SentenceTransformer, or its first module, with a Hugging Face, ``tokenizers`` or host word
-            tokenizer.
-        sentences: The texts.
-
-    Returns:
-        One list of token ids a text; an empty text gives an empty list.
-
-    Raises:
-        TypeError: The model has no tokenizer for text.
-    """
+    """Tokenize with the model's own tokenizer and length limit, without special tokens."""
     tokenizer: Any = getattr(model, "tokenizer", None)
     length = model.max_seq_length
     limit = int(length) if length and math.isfinite(length) else None  # static embeddings say infinity
@@ -75,21 +63,7 @@ def token_ids(model: Any, sentences: Sequence[str]) -> list[list[int]]:
 
 
 def random_token_vectors(ids: NDArray[np.int64], dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """Return a standard Gaussian vector for each token id, always the same for the same id.
-
-    Args:
-        ids: Token ids, shape (V,), ascending.
-        dimension: Dimension d.
-        seed: Seed.
-
-    Returns:
-        Vectors, shape (V, d).
-
-    Example:
-        >>> few, many = random_token_vectors(np.array([7]), 3), random_token_vectors(np.array([2, 7, 9000]), 3)
-        >>> bool((few[0] == many[1]).all()), many.shape
-        (True, (3, 3))
-    """
+    """Return a standard Gaussian vector for each token id, always the same for the same id."""
     vectors = np.empty((len(ids), dimension), dtype=np.float32)
     blocks = ids // _BLOCK_IDS
     for block in np.unique(blocks):
@@ -100,21 +74,7 @@ def random_token_vectors(ids: NDArray[np.int64], dimension: int, seed: int = 0) 
 
 
 def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed: int = 0) -> NDArray[np.float32]:
-    """Embed texts as the mean of their tokens' random vectors; only the share of each token counts, bit for bit.
-
-    Args:
-        tokens: Token ids of each text, from :func:`token_ids`.
-        dimension: Dimension d of the vectors.
-        seed: Seed of the vectors.
-
-    Returns:
-        Embeddings, shape (N, d); a text without tokens is the zero vector.
-
-    Example:
-        >>> bag = bag_of_random_vectors([[5, 6], [6, 5], []], dimension=4)
-        >>> bool((bag[0] == bag[1]).all()), float(abs(bag[2]).sum())
-        (True, 0.0)
-    """
+    """Embed texts as the mean of their tokens' random vectors; only the share of each token counts, bit for bit."""
     lengths = np.array([len(row) for row in tokens], dtype=np.int64)
     flat = np.array([token for row in tokens for token in row], dtype=np.int64)
     ids, columns = np.unique(flat, return_inverse=True)
@@ -127,15 +87,7 @@ def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed:
 
 
 def whiten_bag(raw: NDArray[np.float32], fit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Whiten bags of random vectors.
-
-    Args:
-        raw: Bags to transform, shape (N, d).
-        fit: Bags to fit on, shape (M, d).
-
-    Returns:
-        Whitened bags, shape (N, rank); ``raw`` itself where ``fit`` does not vary.
-    """
+    """Whiten bags of random vectors."""
     if len(fit) < 2 or not np.ptp(fit, axis=0).any():
         return raw
     whitening = Whitening(raw.shape[1]).fit(fit)
@@ -152,19 +104,7 @@ def floor_embeddings(
     *,
     each_task: bool,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
-    """Return the floor's embeddings of the evaluated texts, raw and whitened.
-
-    Args:
-        model: The model, for its tokenizer.
-        tokens: Token ids of each evaluated text.
-        dimension: Dimension of the random vectors.
-        seed: Their seed.
-        texts: What the whitening is fitted on; None for the evaluated texts.
-        each_task: Whether each task's own texts are whitened later instead.
-
-    Returns:
-        Both matrices, and what the whitening was fitted on, in words.
-    """
+    """Return the floor's embeddings of the evaluated texts, raw and whitened."""
     raw = bag_of_random_vectors(tokens, dimension, seed)
     if each_task:
         return raw, raw, "each task's own texts"
@@ -177,18 +117,7 @@ def floor_embeddings(
 def floor_result(
     names: Sequence[str], scores: Sequence[TaskScores], dimension: int, whitened_on: str, confidence: float
 ) -> FloorResult:
-    """Hold a model (system 0) against the raw (system 1) and the whitened floor (system 2), on the same resamples.
-
-    Args:
-        names: Task names.
-        scores: One entry a task, three systems each.
-        dimension: Dimension of the random vectors.
-        whitened_on: What the whitening was fitted on, in words.
-        confidence: Coverage; p-values of the tasks are corrected for their number.
-
-    Returns:
-        The floor's scores and the model's distance from it.
-    """
+    """Hold a model (system 0) against the raw (system 1) and the whitened floor (system 2), on the same resamples."""
     values = {name: score.spearman["all"] for name, score in zip(names, scores, strict=True)}
     samples = {name: score.spearman_samples["all"] for name, score in zip(names, scores, strict=True)}
     average = np.mean(list(values.values()), axis=0), np.mean(list(samples.values()), axis=0)

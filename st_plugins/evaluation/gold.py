@@ -19,38 +19,14 @@ _BY_CHANCE = 2.0  # standard deviations of a rank correlation between unrelated 
 
 
 def highest_spearman(gold: Array) -> float:
-    """Return the highest Spearman that similarities without ties can reach on these gold scores.
-
-    Tied gold scores share a rank that no ranking without ties can give them: with half of the pairs labelled 1 and
-    half 0, a perfect ranking scores 0.866.
-
-    Args:
-        gold: Gold scores, shape (N,).
-
-    Returns:
-        The value; NaN where all gold scores are equal.
-
-    Example:
-        >>> round(highest_spearman(np.array([0, 1] * 50)), 3), highest_spearman(np.array([1.0, 2.0, 3.0]))
-        (0.866, 1.0)
-    """
+    """Return the highest Spearman that similarities without ties can reach on these gold scores."""
     return correlation(rankdata(gold), rankdata(gold, method="ordinal"))
 
 
 def binary_scores(
     gold: Array, similarities: Array, counts: NDArray[np.uint8], confidence: float
 ) -> BinaryScores | None:
-    """Return AUC and average precision with intervals, where the gold scores have two values.
-
-    Args:
-        gold: Gold scores, shape (N,).
-        similarities: Similarities, shape (N,).
-        counts: Resamples, shape (B, N).
-        confidence: Coverage of the intervals.
-
-    Returns:
-        The scores; None for any other number of values.
-    """
+    """Return AUC and average precision with intervals, where the gold scores have two values."""
     values = np.unique(gold)
     if len(values) != 2:
         return None
@@ -64,15 +40,7 @@ def binary_scores(
 
 
 def reversed_scale(task: TaskResult, floor: FloorResult | None) -> list[str]:
-    """Return a warning where the similarities clearly fall as the gold scores rise.
-
-    Args:
-        task: The task's result.
-        floor: The floor, which knows shared words only, if it was scored.
-
-    Returns:
-        One sentence, none where all is well.
-    """
+    """Return a warning where the similarities clearly fall as the gold scores rise."""
     score = task.spearman["all"]
     share = score.value / task.highest  # of what can be reached: few positives leave little room
     clearly = share <= -_CLEARLY_ALONE if np.isnan(score.high) else share <= -_CLEARLY and score.high < 0

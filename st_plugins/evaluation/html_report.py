@@ -12,14 +12,7 @@ __all__ = ["html"]
 
 
 def html(result: SuiteResult) -> str:
-    """Return the whole page.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        HTML text, the same for the same result; without figures when matplotlib is not installed.
-    """
+    """Return the whole page."""
     lines = header(result)
     title = f"STS evaluation: {lines['Model']}"
     found = tables(result)

@@ -41,14 +41,7 @@ _SAMPLED = 64  # values of each tensor in a fingerprint: any training moves one 
 
 @dataclass(frozen=True)
 class Way:
-    """How one side of the pairs is encoded.
-
-    Args:
-        route: The host's ``task`` (``"query"``, ``"document"``), None for none or when the model does not take one.
-        prompt: Text put before each text; None for none.
-        asked: The route that was asked for. A model without routes takes at most a prompt from it, so that two ways
-            that differ in nothing else are one.
-    """
+    """How one side of the pairs is encoded."""
 
     route: str | None
     prompt: str | None
@@ -62,22 +55,7 @@ class Way:
 
 
 def parse_routes(routes: str | Sequence[str] | None) -> Routes | None:
-    """Return the routes of the first and the second texts.
-
-    Args:
-        routes: ``"query,document"`` or a list of two; one name for both sides; ``"default"`` for plain ``encode``;
-            None to go by the names of the columns.
-
-    Returns:
-        Two routes, where None is plain ``encode``; or None.
-
-    Raises:
-        ValueError: There are more than two.
-
-    Example:
-        >>> parse_routes("query, document"), parse_routes("default"), parse_routes(None)
-        (('query', 'document'), (None, None), None)
-    """
+    """Return the routes of the first and the second texts."""
     if routes is None:
         return None
     names = [name.strip() for name in (routes.split(",") if isinstance(routes, str) else routes)]
@@ -96,24 +74,7 @@ def ways_of(
     prompt_name: str | None = None,
     argument: str = "routes",
 ) -> tuple[Way, Way, str]:
-    """Return how the two sides of a task are encoded, and a warning when that may not be how the model is used.
-
-    Args:
-        model: The model.
-        title: Name of the task, for messages.
-        columns: Names of the columns that the texts came from; may be empty.
-        routes: From :func:`parse_routes`; None goes by the names of the columns: ``encode_query`` and
-            ``encode_document`` where they are like "question" and "answer", plain ``encode`` elsewhere.
-        prompt: Prompt of both sides instead of the model's.
-        prompt_name: Its name among the model's prompts.
-        argument: What the caller calls the routes, for messages.
-
-    Returns:
-        The two ways and a sentence, empty when there is nothing to say.
-
-    Raises:
-        ValueError: The model has no such route or prompt, or no default route where one is needed.
-    """
+    """Return how the two sides of a task are encoded, and a warning when that may not be how the model is used."""
     if prompt is None and prompt_name is not None and prompt_name not in model.prompts:
         raise ValueError(f"prompt_name={prompt_name!r}: the model has {_listed(model.prompts) or 'no prompts'}")
     if prompt is None and prompt_name is not None:
@@ -151,18 +112,7 @@ def way_of_texts(
     prompt: str | None = None,
     prompt_name: str | None = None,
 ) -> tuple[Way, str]:
-    """Return how texts that are no pairs are encoded, and a warning as :func:`ways_of` does.
-
-    Args:
-        model: The model.
-        column: Name of the column that the texts came from, if it has one.
-        route: ``"query"``, ``"document"``, another route of the model or ``"default"``; None goes by the column.
-        prompt: Prompt instead of the model's.
-        prompt_name: Its name among the model's prompts.
-
-    Returns:
-        The way and a sentence, empty when there is nothing to say.
-    """
+    """Return how texts that are no pairs are encoded, and a warning as :func:`ways_of` does."""
     check_prompt(prompt, prompt_name)
     if route is not None and (not route.strip() or "," in route):
         raise ValueError(f"route={route!r}: give one route of the model, or 'default'")
@@ -187,17 +137,7 @@ def _way(model: SentenceTransformer, route: str | None, prompt: str | None, name
 
 
 def own_ways(model: SentenceTransformer, columns: tuple[str, str], ways: tuple[Way, Way]) -> tuple[Way, Way]:
-    """Return what the model does by itself where it was used in these ways: its prompts there, and its routes.
-
-    Args:
-        model: The model.
-        columns: Names of the columns that the texts came from.
-        ways: How the two sides were encoded.
-
-    Returns:
-        The prompts that it has for the routes that were asked for, and the routes that the columns ask for. Where it
-        cannot do without being told one, the one it was told is its own.
-    """
+    """Return what the model does by itself where it was used in these ways: its prompts there, and its routes."""
     names = _routes(model)
     told = bool(names) and not _has_default(model)
     first, second = (
@@ -263,19 +203,7 @@ def measured(
     ways: Mapping[str, tuple[Way, Way]],
     own_ways: Mapping[str, tuple[Way, Way]],
 ) -> dict[str, dict[str, Any]]:
-    """Return how a model was measured, as plain JSON values: for each setting what was used and what is its own.
-
-    Args:
-        model: The model as it was measured.
-        own: Its own settings where the caller changed them: ``max_seq_length``, ``truncate_dim``, ``dtype``.
-        similarity: The similarity that was used.
-        target_whitening: As for the evaluator.
-        ways: How the sides of each task were encoded, by its name.
-        own_ways: From :func:`own_ways`.
-
-    Returns:
-        ``{"used": ..., "own": ...}`` by name of the setting.
-    """
+    """Return how a model was measured, as plain JSON values: for each setting what was used and what is its own."""
     used = {
         "similarity": similarity,
         "max_seq_length": length_of(model),
@@ -296,40 +224,18 @@ def measured(
 
 
 def dtype_of(model: SentenceTransformer) -> str:
-    """Return the precision of a model's weights.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Such as ``"float32"``.
-    """
+    """Return the precision of a model's weights."""
     return str(next(iter(model.parameters()), torch.empty(0)).dtype).removeprefix("torch.")
 
 
 def length_of(model: Any) -> int | None:
-    """Return the model's length limit in tokens; None where it has none.
-
-    Args:
-        model: The model, or the module that reads its texts; static embeddings say infinity.
-
-    Returns:
-        The limit.
-    """
+    """Return the model's length limit in tokens; None where it has none."""
     length = model.max_seq_length
     return int(length) if length and math.isfinite(length) else None
 
 
 def fingerprint(model: SentenceTransformer, modules: Sequence[Mapping[str, Any]]) -> str:
-    """Return a checksum of what the model is, whatever its length limit: modules, and some values of every tensor.
-
-    Args:
-        model: The model.
-        modules: Its modules with their configuration, as ``describe_model`` lists them.
-
-    Returns:
-        Hexadecimal text.
-    """
+    """Return a checksum of what the model is, whatever its length limit: modules, and some values of every tensor."""
     plain = [
         [module["type"], {k: v for k, v in module["config"].items() if k != "max_seq_length"}] for module in modules
     ]
@@ -347,23 +253,7 @@ def fingerprint(model: SentenceTransformer, modules: Sequence[Mapping[str, Any]]
 
 
 def check_alike(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str], same: bool) -> list[str]:
-    """Refuse two results of which one was measured in another way, and say what differs otherwise.
-
-    Two models may each have a length, similarity and prompt of their own. A setting that somebody changed on one side,
-    or that differs between two measurements of one model, would be taken for a difference of the models.
-
-    Args:
-        a: What :func:`measured` returned for the first.
-        b: The same for the second.
-        names: Names of the two models.
-        same: Whether they are the same model.
-
-    Returns:
-        One sentence for each setting that differs and may.
-
-    Raises:
-        ValueError: A setting differs that may not; the message names it.
-    """
+    """Refuse two results of which one was measured in another way, and say what differs otherwise."""
     notes = []
     for setting in a:
         one, two = a[setting], b.get(setting, {"used": None, "own": None})
@@ -385,14 +275,7 @@ def _told(name: str, value: Mapping[str, Any]) -> str:
 
 
 def setting_in_words(value: Any) -> str:
-    """Return a setting in words; of tasks that are all alike, one.
-
-    Args:
-        value: A plain value, or by task the values of both sides.
-
-    Returns:
-        The words.
-    """
+    """Return a setting in words; of tasks that are all alike, one."""
     if isinstance(value, Mapping):
         different = {json.dumps(sides, ensure_ascii=False): sides for sides in value.values()}
         if len(different) > 1:

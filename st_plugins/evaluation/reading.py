@@ -14,14 +14,7 @@ TIES_MATTER = 0.995  # half a point; the ties of the graded tasks cost less
 
 
 def how_to_read(result: SuiteResult) -> list[str]:
-    """Return the paragraphs that explain the numbers.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        Paragraphs.
-    """
+    """Return the paragraphs that explain the numbers."""
     settings = result.settings
     text = [
         f"A score is 100 times the correlation between the gold scores of a task and the model's "
@@ -49,14 +42,7 @@ def how_to_read(result: SuiteResult) -> list[str]:
 
 
 def highest_in_words(result: SuiteResult) -> str:
-    """Say what a perfect ranking scores: 100, or less where gold scores are tied.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        One or two sentences.
-    """
+    """Say what a perfect ranking scores: 100, or less where gold scores are tied."""
     if all(math.isnan(task.highest) for task in result.tasks):
         return "All gold scores of a task are equal, so that there is no ranking to find."
     capped = [task for task in result.tasks if task.highest < TIES_MATTER]

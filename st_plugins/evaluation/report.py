@@ -35,22 +35,7 @@ _MARKS = {  # by which a file of an earlier report is known
 def report_targets(
     folder: str | Path, *, name: str = "folder", overwrite: bool = False, inputs: Iterable[str | Path | None] = ()
 ) -> list[Target]:
-    """Look whether the four report files can be written, before the evaluation is computed.
-
-    Args:
-        folder: Where to write; it may be missing.
-        name: The argument or option that it comes from, for errors.
-        overwrite: Whether files of an earlier report may be replaced.
-        inputs: Files and folders that the evaluation reads.
-
-    Returns:
-        The targets, for `write_reports`.
-
-    Raises:
-        FileExistsError: There is an earlier report and ``overwrite`` is false, or a file that is none of ours.
-        ValueError: A file is an input, or would lie in the model.
-        OSError: The folder cannot be written to.
-    """
+    """Look whether the four report files can be written, before the evaluation is computed."""
     read = list(inputs)
     return [
         file_target(Path(folder, file), name=name, overwrite=overwrite, inputs=read, mark=mark)
@@ -97,14 +82,7 @@ def write_reports(
 
 
 def markdown(result: SuiteResult) -> str:
-    """Return the report as Markdown. It holds no date: the same result gives the same text.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        The text.
-    """
+    """Return the report as Markdown. It holds no date: the same result gives the same text."""
     lines = header(result)
     parts = [f"# STS evaluation: {_escaped(lines['Model'])}"]
     if result.settings.get("banner"):
@@ -119,19 +97,7 @@ def markdown(result: SuiteResult) -> str:
 
 
 def csv_text(result: SuiteResult) -> str:
-    """Return every score at full precision, in [-1, 1], as a CSV table.
-
-    The column ``system`` holds ``model``, ``floor raw``, ``floor whitened``, ``above floor raw`` or ``above floor
-    whitened``. A row with a ``subset`` is one sub-dataset, its correlation stands under ``all``; the task ``avg`` is
-    the average. ``highest_spearman`` is what untied similarities can reach; ``auc`` and ``average_precision`` stand
-    where the gold scores have two values. An empty field does not apply, ``nan`` is an undefined number.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        The text.
-    """
+    """Return every score at full precision, in [-1, 1], as a CSV table."""
     rows: list[dict[str, Any]] = []
     for task in result.tasks:
         for name, subset in sorted(task.subsets.items()):

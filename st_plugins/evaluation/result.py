@@ -61,15 +61,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class BinaryScores:
-    """What is measured beside the correlations where the gold scores have two values.
-
-    Args:
-        negative: The lower gold score.
-        positive: The higher one.
-        positives: Number of pairs that have it.
-        auc: Area under the ROC curve: the chance that a positive pair is more similar than a negative one.
-        average_precision: Area under the precision-recall curve, by steps; the share of positives is chance.
-    """
+    """What is measured beside the correlations where the gold scores have two values."""
 
     negative: float
     positive: float

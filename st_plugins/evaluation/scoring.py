@@ -38,33 +38,7 @@ _UNIT = 1e-5  # what rounding leaves of a squared length of 1
 def pair_similarities(
     embeddings: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp], similarity: str = "cosine"
 ) -> Array:
-    """Return the similarity of each pair of rows, in float64, without copying the whole matrix.
-
-    Distances are negated, so that larger always means more similar. The cosine of a zero vector with anything is 0,
-    as in the host.
-
-    Rounding is not ranked: two rows that are equal bit by bit have cosine 1 and distance 0, a pair of rows has one
-    value wherever and in whichever order it occurs, and cosines are rounded to 12 decimals. Two float32 vectors that
-    differ by rounding only have a cosine within 1e-13 of 1; between others rounding is a million times larger. The dot
-    product of vectors that all have length 1 is their cosine.
-
-    Args:
-        embeddings: Vectors, shape (M, d).
-        first: Row of each pair's first text, shape (N,).
-        second: Row of each pair's second text, shape (N,).
-        similarity: One of ``"cosine"``, ``"dot"``, ``"euclidean"``, ``"manhattan"``.
-
-    Returns:
-        Similarities, shape (N,).
-
-    Raises:
-        ValueError: ``similarity`` is unknown.
-
-    Example:
-        >>> vectors = np.array([[1.0, 0.0], [1.0, 1.0]], dtype=np.float32)
-        >>> pair_similarities(vectors, np.array([0]), np.array([1])).round(4).tolist()
-        [0.7071]
-    """
+    """Return the similarity of each pair of rows, in float64, without copying the whole matrix."""
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
     used, places = np.unique(np.concatenate([first, second]), return_inverse=True)
@@ -95,18 +69,7 @@ def pair_similarities(
 
 
 def equal_rows(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return for each row the first row that is equal to it bit by bit (0 and -0 are the same).
-
-    Args:
-        embeddings: Vectors, shape (M, d).
-
-    Returns:
-        Row numbers, shape (M,).
-
-    Example:
-        >>> equal_rows(np.array([[0.0, 1.0], [2.0, 3.0], [-0.0, 1.0]], dtype=np.float32)).tolist()
-        [0, 1, 0]
-    """
+    """Return for each row the first row that is equal to it bit by bit (0 and -0 are the same)."""
     plain = np.ascontiguousarray(embeddings + 0.0)
     seen: dict[bytes, int] = {}
     rows = plain.view(f"V{plain.dtype.itemsize * plain.shape[1]}").ravel().tolist()
@@ -119,18 +82,7 @@ def system_similarities(
     similarity: str,
     target_whitening: int | None,
 ) -> Array:
-    """Return the similarities of one task's pairs under the model and, if there are more systems, its floor.
-
-    Args:
-        systems: Embeddings of the model, and perhaps of the raw and the whitened floor.
-        found: For each system the rows of the first, second and further texts.
-        similarity: That of the model; the floor's is cosine.
-        target_whitening: None, or to how many dimensions (0 for all) model and whitened floor are whitened on the
-            task's own texts, both sides and the further ones.
-
-    Returns:
-        Similarities, shape (S, N).
-    """
+    """Return the similarities of one task's pairs under the model and, if there are more systems, its floor."""
     result = np.empty((len(systems), len(found[0][0])))
     for index, (vectors, rows) in enumerate(zip(systems, found, strict=False)):
         first, second, _ = rows
@@ -146,16 +98,7 @@ def system_similarities(
 
 @dataclass
 class TaskScores:
-    """Scores of S systems on one task: the values, and their distribution over the resamples.
-
-    Args:
-        spearman: Per convention: values of shape (S,).
-        pearson: The same with Pearson's r.
-        spearman_samples: Per convention: shape (S, B).
-        pearson_samples: The same with Pearson's r.
-        subsets: Per sub-dataset and system: ``{"pairs", "spearman", "pearson"}`` of the first system.
-        counts: The resamples, shape (B, N).
-    """
+    """Scores of S systems on one task: the values, and their distribution over the resamples."""
 
     spearman: dict[str, Array]
     pearson: dict[str, Array]
@@ -166,20 +109,7 @@ class TaskScores:
 
 
 def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: int) -> TaskScores:
-    """Score the similarities of several systems on one task, all on the same resamples.
-
-    The conventions: ``"all"`` is one correlation over the concatenated sub-datasets (SBERT, SimCSE, ConSERT),
-    ``"mean"`` the mean over sub-datasets, ``"wmean"`` their mean weighted by size (BERT-flow, BERT-whitening).
-
-    Args:
-        pairs: The task.
-        systems: Similarities, shape (S, N).
-        bootstrap_samples: Number of resamples B; 0 for none.
-        seed: Seed of the resamples.
-
-    Returns:
-        Values and distributions per convention.
-    """
+    """Score the similarities of several systems on one task, all on the same resamples."""
     gold = pairs.scores
     counts = resample_counts(len(gold), bootstrap_samples, pairs.name, seed)
     values_rho = {"all": np.array([spearman(gold, system) for system in systems])}
@@ -221,18 +151,7 @@ def _subset(pairs: int, rho: Array, r: Array) -> dict[str, float]:
 def task_result(
     pairs: Pairs, scores: TaskScores, similarities: Array, *, confidence: float, keep_similarities: bool
 ) -> TaskResult:
-    """Put the first system's scores of one task into its result, with warnings for what is undefined.
-
-    Args:
-        pairs: The task.
-        scores: What :func:`score_task` returned.
-        similarities: The first system's similarities, shape (N,).
-        confidence: Coverage of the intervals.
-        keep_similarities: Whether gold scores and similarities are stored.
-
-    Returns:
-        The task's result.
-    """
+    """Put the first system's scores of one task into its result, with warnings for what is undefined."""
     warnings = list(pairs.warnings)
     undefined = [name for name, subset in scores.subsets.items() if np.isnan(subset["spearman"])]
     if undefined:
@@ -276,15 +195,7 @@ def _first(values: dict[str, Array], samples: dict[str, Array], confidence: floa
 
 
 def average(scores: Sequence[TaskScores], confidence: float) -> dict[str, Score]:
-    """Return the mean over tasks with its interval; the tasks are resampled independently of each other.
-
-    Args:
-        scores: One entry a task.
-        confidence: Coverage of the intervals.
-
-    Returns:
-        Keys ``spearman_all``, ``spearman_mean``, ``spearman_wmean`` and the same with ``pearson``.
-    """
+    """Return the mean over tasks with its interval; the tasks are resampled independently of each other."""
     result = {}
     for kind in CONVENTIONS:
         for metric in ("spearman", "pearson"):

@@ -19,18 +19,7 @@ _EQUAL = 1e-6  # of the largest value: what float32 and the place in a batch mak
 
 
 def is_collapsed(embeddings: NDArray[np.float32]) -> bool:
-    """Say whether all texts have one embedding, but for rounding.
-
-    Args:
-        embeddings: Embeddings, shape (M, d).
-
-    Returns:
-        True for two and more rows that are equal.
-
-    Example:
-        >>> is_collapsed(np.array([[1.0, 5.0], [1.0000001, 5.0]])), is_collapsed(np.array([[1.0, 5.0], [1.1, 5.0]]))
-        (True, False)
-    """
+    """Say whether all texts have one embedding, but for rounding."""
     return len(embeddings) > 1 and bool(np.ptp(embeddings, axis=0).max() <= _EQUAL * np.abs(embeddings).max())
 
 
@@ -40,17 +29,7 @@ def space_of_pairs(
     rows: Sequence[tuple[NDArray[np.intp], ...]],
     seed: int,
 ) -> dict[str, Any]:
-    """Describe the space; alignment is over the pairs with gold in the top fifth of their task's range.
-
-    Args:
-        embeddings: Embeddings, shape (M, d).
-        tasks: The tasks.
-        rows: For each task the rows of its first and second texts.
-        seed: Seed of the sample behind the uniformity.
-
-    Returns:
-        The numbers of :func:`st_plugins.geometry.geometry`; nothing for fewer than two rows.
-    """
+    """Describe the space; alignment is over the pairs with gold in the top fifth of their task's range."""
     if len(embeddings) < 2:
         return {}
     sides: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
@@ -65,15 +44,7 @@ def space_of_pairs(
 
 
 def fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:
-    """Return distances between the Gaussian a whitening was fitted on and that of the evaluated texts.
-
-    Args:
-        whitening: The model's whitening.
-        seen: Another one, which saw the evaluated texts.
-
-    Returns:
-        Three distances by name; nothing where either saw fewer than two texts.
-    """
+    """Return distances between the Gaussian a whitening was fitted on and that of the evaluated texts."""
     if whitening.count < 2 or seen.count < 2:
         return {}
     fit, here = (

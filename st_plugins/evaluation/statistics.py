@@ -36,19 +36,7 @@ _BLOCK_VALUES = 1 << 17
 
 
 def correlation(x: Array, y: Array) -> float:
-    """Return Pearson's correlation; NaN when either side is constant or there are fewer than two values.
-
-    Args:
-        x: Values, shape (N,).
-        y: Values, shape (N,).
-
-    Returns:
-        The correlation in [-1, 1], or NaN.
-
-    Example:
-        >>> round(correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 4.0])), 4)
-        0.982
-    """
+    """Return Pearson's correlation; NaN when either side is constant or there are fewer than two values."""
     x = np.asarray(x, dtype=np.float64)
     y = np.asarray(y, dtype=np.float64)
     if x.size < 2 or x.min() == x.max() or y.min() == y.max():
@@ -59,41 +47,12 @@ def correlation(x: Array, y: Array) -> float:
 
 
 def spearman(x: Array, y: Array) -> float:
-    """Return Spearman's rank correlation with mid-ranks for ties; NaN where it is undefined.
-
-    Args:
-        x: Values, shape (N,).
-        y: Values, shape (N,).
-
-    Returns:
-        The correlation in [-1, 1], or NaN.
-
-    Example:
-        >>> round(spearman(np.array([1.0, 2.0, 2.0, 5.0]), np.array([0.1, 0.3, 0.2, 0.9])), 4)
-        0.9487
-    """
+    """Return Spearman's rank correlation with mid-ranks for ties; NaN where it is undefined."""
     return correlation(rankdata(x), rankdata(y))
 
 
 def resample_counts(pairs: int, samples: int, name: str, seed: int) -> NDArray[np.uint8]:
-    """Draw bootstrap resamples of one task as counts.
-
-    The stream depends on the task's name and the seed only, so two models scored on the same task see the same
-    resamples whatever else was evaluated with them.
-
-    Args:
-        pairs: Number of pairs N.
-        samples: Number of resamples B.
-        name: The task's name.
-        seed: Any non-negative integer.
-
-    Returns:
-        Counts of shape (B, N); every row sums to N.
-
-    Example:
-        >>> resample_counts(5, 2, "sts12", seed=0).sum(axis=1).tolist()
-        [5, 5]
-    """
+    """Draw bootstrap resamples of one task as counts."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     counts = np.empty((samples, pairs), dtype=np.uint8)
     block = max(1, _BLOCK_VALUES // pairs)
@@ -149,24 +108,7 @@ def _weighted(x: tuple[Array, Array], y: tuple[Array, Array], counts: Array) -> 
 
 
 def bootstrap(gold: Array, systems: Array, counts: NDArray[np.uint8]) -> tuple[Array, Array]:
-    """Return the bootstrap distribution of the correlations between gold scores and several systems.
-
-    All systems see the same resamples, so differences of two rows are paired.
-
-    Args:
-        gold: Gold scores, shape (N,).
-        systems: Similarities of S systems, shape (S, N).
-        counts: Resamples from :func:`resample_counts`, shape (B, N).
-
-    Returns:
-        Spearman and Pearson, each of shape (S, B); NaN where a resample is constant.
-
-    Example:
-        >>> gold = np.arange(50.0)
-        >>> rho, r = bootstrap(gold, np.stack([gold**3, -gold]), resample_counts(50, 4, "toy", seed=0))
-        >>> rho.round(6).tolist()
-        [[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]
-    """
+    """Return the bootstrap distribution of the correlations between gold scores and several systems."""
     rho = np.full((len(systems), len(counts)), np.nan)
     r = np.full_like(rho, np.nan)
     # Centring first keeps the float64 sums exact enough however far from zero the scores live.
@@ -186,22 +128,7 @@ def bootstrap(gold: Array, systems: Array, counts: NDArray[np.uint8]) -> tuple[A
 def binary_bootstrap(
     positive: NDArray[np.bool_], similarities: Array, counts: NDArray[np.uint8]
 ) -> tuple[Array, Array]:
-    """Return AUC and average precision on each resample, both exact under ties and as scikit-learn defines them.
-
-    Args:
-        positive: Which pairs are positive, shape (N,).
-        similarities: Similarities, shape (N,).
-        counts: Resamples from :func:`resample_counts`, shape (B, N).
-
-    Returns:
-        AUC and average precision, each of shape (B,); NaN where a resample has positives only, or none.
-
-    Example:
-        >>> positive = np.array([True, False, True, False])
-        >>> auc, precision = binary_bootstrap(positive, np.array([0.9, 0.8, 0.7, 0.1]), np.ones((1, 4), np.uint8))
-        >>> auc.tolist(), precision.round(4).tolist()
-        ([0.75], [0.8333])
-    """
+    """Return AUC and average precision on each resample, both exact under ties and as scikit-learn defines them."""
     auc, precision = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
     ranker = _Ranker(similarities)
     falling = _Ranker(-similarities)
@@ -231,16 +158,7 @@ def _blocks(counts: NDArray[np.uint8]) -> Iterator[tuple[Array, Array, slice]]:
 
 
 def interval(value: float, distribution: Array, confidence: float) -> Score:
-    """Return a score with its percentile interval, which reaches to the score itself if that lies outside.
-
-    Args:
-        value: The score on the pairs themselves.
-        distribution: The score on the resamples, shape (B,); may be empty.
-        confidence: Coverage, such as 0.95.
-
-    Returns:
-        The score; its ends are NaN when the value is undefined or there are no resamples.
-    """
+    """Return a score with its percentile interval, which reaches to the score itself if that lies outside."""
     finite = distribution[np.isfinite(distribution)]
     if not np.isfinite(value) or finite.size == 0:
         return Score(float(value))
@@ -250,21 +168,7 @@ def interval(value: float, distribution: Array, confidence: float) -> Score:
 
 
 def difference(value: float, distribution: Array, confidence: float) -> Difference:
-    """Judge a paired difference by its bootstrap distribution (uncorrected; see :func:`holm`).
-
-    The two-sided p-value is twice the smaller share of resamples on either side of zero, with one added to both
-    counts so that it is never exactly zero. A resample on which the difference is undefined speaks for neither side,
-    and counts on both: few pairs, or one positive, decide nothing.
-
-    Args:
-        value: Difference on the pairs themselves.
-        distribution: Difference on the resamples, shape (B,).
-        confidence: Coverage, such as 0.95.
-
-    Returns:
-        The difference with interval, p-value and verdict; ``"undefined"`` where the difference does not exist,
-        ``"not tested"`` where there are no resamples.
-    """
+    """Judge a paired difference by its bootstrap distribution (uncorrected; see :func:`holm`)."""
     score = interval(value, distribution, confidence)
     finite = distribution[np.isfinite(distribution)]
     if not np.isfinite(value) or finite.size == 0:
@@ -278,22 +182,7 @@ def difference(value: float, distribution: Array, confidence: float) -> Differen
 
 
 def holm(differences: dict[str, Difference], confidence: float) -> dict[str, Difference]:
-    """Correct the p-values of several comparisons by Holm's step-down rule and judge again.
-
-    An undefined difference is no test: it keeps its verdict and does not count.
-
-    Args:
-        differences: Uncorrected differences by task name.
-        confidence: Coverage; the family-wise error is at most ``1 - confidence``.
-
-    Returns:
-        The same differences with corrected p-values and verdicts.
-
-    Example:
-        >>> raw = {"a": Difference(0.1, 0.0, 0.2, 0.03, "better"), "b": Difference(0.1, 0.0, 0.2, 0.04, "better")}
-        >>> {name: (value.p_value, value.verdict) for name, value in holm(raw, 0.95).items()}
-        {'a': (0.06, 'not separable'), 'b': (0.06, 'not separable')}
-    """
+    """Correct the p-values of several comparisons by Holm's step-down rule and judge again."""
     tested = sorted((d.p_value, name) for name, d in differences.items() if np.isfinite(d.p_value))
     corrected = dict(differences)
     largest = 0.0

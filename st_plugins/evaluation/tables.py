@@ -65,15 +65,7 @@ GEOMETRY_MEANINGS = {
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the report.
-
-    Args:
-        title: Heading.
-        columns: Column headings.
-        rows: Cells, the row heading first.
-        note: A sentence or two above the table.
-        folded: Whether an interactive page may show it closed.
-    """
+    """One table of the report."""
 
     title: str
     columns: list[str]
@@ -83,20 +75,7 @@ class Table:
 
 
 def percent(value: float, decimals: int = 2, sign: bool = False) -> str:
-    """Return a score times 100; ``"undefined"`` for NaN.
-
-    Args:
-        value: Score in [-1, 1].
-        decimals: Digits after the point.
-        sign: Whether to print a plus sign.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> percent(0.53204), percent(-0.13, 1, sign=True), percent(math.nan)
-        ('53.20', '-13.0', 'undefined')
-    """
+    """Return a score times 100; ``"undefined"`` for NaN."""
     if math.isnan(value):
         return UNDEFINED
     rounded = round(100 * value, decimals) + 0.0  # + 0.0: no "-0.00"
@@ -104,18 +83,7 @@ def percent(value: float, decimals: int = 2, sign: bool = False) -> str:
 
 
 def number(value: Any) -> str:
-    """Return any value of the geometry as text: four significant digits, ``"undefined"`` for NaN.
-
-    Args:
-        value: A number, a list of numbers, or anything else.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> number(28682), number(0.123456), number(math.nan), number([3.0, 1.0])
-        ('28,682', '0.1235', 'undefined', '3, 1')
-    """
+    """Return any value of the geometry as text: four significant digits, ``"undefined"`` for NaN."""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, int):
@@ -129,14 +97,7 @@ def number(value: Any) -> str:
 
 
 def score_cell(score: Score | Difference) -> Cell:
-    """Return a score and its interval, ``53.20 [52.1, 54.3]``; without the interval where there is none.
-
-    Args:
-        score: The score.
-
-    Returns:
-        The cell.
-    """
+    """Return a score and its interval, ``53.20 [52.1, 54.3]``; without the interval where there is none."""
     return (percent(score.value), *_interval(score))
 
 
@@ -153,14 +114,7 @@ def _interval(score: Score | Difference) -> tuple[str, ...]:
 
 
 def summary(result: SuiteResult) -> str:
-    """Say in one or two sentences what was found.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        The sentences.
-    """
+    """Say in one or two sentences what was found."""
     score = result.average["spearman_all"]
     tasks = "1 task" if len(result.tasks) == 1 else f"{len(result.tasks)} tasks"
     text = f'Average over {tasks}: {_joined(score_cell(score))} (Spearman × 100, convention "all").'
@@ -177,14 +131,7 @@ def summary(result: SuiteResult) -> str:
 
 
 def header(result: SuiteResult) -> dict[str, str]:
-    """Return what was evaluated and with what, one short line each.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        Lines by heading: ``Model``, ``Modules``, ``Similarity``, ``Versions``.
-    """
+    """Return what was evaluated and with what, one short line each."""
     model = result.model
     lines = {"Model": str(model.get("name", "unnamed"))}
     parts = [module_name(module) for module in model.get("modules") or []]
@@ -222,15 +169,7 @@ def _measured(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def tables(result: SuiteResult) -> list[Table]:
-    """Return all tables of a report, in order.
-
-    Args:
-        result: The evaluation.
-
-    Returns:
-        Main table, Spearman and Pearson under the three conventions, sub-datasets, geometry, provenance, model and
-        settings; without those for which there is nothing to show.
-    """
+    """Return all tables of a report, in order."""
     found = [
         _main(result),
         _binary(result),
@@ -338,14 +277,7 @@ def _facts(result: SuiteResult) -> Table:
 
 
 def module_name(module: dict[str, Any]) -> str:
-    """Return the class of a module without its package.
-
-    Args:
-        module: An entry of ``model["modules"]``.
-
-    Returns:
-        The name.
-    """
+    """Return the class of a module without its package."""
     return str(module.get("type", "module")).rsplit(".", 1)[-1]
 
 

@@ -20,25 +20,7 @@ __all__ = ["encode_without"]
 
 
 def encode_without(model: SentenceTransformer, reading: Reading, kept: Sequence[NDArray[np.bool_]]) -> Tensor:
-    """Delete tokens from the input of a model and encode what is left, as ERASER does: removed, not masked.
-
-    Args:
-        model: The model; as it was afterwards.
-        reading: The text.
-        kept: Per version of the text, which of the n tokens stay; all of the same number, so that none needs padding.
-
-    Returns:
-        ``(versions, k)``, float32 on the CPU.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain.tokens import read
-        >>> model = untrained_encoder(dimension=16)
-        >>> reading = read(model, "a big dog sleeps")  # [CLS] a big dog sleeps [SEP]
-        >>> shorter = encode_without(model, reading, [np.array([True, True, False, True, True, True])])
-        >>> bool(np.abs(shorter[0].numpy() - model.encode("a dog sleeps")).max() < 1e-5)
-        True
-    """
+    """Delete tokens from the input of a model and encode what is left, as ERASER does: removed, not masked."""
     index = torch.from_numpy(np.stack([np.flatnonzero(keep) for keep in kept]))
     features: dict[str, Any] = dict(reading.features)
     if isinstance(model[0], StaticEmbedding):

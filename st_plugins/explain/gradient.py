@@ -23,20 +23,7 @@ __all__ = ["gradient_saliency"]
 def gradient_saliency(
     model: SentenceTransformer, reading: Reading, score: Callable[[Tensor], Tensor]
 ) -> NDArray[np.float64]:
-    """Return gradient × input of a score at the token-embedding layer, summed over dimensions.
-
-    Args:
-        model: The model; as it was afterwards, and without gradients in its parameters.
-        reading: The text.
-        score: From embeddings ``(1, k)`` to a score ``(1,)``, differentiable.
-
-    Returns:
-        ``(n,)``: positive where a token, enlarged, would raise the score.
-
-    Reference:
-        Shrikumar, Greenside, Shcherbina & Kundaje, "Not Just a Black Box: Learning Important Features Through
-        Propagating Activation Differences" (2016), arXiv 1605.01713, section 2: gradient × input.
-    """
+    """Return gradient × input of a score at the token-embedding layer, summed over dimensions."""
     features = batch_to_device(dict(reading.features), model.device)
     modules = list(model)
     with evaluating(model), torch.enable_grad():

@@ -47,20 +47,7 @@ class AlignedPair(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """Contributions of words, sentences or tokens.
-
-    Args:
-        units_a: Of the first text.
-        units_b: Of the second text.
-        contributions: ``(units of a, units of b)``, float64.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain import explain_pair
-        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> round(float(found.gathered("sentence").contributions.sum() - found.contributions.sum()), 9) + 0.0
-        0.0
-    """
+    """Contributions of words, sentences or tokens."""
 
     units_a: tuple[Span, ...]
     units_b: tuple[Span, ...]

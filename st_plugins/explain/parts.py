@@ -31,18 +31,7 @@ _SUPPORTED = (
 
 @dataclass(frozen=True)
 class Parts:
-    """An embedding as a sum.
-
-    Args:
-        side: The text, its tokens and its S parts.
-        unit: What the parts are: ``"span"`` or ``"token"``.
-        vectors: ``(S, k)``, float64: their shares of the embedding, through all modules. The sum is the embedding.
-        alone: The same, had each part passed activations by itself; ``vectors`` where there are none.
-        saliency: ``(n,)``: weight of every token, all spans spread evenly over their tokens; sums to 1.
-        sharpness: Σ α² of all weights, scaled to sum to 1.
-        embedding: ``(k,)``: what the model itself makes of the text.
-        exact: Whether ``vectors`` involves no choice.
-    """
+    """An embedding as a sum."""
 
     side: Side
     unit: Unit
@@ -55,21 +44,7 @@ class Parts:
 
 
 def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int, prompt: str | None = None) -> Parts:
-    """Take the embedding of one text apart into spans (SpanPooling) or tokens (mean poolings).
-
-    Args:
-        model: The model; as it was afterwards.
-        text: The text, or a pair of texts that the model reads as one.
-        limit: Most spans to keep: the heaviest, the others become one rest.
-        prompt: As for :func:`~st_plugins.explain.tokens.read`.
-
-    Returns:
-        The parts.
-
-    Raises:
-        ValueError: The pooling or a module after it is not supported, there is nothing to take apart, or the model
-            gives NaN or infinity.
-    """
+    """Take the embedding of one text apart into spans (SpanPooling) or tokens (mean poolings)."""
     modules = list(model)
     position = _pooling(modules)
     tail = Tail(modules[position + 1 :], model.truncate_dim)

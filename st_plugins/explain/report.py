@@ -52,14 +52,7 @@ _CONTEXT = (
 
 
 def explanation_terminal(explanation: Explanation) -> Group:
-    """Return a heat map of one text for the terminal.
-
-    Args:
-        explanation: The explanation.
-
-    Returns:
-        Something rich prints.
-    """
+    """Return a heat map of one text for the terminal."""
     table = Table(title=f"Heaviest of {_number_of_units(explanation):,} {explanation.by}s")
     for column in ("weight", explanation.by):
         table.add_column(column, justify="right" if column == "weight" else "left")
@@ -72,14 +65,7 @@ def explanation_terminal(explanation: Explanation) -> Group:
 
 
 def explanation_html(explanation: Explanation) -> str:
-    """Return the page of one text.
-
-    Args:
-        explanation: The explanation.
-
-    Returns:
-        HTML text.
-    """
+    """Return the page of one text."""
     side = explanation.side
     strip = strip_html(cells(side.text, side.tokens, explanation.saliency), _top(explanation))
     legend = legend_html(_top(explanation), signed=False)
@@ -99,14 +85,7 @@ def explanation_html(explanation: Explanation) -> str:
 
 
 def pair_terminal(explanation: PairExplanation) -> Group:
-    """Return heat maps of two texts for the terminal.
-
-    Args:
-        explanation: The explanation.
-
-    Returns:
-        Something rich prints.
-    """
+    """Return heat maps of two texts for the terminal."""
     strips, limit = _pair_strips(explanation)
     drawn = [Padding(strip_terminal(strip, limit), (0, 0, 1, 0)) for strip in strips]
     table = Table(title=f"The pairs of {explanation.by}s that add most to {explanation.similarity:.4f}")
@@ -131,14 +110,7 @@ def pair_terminal(explanation: PairExplanation) -> Group:
 
 
 def pair_html(explanation: PairExplanation) -> str:
-    """Return the page of two texts.
-
-    Args:
-        explanation: The explanation.
-
-    Returns:
-        HTML text.
-    """
+    """Return the page of two texts."""
     strips, limit = _pair_strips(explanation)
     drawn = "".join(strip_html(strip, limit) for strip in strips)
     signed = bool(min(explanation.saliency_a.min(), explanation.saliency_b.min()) < 0)

@@ -175,28 +175,13 @@ def explain(
 
 
 def check_count(value: int, name: str) -> None:
-    """Refuse what is no number of things.
-
-    Args:
-        value: The number.
-        name: Its argument.
-
-    Raises:
-        ValueError: It is below 1 or not whole.
-    """
+    """Refuse what is no number of things."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def to_json(explanation: Any) -> str:
-    """Return an explanation as JSON text.
-
-    Args:
-        explanation: A dataclass; arrays in it become lists.
-
-    Returns:
-        JSON text.
-    """
+    """Return an explanation as JSON text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):

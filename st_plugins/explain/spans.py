@@ -47,17 +47,7 @@ class Span:
 
 
 def span_of(reading: Reading, first: int, last: int, weight: float) -> Span:
-    """Return the span of tokens ``first`` to ``last`` of a text.
-
-    Args:
-        reading: The text.
-        first: Position of the first token.
-        last: Position of the last token (inclusive).
-        weight: Its weight.
-
-    Returns:
-        The span, with its characters.
-    """
+    """Return the span of tokens ``first`` to ``last`` of a text."""
     head, tail = reading.tokens[first], reading.tokens[last]
     kind: Kind = head.kind if first == last else "text"
     if head.start is None or tail.end is None:

@@ -30,35 +30,7 @@ class _Step:
 
 
 class Tail:
-    """The modules after the pooling, as maps of parts.
-
-    The pooled vector is a sum of parts p = Σ pₛ, where each part has a share aₛ of the whole, Σ aₛ = 1. A step maps
-    parts to parts so that the sum of the new parts is what the module makes of p:
-
-    - affine modules (Dense without activation, Whitening): pₛ → W pₛ + aₛ b;
-    - modules that scale the whole vector (Normalize, LayerNorm after its centring): the scale is the one of p, so
-      pₛ → pₛ / |p|. Nothing is approximated, exactly as when a cosine divides by both norms;
-    - an activation f of a Dense: with z = Σ zₛ the input, entry by entry zₛ → zₛ (f(z) - f(0)) / z + aₛ f(0), the
-      secant through zero. The sum is still right, but how it is divided is one choice among many, so the result is
-      not exact.
-
-    Args:
-        modules: What follows the pooling.
-        dimension: Dimensions that ``encode`` keeps; None keeps all.
-
-    Raises:
-        ValueError: A module is none of the supported ones.
-
-    Example:
-        >>> tail = Tail([Dense(2, 2, activation_function=None), Normalize()])
-        >>> parts, shares = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).double(), torch.tensor([0.5, 0.5]).double()
-        >>> tail.exact, round(float(tail(parts, shares).sum(0).norm()), 6)
-        (True, 1.0)
-
-    Reference:
-        Shrikumar, Greenside & Kundaje, "Learning Important Features Through Propagating Activation Differences"
-        (2017), arXiv 1704.02685, section 3.5.2: the rescale rule, with reference point zero.
-    """
+    """The modules after the pooling, as maps of parts."""
 
     def __init__(self, modules: Iterable[nn.Module], dimension: int | None = None) -> None:
         self._steps = [step for module in modules for step in _steps(module)]
@@ -71,17 +43,7 @@ class Tail:
         return all(step.exact for step in self._steps)
 
     def __call__(self, parts: Tensor, shares: Tensor, *, alone: bool = False) -> Tensor:
-        """Carry parts to the end.
-
-        Args:
-            parts: ``(S, d)``, float64 on the CPU.
-            shares: ``(S,)``, each part's share of the weights, summing to 1.
-            alone: Whether each part passes activations by itself, as if it were the whole text: the sum is then what
-                the formula without the secant gives, and misses the model's output.
-
-        Returns:
-            ``(S, k)``.
-        """
+        """Carry parts to the end."""
         for step in self._steps:
             parts = step.carry(parts, shares, alone)
         return parts

@@ -49,14 +49,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Reading:
-    """A text turned into the input of a model.
-
-    Args:
-        text: The text; of a pair both, with a mark between them.
-        features: What the model's first module takes, a batch of one.
-        tokens: One a position, special tokens and padding included.
-        unread: Characters at the end that the model cut off.
-    """
+    """A text turned into the input of a model."""
 
     text: str
     features: dict[str, Any]
@@ -65,26 +58,7 @@ class Reading:
 
 
 def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | None = None) -> Reading:
-    """Tokenize a text as ``model.encode`` does, and keep track of the characters.
-
-    Args:
-        model: A model that starts with a Transformer or a StaticEmbedding.
-        text: The text, not empty; or a pair of texts that the model reads as one, ``[CLS] A [SEP] B [SEP]``.
-        prompt: Goes before the text; None takes the model's default prompt, ``""`` takes none.
-
-    Returns:
-        Features on the CPU, tokens, and the number of characters cut off.
-
-    Raises:
-        TypeError: ``text`` is neither a string nor a pair of strings.
-        ValueError: ``text`` is empty or has only special tokens, or the model reads text in another way.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> reading = read(untrained_encoder(), "A dog sleeps.")
-        >>> [token.text for token in reading.tokens][:3], reading.tokens[1].start, reading.unread
-        (['[CLS]', 'A', 'dog'], 0, 0)
-    """
+    """Tokenize a text as ``model.encode`` does, and keep track of the characters."""
     texts = (text,) if isinstance(text, str) else tuple(text)
     if not isinstance(text, str) and not (len(texts) == 2 and all(isinstance(part, str) for part in texts)):
         raise TypeError(

@@ -23,18 +23,7 @@ _FULL_ENDS = "。！？‖"  # need no space after them; the last stands between
 
 
 def check_by(by: str | None, unit: str) -> By:
-    """Return by what to show an explanation: None is ``"word"``, and ``"span"`` where the model pools spans.
-
-    Args:
-        by: What the caller wants.
-        unit: What the model's pooling adds up, ``"token"`` or ``"span"``.
-
-    Returns:
-        One of the four.
-
-    Raises:
-        ValueError: It is none of them, or spans of a model that has none.
-    """
+    """Return by what to show an explanation: None is ``"word"``, and ``"span"`` where the model pools spans."""
     if by is None:
         return "span" if unit == "span" else "word"
     if by not in get_args(By) or (by == "span" and unit != "span"):
@@ -43,16 +32,7 @@ def check_by(by: str | None, unit: str) -> By:
 
 
 def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:
-    """Return the words (or sentences, or tokens) of a text, and the share of each span in each of them.
-
-    Args:
-        side: The text with its spans.
-        by: What to gather to; ``"span"`` leaves the spans as they are.
-
-    Returns:
-        The G units in text order, a rest last, and ``(G, S)``; columns sum to 1, so that sums over units are those
-        over spans. A unit that has no share in any span is left out.
-    """
+    """Return the words (or sentences, or tokens) of a text, and the share of each span in each of them."""
     if by == "span":
         return side.spans, np.eye(len(side.spans))
     spread = side.spread()
@@ -72,25 +52,7 @@ def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:
 
 
 def unit_numbers(text: str, by: By) -> list[int]:
-    """Return the number of the word or the sentence that each character belongs to, -1 for what is between.
-
-    A word is letters, marks and digits in a row, with an apostrophe between letters and a point or comma between
-    digits; an ideograph and a sign are words of their own. A sentence ends with its mark and a space, or at a line
-    break; abbreviations are not known.
-
-    Args:
-        text: The text.
-        by: ``"word"`` or ``"sentence"``.
-
-    Returns:
-        One number a character.
-
-    Example:
-        >>> unit_numbers("it's 3.5, 狗狗", "word")
-        [0, 0, 0, 0, -1, 1, 1, 1, 2, -1, 3, 4]
-        >>> unit_numbers("A dog. It is 3.5.", "sentence")
-        [0, 0, 0, 0, 0, 0, -1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
-    """
+    """Return the number of the word or the sentence that each character belongs to, -1 for what is between."""
     return _sentences(text) if by == "sentence" else _words(text)
 
 

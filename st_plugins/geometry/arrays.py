@@ -11,18 +11,7 @@ __all__ = ["as_matrix", "normalized"]
 
 
 def as_matrix(x: Any, name: str = "x") -> NDArray[np.float64]:
-    """Return embeddings as a float64 matrix.
-
-    Args:
-        x: Array, tensor (any device, any float type) or nested list of shape (N, d).
-        name: The argument, for error messages.
-
-    Returns:
-        The matrix; it shares memory with ``x`` where no conversion is needed.
-
-    Raises:
-        ValueError: It is not a matrix of at least two rows, or a row (named) has NaN or an infinity.
-    """
+    """Return embeddings as a float64 matrix."""
     if hasattr(x, "detach"):  # a tensor; numpy has no bfloat16, so torch converts
         x = x.detach().cpu().double().numpy()
     matrix = np.asarray(x, dtype=np.float64)
@@ -37,18 +26,7 @@ def as_matrix(x: Any, name: str = "x") -> NDArray[np.float64]:
 
 
 def normalized(matrix: NDArray[np.float64], name: str = "x") -> NDArray[np.float64]:
-    """Scale every row to length one.
-
-    Args:
-        matrix: A matrix from :func:`as_matrix`.
-        name: The argument, for error messages.
-
-    Returns:
-        A new matrix.
-
-    Raises:
-        ValueError: A row is zero and has no direction; the message names the row.
-    """
+    """Scale every row to length one."""
     # The largest entry goes first, so that squares of very small or very large ones neither vanish nor overflow.
     largest = np.abs(matrix).max(axis=1, keepdims=True)
     zero = np.flatnonzero(largest == 0)

@@ -187,10 +187,7 @@ def wasserstein_distance(p: Gaussian, q: Gaussian) -> float:
 
 
 def _relative_to(p: Gaussian, q: Gaussian) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Return p's variances and mean in coordinates in which q is standard normal and p has independent ones.
-
-    None when the two have different supports.
-    """
+    """Return p's variances and mean in coordinates in which q is standard normal and p has independent ones."""
     _check_widths(p, q)
     values_p, vectors_p = _eigen(p)
     values_q, vectors_q = _eigen(q)

@@ -111,14 +111,7 @@ def pretrained_encoder(
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Say where pretrained encoders are kept.
-
-    Args:
-        cache_dir: A folder that overrides the default.
-
-    Returns:
-        ``cache_dir``, else ``$ST_PLUGINS_CACHE``, else ``~/.cache/st-plugins``.
-    """
+    """Say where pretrained encoders are kept."""
     return Path(cache_dir or os.environ.get("ST_PLUGINS_CACHE") or "~/.cache/st-plugins").expanduser()
 
 

@@ -19,15 +19,7 @@ __all__ = ["draw_event", "edit_event"]
 
 
 def draw_event(topic: str, rng: random.Random) -> Meaning:
-    """Draw an event; agents have favourite actions, and actions favourite objects, places and manners.
-
-    Args:
-        topic: A key of ``TOPICS``.
-        rng: Stream of random numbers.
-
-    Returns:
-        What happens.
-    """
+    """Draw an event; agents have favourite actions, and actions favourite objects, places and manners."""
     rules = TOPICS[topic]
     agent = _phrase(rules.agents, rng)
     action = pick(rng, _favourites(agent.head, tuple(rules.actions)))
@@ -47,10 +39,7 @@ def draw_event(topic: str, rng: random.Random) -> Meaning:
 
 @functools.cache
 def _favourites(concept: str, options: tuple[str, ...]) -> tuple[str, ...]:
-    """Order options by how much a concept likes them.
-
-    Synonyms share a concept's likings and its siblings do not, so that words are known by the company they keep.
-    """
+    """Order options by how much a concept likes them."""
     return tuple(sorted(options, key=lambda option: zlib.crc32(f"{concept} {option}".encode())))
 
 
@@ -69,16 +58,7 @@ def _attribute(head: str, rng: random.Random) -> str | None:
 
 
 def edit_event(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
-    """Try to change one thing about an event: a phrase, the action, place, manner, tense or negation.
-
-    Args:
-        meaning: The event.
-        topic: The topic whose rules the new event keeps.
-        rng: Stream of random numbers.
-
-    Returns:
-        The new event; the old one where the change drawn does not apply.
-    """
+    """Try to change one thing about an event: a phrase, the action, place, manner, tense or negation."""
     edits = (_edit_agent, _edit_object, _edit_action, _edit_place, _edit_manner, _edit_clause)
     return edits[int(rng.random() * len(edits))](meaning, topic, rng)
 

@@ -36,43 +36,17 @@ _DENIALS = ("it is not true that", "it is false that")
 
 
 def stream(*names: str | int) -> random.Random:
-    """Return a stream of random numbers of its own, the same on every machine and Python version.
-
-    Only its ``random()`` is used here: that method alone is promised never to change.
-
-    Args:
-        *names: Seed and purpose.
-
-    Returns:
-        The stream.
-    """
+    """Return a stream of random numbers of its own, the same on every machine and Python version."""
     return random.Random("/".join(map(str, names)))  # noqa: S311 - a toy world, not a secret
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
-    """Draw one option; earlier ones come more often, as words do in any language.
-
-    Args:
-        rng: Stream of random numbers.
-        options: What to choose from.
-
-    Returns:
-        One of them.
-    """
+    """Draw one option; earlier ones come more often, as words do in any language."""
     return options[int(min(rng.random(), rng.random(), rng.random()) * len(options))]
 
 
 def realise(meaning: Meaning, task: str, rng: random.Random) -> str:
-    """Say a meaning in words.
-
-    Args:
-        meaning: What to say.
-        task: The domain whose framing phrases to use: captions, news or forums.
-        rng: Stream of random numbers.
-
-    Returns:
-        A sentence with a capital letter and a full stop or question mark.
-    """
+    """Say a meaning in words."""
     denial = ""
     negated = meaning.negated
     if negated and rng.random() < 0.15:
@@ -89,11 +63,7 @@ def realise(meaning: Meaning, task: str, rng: random.Random) -> str:
 
 
 def vocabulary() -> list[str]:
-    """List every word that the grammar can say, each once, in a fixed order.
-
-    Returns:
-        Lower-case words.
-    """
+    """List every word that the grammar can say, each once, in a fixed order."""
     words = _FUNCTION_WORDS.split()
     for phrases in (*_NUMBERS.values(), _FILLERS, *_FRAMES.values(), *_CODAS.values(), _DENIALS):
         words += " ".join(phrases).split()

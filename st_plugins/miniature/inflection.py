@@ -26,64 +26,29 @@ _PLURALS = {
 
 
 def plural(noun: str) -> str:
-    """Return the plural of a noun.
-
-    Args:
-        noun: A noun in the singular.
-
-    Returns:
-        Its plural.
-    """
+    """Return the plural of a noun."""
     if noun in _PLURALS:
         return _PLURALS[noun]
     return _with_s(noun)
 
 
 def third_person(verb: str) -> str:
-    """Return the third person singular of the present.
-
-    Args:
-        verb: A verb in its base form.
-
-    Returns:
-        For instance ``"chases"``.
-    """
+    """Return the third person singular of the present."""
     return _with_s(verb)
 
 
 def past(verb: str) -> str:
-    """Return the simple past.
-
-    Args:
-        verb: A verb in its base form.
-
-    Returns:
-        For instance ``"ate"``.
-    """
+    """Return the simple past."""
     return _PAST[verb][0] if verb in _PAST else _with_ed(verb)
 
 
 def participle(verb: str) -> str:
-    """Return the past participle.
-
-    Args:
-        verb: A verb in its base form.
-
-    Returns:
-        For instance ``"eaten"``.
-    """
+    """Return the past participle."""
     return _PAST[verb][1] if verb in _PAST else _with_ed(verb)
 
 
 def gerund(verb: str) -> str:
-    """Return the form in -ing.
-
-    Args:
-        verb: A verb in its base form.
-
-    Returns:
-        For instance ``"running"``.
-    """
+    """Return the form in -ing."""
     if verb in _DOUBLING:
         return verb + verb[-1] + "ing"
     if verb.endswith("ie"):

@@ -28,13 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Concepts:
-    """A table of concepts of one part of speech; a concept is named by its first word.
-
-    Args:
-        words: Concept → the words that express it, first the plain one.
-        kinds: Concept → its kind.
-        members: Kind → its concepts, without the hypernym.
-    """
+    """A table of concepts of one part of speech; a concept is named by its first word."""
 
     words: dict[str, tuple[str, ...]]
     kinds: dict[str, str]
@@ -42,14 +36,7 @@ class Concepts:
 
     @classmethod
     def parse(cls, table: str) -> Concepts:
-        """Read ``kind: concept/synonym concept`` lines.
-
-        Args:
-            table: One kind a line.
-
-        Returns:
-            The concepts, in the order of the table.
-        """
+        """Read ``kind: concept/synonym concept`` lines."""
         words: dict[str, tuple[str, ...]] = {}
         kinds: dict[str, str] = {}
         members: dict[str, tuple[str, ...]] = {}
@@ -63,25 +50,13 @@ class Concepts:
         return cls(words, kinds, members)
 
     def expressions(self) -> list[str]:
-        """List the words of all concepts.
-
-        Returns:
-            The words, hypernyms left out.
-        """
+        """List the words of all concepts."""
         return [word for concepts in self.members.values() for concept in concepts for word in self.words[concept]]
 
 
 @dataclass(frozen=True)
 class Topic:
-    """What one corner of the world talks about.
-
-    Args:
-        task: The domain it belongs to: captions, news or forums.
-        agents: Kinds of noun that act.
-        places: Kinds of place.
-        actions: Verb → the kinds of object it takes, none if it takes no object.
-        tenses: The tenses, most usual first.
-    """
+    """What one corner of the world talks about."""
 
     task: str
     agents: tuple[str, ...]

@@ -22,13 +22,7 @@ _MANNER_WEIGHT = 0.75
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun concept with a number and at most one attribute.
-
-    Args:
-        head: Noun concept or, more generally, a kind of noun.
-        number: 1, 2, 3 or ``MANY``.
-        attribute: Attribute concept, or ``None``.
-    """
+    """A noun concept with a number and at most one attribute."""
 
     head: str
     number: int = 1
@@ -37,17 +31,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Meaning:
-    """One event: who does what to whom, where and how; ``None`` where the sentence does not say.
-
-    Args:
-        agent: Who acts.
-        action: Verb concept.
-        object: To whom or to what.
-        place: Place concept.
-        manner: Manner concept.
-        tense: ``"past"``, ``"present"`` or ``"future"``.
-        negated: Whether the event is denied.
-    """
+    """One event: who does what to whom, where and how; ``None`` where the sentence does not say."""
 
     agent: Phrase
     action: str
@@ -59,16 +43,7 @@ class Meaning:
 
 
 def concept_similarity(table: Concepts, first: str | None, second: str | None) -> float:
-    """Say how alike two concepts of one part of speech are.
-
-    Args:
-        table: Where both stand.
-        first: A concept, or ``None`` where nothing is said.
-        second: Another one.
-
-    Returns:
-        1 for the same concept, 0.7 for a concept and its kind, 0.4 for two of one kind, 0.2 for opposites, else 0.
-    """
+    """Say how alike two concepts of one part of speech are."""
     if first is None or second is None:
         return 0.0
     if first == second:
@@ -81,20 +56,7 @@ def concept_similarity(table: Concepts, first: str | None, second: str | None) -
 
 
 def gold_score(first: Meaning, second: Meaning) -> float:
-    """Score the similarity of two meanings as an annotator of semantic textual similarity would, from 0 to 5.
-
-    5 · (weighted mean over the roles that at least one of the two fills) · (0.5 if one denies what the other states)
-    · (0.9 if the tenses differ). The weights are agent, action and object 3, place 1.5, an attribute 1, manner 0.75; a
-    role that only one of them fills counts half its weight, because silence is not disagreement. A phrase of another
-    number loses 15 %, and attributes count as far as their nouns agree.
-
-    Args:
-        first: A meaning.
-        second: Another one; the order does not matter.
-
-    Returns:
-        The score, rounded to two decimals.
-    """
+    """Score the similarity of two meanings as an annotator of semantic textual similarity would, from 0 to 5."""
     agents = _phrase_similarity(first.agent, second.agent)
     objects = _phrase_similarity(first.object, second.object)
     roles = [
@@ -122,20 +84,7 @@ def gold_score(first: Meaning, second: Meaning) -> float:
 
 
 def nli_label(premise: Meaning, hypothesis: Meaning) -> str:
-    """Derive the inference label of two meanings.
-
-    Saying less entails: dropping place, manner or an attribute, or naming the kind instead of the thing, keeps a
-    statement true. Denial turns the direction round: who denies the general denies the special. Both sentences are
-    taken to be about one event, as in SNLI and MultiNLI, so opposite actions or attributes and different numbers
-    contradict.
-
-    Args:
-        premise: What is known.
-        hypothesis: What is claimed.
-
-    Returns:
-        ``"entailment"``, ``"contradiction"`` or ``"neutral"``.
-    """
+    """Derive the inference label of two meanings."""
     forward, backward = _implies(premise, hypothesis), _implies(hypothesis, premise)
     if premise.negated and hypothesis.negated:
         return "entailment" if backward else "neutral"

@@ -23,14 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaskedLanguageScores:
-    """How well masked pieces are guessed on sentences that were not trained on.
-
-    Args:
-        loss: Cross-entropy of the model in nats.
-        accuracy: Share of masked pieces whose first guess is right.
-        unigram_loss: Cross-entropy of guessing by frequency alone.
-        unigram_accuracy: Share right when one always guesses the most frequent piece.
-    """
+    """How well masked pieces are guessed on sentences that were not trained on."""
 
     loss: float
     accuracy: float
@@ -55,20 +48,7 @@ class _Head(nn.Module):
 def mask_pieces(
     ids: Tensor, ordinary: Tensor, mask_id: int, first_word: int, size: int, rate: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Choose pieces to guess: 80 % become the mask, 10 % a random piece, 10 % stay as they are.
-
-    Args:
-        ids: Piece ids of shape (batch, length).
-        ordinary: Which of them may be chosen: neither padding nor special pieces.
-        mask_id: Id of the mask piece.
-        first_word: Smallest id that is not a special piece.
-        size: Size of the vocabulary.
-        rate: Share of the ordinary pieces to choose.
-        generator: Source of randomness.
-
-    Returns:
-        The ids to read, and the mask of chosen positions.
-    """
+    """Choose pieces to guess: 80 % become the mask, 10 % a random piece, 10 % stay as they are."""
     chosen = (torch.rand(ids.shape, generator=generator) < rate) & ordinary
     fate = torch.rand(ids.shape, generator=generator)
     random_ids = torch.randint(first_word, size, ids.shape, generator=generator)
@@ -89,25 +69,7 @@ def pretrain(
     seed: int = 0,
     show_progress_bar: bool = True,
 ) -> MaskedLanguageScores:
-    """Train an encoder to guess masked pieces: AdamW, linear warm-up over a tenth of the steps, then a cosine to zero.
-
-    The last twentieth of the sentences is not trained on and gives the scores.
-
-    Args:
-        model: The encoder, changed in place.
-        sentences: Piece ids of each sentence, special pieces included; id 0 is the padding.
-        special_ids: Ids never to be masked, the smallest of the vocabulary.
-        mask_id: Id of the mask piece.
-        steps: Number of updates.
-        batch_pieces: Pieces in a batch, about.
-        learning_rate: The highest learning rate.
-        rate: Share of pieces to guess.
-        seed: Seed of masks and order.
-        show_progress_bar: Whether to show steps and loss.
-
-    Returns:
-        The scores on the sentences left out.
-    """
+    """Train an encoder to guess masked pieces: AdamW, linear warm-up over a tenth of the steps, then a cosine."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = model.embeddings.word_embeddings
     head = _Head(embeddings)

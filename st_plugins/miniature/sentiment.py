@@ -118,11 +118,7 @@ def sentiment_sentences(size: int = 2000, seed: int = 0) -> list[SentimentSenten
 
 
 def sentiment_vocabulary() -> list[str]:
-    """List every word that an opinion can use.
-
-    Returns:
-        Lower-case words, each once, in a fixed order.
-    """
+    """List every word that an opinion can use."""
     texts = (*_TEMPLATES, *_STRENGTHS, *_NEGATORS, *_SUBJECTS, *(" ".join(pair) for pair in _OPPOSITES))
     return list(dict.fromkeys(word for text in texts for word in text.split() if word.isalpha()))
 

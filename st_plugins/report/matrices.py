@@ -54,13 +54,7 @@ mark, .heat td, .legend i { print-color-adjust: exact; -webkit-print-color-adjus
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of a text in a strip.
-
-    Args:
-        text: What is written.
-        value: Its number; None for text between the tokens, which gets no colour.
-        added: Whether it does not stand in the text itself (special tokens, prompts).
-    """
+    """A piece of a text in a strip."""
 
     text: str
     value: float | None = None
@@ -68,21 +62,7 @@ class Cell:
 
 
 def cells(text: str, tokens: Sequence[Token], values: Sequence[float] | NDArray[np.float64]) -> list[Cell]:
-    """Lay numbers of tokens over their text, so that the text can be read as it was written.
-
-    Args:
-        text: The text.
-        tokens: Its tokens.
-        values: One number a token.
-
-    Returns:
-        Tokens with their number, and what stands between them without.
-
-    Example:
-        >>> tokens = [Token("a", "a", 0, 1, "text"), Token("dog", "dog", 2, 5, "text")]
-        >>> [(cell.text, cell.value) for cell in cells("a dog!", tokens, [0.1, 0.9])]
-        [('a', 0.1), (' ', None), ('dog', 0.9), ('!', None)]
-    """
+    """Lay numbers of tokens over their text, so that the text can be read as it was written."""
     found: list[Cell] = []
     reached = after = 0
     for token, value in zip(tokens, values, strict=True):
@@ -99,15 +79,7 @@ def cells(text: str, tokens: Sequence[Token], values: Sequence[float] | NDArray[
 
 
 def strip_terminal(strip: Sequence[Cell], limit: float | None = None) -> Text:
-    """Return a strip for the terminal.
-
-    Args:
-        strip: From :func:`cells`.
-        limit: The number that gets full colour; None takes the largest.
-
-    Returns:
-        A rich text.
-    """
+    """Return a strip for the terminal."""
     scale = limit or _limit([cell.value or 0.0 for cell in strip])
     drawn = Text()
     for cell in strip:
@@ -124,19 +96,7 @@ def matrix_terminal(
     title: str = "",
     scale: float = 100.0,
 ) -> Table:
-    """Return a matrix for the terminal, with the numbers in it.
-
-    Args:
-        rows: Labels of the rows.
-        columns: Labels of the columns.
-        values: ``(rows, columns)``.
-        shades: Colours of the cells, from -1 to 1; None takes the values, the largest at full colour.
-        title: Heading.
-        scale: What the written numbers are multiplied by.
-
-    Returns:
-        A rich table.
-    """
+    """Return a matrix for the terminal, with the numbers in it."""
     shades = values / _limit(values) if shades is None else shades
     table = Table(title=title, box=box.SIMPLE, padding=(0, 0), show_edge=False)
     table.add_column("", justify="right", no_wrap=True)
@@ -149,20 +109,7 @@ def matrix_terminal(
 
 
 def strip_html(strip: Sequence[Cell], limit: float | None = None) -> str:
-    """Return a strip as a paragraph of HTML; hovering over a token shows its number.
-
-    Args:
-        strip: From :func:`cells`.
-        limit: The number that gets full colour; None takes the largest.
-
-    Returns:
-        HTML text.
-
-    Example:
-        >>> strip_html([Cell("<b>", -0.5)])
-        '<p class="strip"><mark class="minus" style="background:#6b3204;color:#ffffff"
-        title="&lt;b&gt;: -0.5">&lt;b&gt;</mark></p>'
-    """
+    """Return a strip as a paragraph of HTML; hovering over a token shows its number."""
     scale = limit or _limit([cell.value or 0.0 for cell in strip])
     drawn = ""
     for cell in strip:
@@ -185,23 +132,7 @@ def matrix_html(
     shades: NDArray[np.float64] | None = None,
     scale: float = 100.0,
 ) -> str:
-    """Return a matrix as an HTML table with the numbers in it; hovering shows both labels and more digits.
-
-    Args:
-        rows: Labels of the rows.
-        columns: Labels of the columns.
-        values: ``(rows, columns)``.
-        title: What it shows, for readers who do not see it.
-        shades: Colours of the cells, from -1 to 1; None takes the values, the largest at full colour.
-        scale: What the written numbers are multiplied by.
-
-    Returns:
-        HTML text.
-
-    Example:
-        >>> matrix_html(["a"], ["b"], np.array([[0.25]]), title="one").count("<td class")
-        0
-    """
+    """Return a matrix as an HTML table with the numbers in it; hovering shows both labels and more digits."""
     shades = values / _limit(values) if shades is None else shades
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label in columns)
     body = ""
@@ -220,15 +151,7 @@ def matrix_html(
 
 
 def legend_html(limit: float, signed: bool = True) -> str:
-    """Return the scale of colours as HTML.
-
-    Args:
-        limit: The number that has full colour.
-        signed: Whether negative numbers occur.
-
-    Returns:
-        HTML text.
-    """
+    """Return the scale of colours as HTML."""
     steps = np.linspace(-1.0 if signed else 0.0, 1.0, 9 if signed else 5)
     boxes = "".join(f'<i style="{_css(step)}"></i>' for step in steps)
     low = f"{-limit:.3g}" if signed else "0"

@@ -71,51 +71,18 @@ figure img { display: block; width: 100%; max-width: 560px; height: auto; }
 
 
 def escape(text: str) -> str:
-    r"""Return text as HTML that shows it as it is: no tags, no control characters, and no line that is turned around.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        HTML text, fit for an attribute in quotes too.
-
-    Example:
-        >>> escape("<b>\u202e")
-        '&lt;b&gt;\\u202e'
-    """
+    r"""Return text as HTML that shows it as it is: no tags, no control characters, no line turned around."""
     return html.escape(shown(text, lines=True))
 
 
 def page(title: str, body: Iterable[str], style: str = "") -> str:
-    """Return a whole page.
-
-    Args:
-        title: Title of the browser window; escaped here.
-        body: Pieces of HTML, in order.
-        style: Rules of style sheet beyond the common ones.
-
-    Returns:
-        HTML text, the same for the same input.
-
-    Example:
-        >>> page("a & b", [section("One", "<p>text</p>")]).count("a &amp; b")
-        1
-    """
+    """Return a whole page."""
     head = f"{_HEAD}<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n"
     return head + "<body><main>\n" + "\n".join(body) + "\n</main></body>\n</html>\n"
 
 
 def section(title: str, content: str, folded: bool = False) -> str:
-    """Return a card with a heading.
-
-    Args:
-        title: Its heading; escaped here.
-        content: HTML.
-        folded: Whether the reader has to open it.
-
-    Returns:
-        HTML text.
-    """
+    """Return a card with a heading."""
     heading = f"<h2>{escape(title)}</h2>"
     if folded:
         return f"<section><details><summary>{heading}</summary>{content}</details></section>"

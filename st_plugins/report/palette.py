@@ -12,18 +12,7 @@ _NEGATIVE: tuple[Colour, ...] = ((247, 247, 247), (254, 224, 182), (253, 174, 97
 
 
 def colour(value: float) -> Colour:
-    """Return the colour of a number.
-
-    Args:
-        value: From -1 to 1, beyond which nothing gets darker; NaN is shown as 0.
-
-    Returns:
-        Red, green and blue, each from 0 to 255.
-
-    Example:
-        >>> colour(0.0), colour(1.0), colour(-1.0)
-        ((247, 247, 247), (8, 48, 107), (107, 50, 4))
-    """
+    """Return the colour of a number."""
     anchors = _POSITIVE if value > 0 else _NEGATIVE
     place = min(abs(value), 1.0) * (len(anchors) - 1) if value == value else 0.0
     index = min(int(place), len(anchors) - 2)
@@ -33,35 +22,13 @@ def colour(value: float) -> Colour:
 
 
 def ink(background: Colour) -> Colour:
-    """Return black or white, whichever has more contrast (WCAG 2.2) on a colour; that is always at least 4.5 : 1.
-
-    Args:
-        background: Red, green and blue.
-
-    Returns:
-        Black or white.
-
-    Example:
-        >>> ink(colour(0.1)), ink(colour(0.9))
-        ((0, 0, 0), (255, 255, 255))
-    """
+    """Return black or white, whichever has more contrast (WCAG 2.2) on a colour; that is always at least 4.5 : 1."""
     black = (_luminance(background) + 0.05) / 0.05 >= 1.05 / (_luminance(background) + 0.05)
     return (0, 0, 0) if black else (255, 255, 255)
 
 
 def hexadecimal(rgb: Colour) -> str:
-    """Return a colour as style sheets and terminals write it.
-
-    Args:
-        rgb: Red, green and blue.
-
-    Returns:
-        ``#rrggbb``.
-
-    Example:
-        >>> hexadecimal((8, 48, 107))
-        '#08306b'
-    """
+    """Return a colour as style sheets and terminals write it."""
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 

@@ -25,20 +25,7 @@ _STEERING = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separato
 
 
 def shown(text: object, *, lines: bool = False) -> str:
-    r"""Return text with everything that a terminal would obey written out.
-
-    Args:
-        text: Anything; its ``str`` is taken.
-        lines: Whether line breaks are meant, and stay.
-
-    Returns:
-        The text on one line (or its lines), with escapes for control characters, halves of surrogate pairs and
-        bidirectional controls.
-
-    Example:
-        >>> shown("a[/b] \x1b[2J\n\u202e 狗")
-        'a[/b] \\x1b[2J\\n\\u202e 狗'
-    """
+    r"""Return text with everything that a terminal would obey written out."""
     plain = str(text)
     if plain.isprintable():
         return plain
@@ -46,54 +33,25 @@ def shown(text: object, *, lines: bool = False) -> str:
 
 
 def foreign(text: object, style: str = "") -> Text:
-    """Return text from outside as something rich prints: no markup, no emoji codes, no control characters.
-
-    Args:
-        text: Anything; its ``str`` is taken.
-        style: Style of the whole.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> foreign("m[/b] :dog:").plain
-        'm[/b] :dog:'
-    """
+    """Return text from outside as something rich prints: no markup, no emoji codes, no control characters."""
     return Text(shown(text), style)
 
 
 def terminal(*, stderr: bool = False) -> Console:
-    """Return the console that all commands print to; strings are printed as they are.
-
-    Args:
-        stderr: Whether it writes to standard error.
-
-    Returns:
-        A console without markup; piped, it is 160 columns wide.
-    """
+    """Return the console that all commands print to; strings are printed as they are."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream is not None and stream.isatty() else _PIPED_WIDTH
     return _Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def say(text: str | Text, style: str = "", *, stderr: bool = False) -> None:
-    """Print a line as it is, however long.
-
-    Args:
-        text: The line.
-        style: Its style.
-        stderr: Whether it goes to standard error.
-    """
+    """Print a line as it is, however long."""
     line = text if isinstance(text, Text) else foreign(text, style)
     terminal(stderr=stderr).print(line, soft_wrap=True)
 
 
 def survive_encoding(streams: Iterable[IO[str] | None]) -> None:
-    """Let streams write out what their encoding does not have (``LANG=C``), instead of failing after the work.
-
-    Args:
-        streams: Standard output and error.
-    """
+    """Let streams write out what their encoding does not have (``LANG=C``), instead of failing after the work."""
     for stream in streams:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

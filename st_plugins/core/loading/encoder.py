@@ -26,21 +26,7 @@ _MODEL_FILES = ("modules.json", "config.json", "adapter_config.json")
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return a floating-point type from its name.
-
-    Args:
-        dtype: Its name, the type itself, or None.
-
-    Returns:
-        The type, or None.
-
-    Raises:
-        ValueError: It is another one.
-
-    Example:
-        >>> as_dtype("float16")
-        torch.float16
-    """
+    """Return a floating-point type from its name."""
     found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if dtype is not None and found not in _DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)} or a torch.dtype of these, got {dtype!r}")
@@ -55,22 +41,7 @@ def load_encoder(
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> SentenceTransformer:
-    """Load a SentenceTransformer, as `st_plugins.load` describes.
-
-    Args:
-        path: Model folder or hub id.
-        device: Where to put the model; None lets the host choose.
-        token: For the hub.
-        revision: Branch, tag or commit on the hub.
-        dtype: Type of the numbers; None for that of the model.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: There is no model.
-        ValueError: Something in the folder is not allowed or damaged; the message names it.
-    """
+    """Load a SentenceTransformer, as `st_plugins.load` describes."""
     wanted = as_dtype(dtype)
     check_present(device)
     folder = local_folder(path, revision, token)
@@ -91,19 +62,7 @@ def load_encoder(
 
 
 def load_cross_encoder(path: str | Path, device: str | None = None) -> CrossEncoder:
-    """Load a cross-encoder with the same checks.
-
-    Args:
-        path: Model folder or hub id.
-        device: Where to put the model; None lets the host choose.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: There is no model.
-        ValueError: Something in the folder is not allowed or damaged; the message names it.
-    """
+    """Load a cross-encoder with the same checks."""
     check_present(device)
     folder = local_folder(path, organization="cross-encoder")
     if not any((folder / file).exists() for file in _MODEL_FILES):

@@ -16,17 +16,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def is_there(file: Path) -> bool:
-    """Return whether a file can be read: False where there is nothing.
-
-    Args:
-        file: The file; a link counts as what it points to.
-
-    Returns:
-        True for a regular file.
-
-    Raises:
-        ValueError: There is something else of that name (a pipe would be waited for without end).
-    """
+    """Return whether a file can be read: False where there is nothing."""
     if file.is_file():
         return True
     if file.exists() or file.is_symlink():
@@ -36,36 +26,14 @@ def is_there(file: Path) -> bool:
 
 
 def regular(file: Path) -> Path:
-    """Return the file itself.
-
-    Args:
-        file: A file that must be there.
-
-    Returns:
-        The same path.
-
-    Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: It is no regular file.
-    """
+    """Return the file itself."""
     if not is_there(file):
         raise FileNotFoundError(f"{file} does not exist")
     return file
 
 
 def read_json(file: Path) -> Any:
-    """Return what a JSON file holds.
-
-    Args:
-        file: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no regular file, not UTF-8 or not JSON; the message names it.
-    """
+    """Return what a JSON file holds."""
     try:
         return json.loads(regular(file).read_bytes().decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -73,18 +41,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The object.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no regular file, not JSON, or not an object; the message names it.
-    """
+    """Return the JSON object in a file."""
     content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object, got {type(content).__name__}")
@@ -92,18 +49,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def shapes(file: Path) -> Shapes:
-    """Return the shapes of the tensors in a safetensors file; the numbers themselves are not read.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The shape of each tensor, by name.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no regular file, or damaged; the message names it.
-    """
+    """Return the shapes of the tensors in a safetensors file; the numbers themselves are not read."""
     try:
         with safe_open(regular(file), framework="np") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
@@ -112,18 +58,7 @@ def shapes(file: Path) -> Shapes:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors in a safetensors file.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The tensors by name, on the CPU.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no regular file, or damaged; the message names it.
-    """
+    """Return the tensors in a safetensors file."""
     try:
         return load_file(regular(file))
     except SafetensorError as error:

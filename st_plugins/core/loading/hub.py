@@ -23,21 +23,7 @@ def local_folder(
     token: bool | str | None = None,
     organization: str = "sentence-transformers",
 ) -> Path:
-    """Return the folder of a model, which is fetched from the hub if it is none of this machine.
-
-    Args:
-        name: A folder, or a hub id.
-        revision: Branch, tag or commit on the hub.
-        token: For the hub.
-        organization: Whose model it is where the id does not say so, as in the host.
-
-    Returns:
-        The folder; for a hub id that of its snapshot in the cache.
-
-    Raises:
-        FileNotFoundError: It is neither.
-        ValueError: It is a file, or empty.
-    """
+    """Return the folder of a model, which is fetched from the hub if it is none of this machine."""
     given = str(name)
     if not given.strip():
         raise ValueError(f"path {given!r} is empty; give a model folder or a hub id")

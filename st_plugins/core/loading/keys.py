@@ -123,15 +123,7 @@ _ADAPTER = {
 
 
 def check_host_config(config: Mapping[str, Any], file: Path) -> None:
-    """Check what ``config_sentence_transformers.json`` says of the vectors, which the host finds out when it encodes.
-
-    Args:
-        config: Its content.
-        file: Its path, for messages.
-
-    Raises:
-        ValueError: A setting has no meaning; the message names it and the file.
-    """
+    """Check what ``config_sentence_transformers.json`` says of the vectors, before the host encodes with it."""
     prompts = config.get("prompts") or {}
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise ValueError(f"{file} has prompts: {prompts!r}, which must be an object of texts")
@@ -147,15 +139,7 @@ def check_host_config(config: Mapping[str, Any], file: Path) -> None:
 
 
 def check_transformer_settings(settings: Mapping[str, Any], file: Path) -> None:
-    """Check the configuration of a Transformer module, ``sentence_bert_config.json`` or one of its older names.
-
-    Args:
-        settings: Its content.
-        file: Its path, for messages.
-
-    Raises:
-        ValueError: A setting is unknown or dangerous; the message names it and the file.
-    """
+    """Check the configuration of a Transformer module, ``sentence_bert_config.json`` or one of its older names."""
     for key, value in settings.items():
         if key in _SETTINGS:
             if not isinstance(value, Mapping):
@@ -176,15 +160,7 @@ def check_transformer_settings(settings: Mapping[str, Any], file: Path) -> None:
 
 
 def check_model_config(config: Mapping[str, Any], file: Path) -> None:
-    """Check the configuration of a model of transformers, ``config.json``, its nested ones included.
-
-    Args:
-        config: Its content.
-        file: Its path, for messages.
-
-    Raises:
-        ValueError: A key would open other weights or fetch code; the message names it and the file.
-    """
+    """Check the configuration of a model of transformers, ``config.json``, its nested ones included."""
     for key, value in config.items():
         if key in _REFUSED and value not in (None, False, {}):
             _refuse(key, value, file)
@@ -198,15 +174,7 @@ def check_model_config(config: Mapping[str, Any], file: Path) -> None:
 
 
 def check_adapter(config: Mapping[str, Any], file: Path) -> None:
-    """Check the configuration of an adapter of PEFT, ``adapter_config.json``: plain LoRA only.
-
-    Args:
-        config: Its content.
-        file: Its path, for messages.
-
-    Raises:
-        ValueError: It is another adapter, or a key is unknown and set; the message names it and the file.
-    """
+    """Check the configuration of an adapter of PEFT, ``adapter_config.json``: plain LoRA only."""
     if config.get("peft_type") != "LORA":
         raise ValueError(
             f"{file} has peft_type: {config.get('peft_type')!r}, but only LORA is loaded; merge the adapter into the "

@@ -44,15 +44,7 @@ _NUMBER = re.compile(r"\.\d+\.")
 
 
 def check_whole(values: Mapping[str, Any], where: str) -> None:
-    """Check that sizes are whole numbers, 0 or more, whatever else they may be.
-
-    Args:
-        values: A module's configuration.
-        where: Its file, for messages.
-
-    Raises:
-        ValueError: One is negative, a fraction, NaN, a boolean or a string; the message names it.
-    """
+    """Check that sizes are whole numbers, 0 or more, whatever else they may be."""
     for key, value in values.items():
         for size in value if isinstance(value, list) else [value]:
             named = _SIZE.fullmatch(key) and key not in _SWITCHES and size is not None
@@ -68,19 +60,7 @@ def check_sizes(
     build: Callable[[], nn.Module],
     tensors: str = "model.safetensors",
 ) -> None:
-    """Check a module's configuration against the shapes in its file, without memory for either.
-
-    Args:
-        kind: Name of the module's class, for messages.
-        values: Its configuration.
-        shapes: The shapes of its tensors.
-        where: The file of the configuration.
-        build: Makes the module; it is called on the device ``meta``, where tensors have no memory.
-        tensors: Name of the file of the tensors, for messages.
-
-    Raises:
-        ValueError: They do not fit each other, or a size is none; the message names the module and the sizes.
-    """
+    """Check a module's configuration against the shapes in its file, without memory for either."""
     check_whole(values, where)
     said = ", ".join(f"{key} {value!r}" for key, value in values.items() if _SIZE.fullmatch(key)) or "no sizes"
     for key, value in values.items():
@@ -101,17 +81,7 @@ def check_sizes(
 
 
 def check_model_sizes(folder: Path, config: Mapping[str, Any], shapes: Shapes, named: Path) -> None:
-    """Check the ``config.json`` of a model of transformers against the shapes in its files.
-
-    Args:
-        folder: A folder with a checked ``config.json``.
-        config: Its content.
-        shapes: The shapes of all its tensors.
-        named: The file's path for messages.
-
-    Raises:
-        ValueError: A size is none, or the model would be many times what is in the files; the message names the sizes.
-    """
+    """Check the ``config.json`` of a model of transformers against the shapes in its files."""
     flat = _flat(config)
     sizes = {key: value for key, value in flat.items() if _MODEL_SIZE.fullmatch(key.rpartition(".")[2])}
     said = ", ".join(f"{key} {value!r}" for key, value in sizes.items())
@@ -173,10 +143,7 @@ def _at_most(numbers: int, parts: int) -> Iterator[None]:
 
 
 def _missing_from_a_layer(wanted: list[str], held: Shapes, prefix: str) -> str | None:
-    """Return a parameter that the files have for other layers, but not for its own.
-
-    What a file has under no number may have another name there, or be left out on purpose (a pooler, a decoder).
-    """
+    """Return a parameter that the files have for other layers, but not for its own."""
     given = {name.removeprefix(f"{prefix}.") for name in held}
     elsewhere = {_NUMBER.sub(".#.", name) for name in given}
     return next((n for n in wanted if n not in given and "#" in (t := _NUMBER.sub(".#.", n)) and t in elsewhere), None)

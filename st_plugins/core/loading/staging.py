@@ -53,17 +53,7 @@ _BUILT_FROM_CONFIG = (Dense, CNN, LSTM, LayerNorm, WeightedLayerPooling)
 
 
 class Stage:
-    """A temporary folder that is filled with links to checked files.
-
-    Args:
-        folder: The model's folder.
-        path: The temporary one, empty.
-
-    Attributes:
-        classes: The classes of all module types that the model names.
-        rows: Its ``modules.json``; empty for a plain checkpoint of transformers.
-        bases: Where a staged base model of an adapter is, and what the adapter calls it.
-    """
+    """A temporary folder that is filled with links to checked files."""
 
     def __init__(self, folder: Path, path: Path) -> None:
         self.folder, self.path = folder, path
@@ -72,11 +62,7 @@ class Stage:
         self.bases: dict[str, str] = {}
 
     def fill(self) -> None:
-        """Check the folder and link what loading it needs.
-
-        Raises:
-            ValueError: Something in it is damaged, dangerous or no regular file; the message names it.
-        """
+        """Check the folder and link what loading it needs."""
         if is_there(self.folder / HOST_CONFIG):
             config = read_object(self.folder / HOST_CONFIG)
             _check_activations(config, self.folder / HOST_CONFIG)
@@ -93,14 +79,7 @@ class Stage:
             self._module(row["type"], row["path"])
 
     def transformer(self, subfolder: str) -> None:
-        """Check and link a model of transformers with its tokenizer.
-
-        Args:
-            subfolder: Where it is.
-
-        Raises:
-            ValueError: Something in it is damaged, dangerous or no regular file; the message names it.
-        """
+        """Check and link a model of transformers with its tokenizer."""
         place = self.folder / subfolder
         for name in _TRANSFORMER_CONFIGS:
             if is_there(place / name):
@@ -240,17 +219,7 @@ class Stage:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Stage]:
-    """Check a model folder, and show the host a folder with nothing but what loading it needs.
-
-    Args:
-        folder: The model's folder.
-
-    Yields:
-        The stage; its folder is removed afterwards.
-
-    Raises:
-        ValueError: Something in the folder is damaged, dangerous or no regular file; the message names it.
-    """
+    """Check a model folder, and show the host a folder with nothing but what loading it needs."""
     with tempfile.TemporaryDirectory(prefix="st-plugins-") as path:
         stage = Stage(folder, Path(path))
         stage.fill()
@@ -258,18 +227,7 @@ def staged(folder: Path) -> Iterator[Stage]:
 
 
 def module_class(kind: str, folder: Path) -> type[Module]:
-    """Import the class of a module type; only modules of the host and of this package are.
-
-    Args:
-        kind: What ``modules.json`` says.
-        folder: The model's folder, for messages.
-
-    Returns:
-        The class.
-
-    Raises:
-        ValueError: The type is not allowed, not installed, or no module; the message names it.
-    """
+    """Import the class of a module type; only modules of the host and of this package are."""
     if not kind.startswith(_ALLOWED):
         raise ValueError(
             f"{folder} names the module type {kind!r}; allowed are types that start with "

@@ -36,14 +36,7 @@ _WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BO
 
 
 def format_of(path: Path) -> str:
-    """Return the file's format by its name.
-
-    Args:
-        path: A file name, with or without ``.gz``.
-
-    Returns:
-        The suffix in lower case without the dot and without ``.gz``: ``"tsv"``, ``"csv"``, ``"jsonl"``, ``"txt"``, ...
-    """
+    """Return the file's format by its name."""
     name = path.name.lower().removesuffix(".gz")
     return name.rpartition(".")[2] if "." in name else ""
 
@@ -55,18 +48,7 @@ def kind_of(path: Path) -> str:
 
 
 def regular(path: Path) -> Path:
-    """Return the path of a file that can be read whole, and again.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The same.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is a folder, or a pipe or device, which might be waited for without end.
-    """
+    """Return the path of a file that can be read whole, and again."""
     if path.is_file():
         return path
     if path.is_dir():
@@ -80,19 +62,7 @@ def regular(path: Path) -> Path:
 
 
 def read_content(path: Path) -> str:
-    """Read a text file, unpacked if it is a gzip file, in UTF-8 or, with a byte order mark, UTF-16 or UTF-32.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its text without a byte order mark, line ends untouched.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is a folder or a pipe, no text, not UTF-8, or not a whole gzip file; the message names the
-            remedy.
-    """
+    """Read a text file, unpacked if it is a gzip file, in UTF-8 or, with a byte order mark, UTF-16 or UTF-32."""
     data = regular(path).read_bytes()
     packed = path.name.lower().endswith(".gz")
     while packed or data.startswith(b"\x1f\x8b"):  # some files are packed twice
@@ -128,12 +98,5 @@ def unified(text: str) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    r"""Return the lines of a file, split on ``\n`` only; a ``\r`` before it and empty lines at the end are dropped.
-
-    Args:
-        path: The file, see :func:`read_content`.
-
-    Returns:
-        The lines without their ends. ``str.splitlines`` would also split on characters that occur inside texts.
-    """
+    r"""Return the lines of a file, split on ``\n`` only; a ``\r`` before it and empty lines at the end are dropped."""
     return unified(read_content(path)).split("\n")

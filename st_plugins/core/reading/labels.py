@@ -28,27 +28,7 @@ _SHOWN = 20
 
 
 def class_labels(table: Table, column: str, option: str = "") -> list[str]:
-    r"""Return a column of labels as names of classes, and log the classes with their counts.
-
-    Args:
-        table: The table.
-        column: Its column of labels: names or numbers.
-        option: The argument that names the column, for the error message.
-
-    Returns:
-        One name a row, as it is spelled there.
-
-    Raises:
-        ValueError: There is no such column, or a label is none, as for `check_labels`; the message begins with file
-            and line.
-
-    Example:
-        >>> from pathlib import Path
-        >>> table = Table(Path("nli.tsv"), ["label"], [["yes"], ["no"], ["Yes "]], [2, 3, 4])
-        >>> class_labels(table, "label")
-        Traceback (most recent call last):
-        ValueError: nli.tsv:4: label is 'Yes ', but 'yes' on line 2: two spellings of one class? Write one of them...
-    """
+    r"""Return a column of labels as names of classes, and log the classes with their counts."""
     at = table.index(column, option)
     return check_labels(
         [row[at] for row in table.rows], table.error, lambda row: f"on line {table.lines[row]}", column
@@ -62,32 +42,7 @@ def check_labels(
     name: str = "label",
     quiet: bool = False,
 ) -> list[str]:
-    """Return labels as names of classes, and log the classes with their counts.
-
-    Args:
-        values: One label a row: text, a whole or other number, or a truth value.
-        error: From the index of a row and what is wrong with it to an exception that says where it is.
-        place: From the index of another row to where that is, inside a message.
-        name: What the labels are called in messages.
-        quiet: Whether nothing is logged, as for labels that are the names of the classes themselves.
-
-    Returns:
-        One name a row, as it is spelled there: ``"1"`` for the number 1.
-
-    Raises:
-        ValueError: A label is missing (None, empty, NaN) or a mark for a missing one (``-``, or -1 beside 0, 1, 2);
-            two labels are spellings of one (0 and 0.0, 1 and true, yes and ``"Yes "``); or numbers and names of
-            classes are mixed.
-
-    Example:
-        >>> def error(row, what):
-        ...     return ValueError(f"row {row}: {what}")
-        >>> check_labels([1, 0, "1"], error)
-        ['1', '0', '1']
-        >>> check_labels([1, 0, 1.0], error)
-        Traceback (most recent call last):
-        ValueError: row 2: label is '1.0', but '1' in row 0: two spellings of one class? Write one of them...
-    """
+    """Return labels as names of classes, and log the classes with their counts."""
     names: list[str] = []
     first: dict[str, int] = {}
     for row, value in enumerate(values):
@@ -133,18 +88,7 @@ def check_labels(
 
 
 def class_counts(labels: Iterable[str]) -> str:
-    """Return the classes and how often each occurs, as a line for the user.
-
-    Args:
-        labels: One label a row.
-
-    Returns:
-        The classes in the order of their names, the first twenty by name.
-
-    Example:
-        >>> class_counts(["yes", "no", "yes"])
-        "2 classes: 'no' 1, 'yes' 2"
-    """
+    """Return the classes and how often each occurs, as a line for the user."""
     counts = Counter(labels)
     shown = [f"{label!r} {counts[label]:,}" for label in sorted(counts)[:_SHOWN]]
     more = f", and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else ""

@@ -18,13 +18,7 @@ SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bar
 
 
 class Rows(NamedTuple):
-    """A table as it is written.
-
-    Args:
-        columns: Names of the columns.
-        rows: One list a row.
-        lines: Line on which each row begins, from 1.
-    """
+    """A table as it is written."""
 
     columns: list[str]
     rows: list[list[Any]]
@@ -32,19 +26,7 @@ class Rows(NamedTuple):
 
 
 def separator_of(lines: list[str], usual: str) -> str:
-    """Find out what separates the fields of a table.
-
-    Args:
-        lines: Its first lines, the header first.
-        usual: What separates them where nothing speaks against it.
-
-    Returns:
-        One of `SEPARATORS`: the usual one if the header has it, otherwise the one of which the header has most.
-
-    Example:
-        >>> separator_of(["sentence1;sentence2;score", "a;b;1,5"], ",")
-        ';'
-    """
+    """Find out what separates the fields of a table."""
     header = re.sub('"[^"]*"', "", lines[0]) if lines else ""
     counts = {separator: header.count(separator) for separator in SEPARATORS}
     if counts[usual] or not any(counts.values()):
@@ -53,22 +35,7 @@ def separator_of(lines: list[str], usual: str) -> str:
 
 
 def parse_delimited(text: str, separator: str, path: Path, quoting: bool) -> Rows:
-    """Split a table with a header into fields.
-
-    Args:
-        text: The content, lines ending in a line feed.
-        separator: What is between two fields.
-        path: The file, for messages.
-        quoting: Whether fields in double quotes may hold separators, line breaks and doubled quotes. Without, a
-            quotation mark is an ordinary character; unless the file shows that a program quoted its fields: every
-            field with a quotation mark is wholly in quotes, those inside are doubled, and some field needed it.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: A quoted field does not end where it should.
-    """
+    """Split a table with a header into fields."""
     found = None
     if '"' in text:
         found = _quoted(text, separator, path) if quoting else _as_quoted_by_a_program(text, separator)
@@ -137,19 +104,7 @@ def _as_quoted_by_a_program(text: str, separator: str) -> tuple[list[list[str]],
 
 
 def parse_json(text: str, path: Path, certain: bool) -> Rows | None:
-    """Read JSON: an array, an object with one array in it, or values one after another; of objects, or of texts.
-
-    Args:
-        text: The content.
-        path: The file, for messages.
-        certain: Whether it has to be JSON. Otherwise what is none is not read, unless it begins as only JSON does.
-
-    Returns:
-        The table. Texts without a name get the column ``text``. None for what is no JSON.
-
-    Raises:
-        ValueError: It is broken, or neither objects nor texts; the message names the line.
-    """
+    """Read JSON: an array, an object with one array in it, or values one after another; of objects, or of texts."""
     start = _end(_SPACE, text, 0)
     if not certain and text[start : start + 1] not in ("[", "{"):
         return None

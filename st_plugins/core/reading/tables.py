@@ -20,17 +20,7 @@ _USUAL_NAMES = {"text", "sentence", "sentence1", "sentence_a", "question", "ques
 
 
 def to_score(value: Any) -> float:
-    """Turn a field into a gold score.
-
-    Args:
-        value: A number, or text that spells one.
-
-    Returns:
-        The score.
-
-    Raises:
-        ValueError: It is no number, or not a finite one.
-    """
+    """Turn a field into a gold score."""
     try:
         # Python reads "4_5" as 45 and True as 1; neither is a score anybody meant to write.
         score = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
@@ -50,14 +40,7 @@ def to_score(value: Any) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The rows of a file and the line each began on.
-
-    Args:
-        path: The file.
-        columns: Column names.
-        rows: One list a row, as long as ``columns``. Text, except in JSONL files.
-        lines: Line number of each row, from 1.
-    """
+    """The rows of a file and the line each began on."""
 
     path: Path
     columns: list[str]
@@ -70,18 +53,7 @@ class Table:
         return ", ".join(name or "(without a name)" for name in self.columns)
 
     def index(self, column: str, option: str = "") -> int:
-        """Return the position of a column.
-
-        Args:
-            column: Its name.
-            option: The argument that names it, for the error message.
-
-        Returns:
-            The position, from 0.
-
-        Raises:
-            ValueError: There is no such column.
-        """
+        """Return the position of a column."""
         if column in self.columns:
             return self.columns.index(column)
         wanted = column.strip().casefold()
@@ -96,30 +68,11 @@ class Table:
         raise ValueError(f"{self.path}:1: no column {column!r}; there are {self.names}{remedy}")
 
     def error(self, row: int, what: str) -> ValueError:
-        """Return an exception that points at a row.
-
-        Args:
-            row: Its index.
-            what: What is wrong with it.
-
-        Returns:
-            The exception, to be raised.
-        """
+        """Return an exception that points at a row."""
         return ValueError(f"{self.path}:{self.lines[row]}: {what}")
 
     def texts(self, column: str, option: str = "") -> list[str]:
-        """Return a column of texts.
-
-        Args:
-            column: Its name.
-            option: The argument that names it, for the error message.
-
-        Returns:
-            One text a row.
-
-        Raises:
-            ValueError: There is no such column, or a field is not text.
-        """
+        """Return a column of texts."""
         at = self.index(column, option)
         for number, row in enumerate(self.rows):
             if not isinstance(row[at], str):
@@ -129,18 +82,7 @@ class Table:
         return [row[at] for row in self.rows]
 
     def scores(self, column: str, option: str = "") -> list[float]:
-        """Return a column of gold scores.
-
-        Args:
-            column: Its name.
-            option: The argument that names it, for the error message.
-
-        Returns:
-            One score a row.
-
-        Raises:
-            ValueError: There is no such column, or a field is not a finite number.
-        """
+        """Return a column of gold scores."""
         at = self.index(column, option)
         scores = []
         for number, row in enumerate(self.rows):
@@ -152,22 +94,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table with named columns, whatever its name says.
-
-    Fields may be separated by tabs, commas, semicolons or vertical bars. In CSV files fields in double quotes may hold
-    separators and line breaks; in TSV files a quotation mark is an ordinary character, unless all of them show that a
-    program such as pandas put them there. JSON may be an array, an object with an array in it, or one object a line.
-
-    Args:
-        path: The file, packed with gzip or not.
-
-    Returns:
-        The table; it has at least one row.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no table, or empty, ragged or broken.
-    """
+    """Read a table with named columns, whatever its name says."""
     table = try_table(path, read_content(path))
     if table is None:
         if not path.stat().st_size:
@@ -180,19 +107,7 @@ def read_table(path: Path) -> Table:
 
 
 def try_table(path: Path, content: str, texts: bool = False) -> Table | None:
-    """Make a table of the content of a file.
-
-    Args:
-        path: The file.
-        content: Its content.
-        texts: Whether one text a line is wanted as well as a table: then what does not look like a table is none.
-
-    Returns:
-        The table; None for what is none.
-
-    Raises:
-        ValueError: It is a table, but an empty, ragged or broken one.
-    """
+    """Make a table of the content of a file."""
     kind, text = kind_of(path), unified(content)
     found = parse_json(text, path, certain=kind == "json")
     if found is None:

@@ -26,18 +26,7 @@ _MODEL_FILES = ("modules.json", "config.json", "matcher.json")
 
 @dataclass(frozen=True)
 class Target:
-    """A file or folder to be written, which could be written when it was made: see `folder_target`, `file_target`.
-
-    Args:
-        path: Where it is, links followed.
-        said: How to name it in an error: the argument or option, and the path as it was given.
-        is_folder: Whether it is a folder.
-        overwrite: Whether something of ours may be replaced.
-        inputs: Files and folders that are read and must stay.
-        mark: What a file of ours contains.
-        changed: Whether a folder of ours may be replaced also when its files were changed.
-        before: What was there when the target was looked at.
-    """
+    """A file or folder to be written, which could be written when it was made: see `folder_target`, `file_target`."""
 
     path: Path
     said: str
@@ -50,15 +39,7 @@ class Target:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Path]:
-        """Give a temporary path to write; it becomes the target when the block ends without an exception.
-
-        Yields:
-            An empty folder, or the path of a file that does not exist yet, with the target's name.
-
-        Raises:
-            FileExistsError: Something else is there by now; it is left alone.
-            OSError: The place cannot be written to.
-        """
+        """Give a temporary path to write; it becomes the target when the block ends without an exception."""
         made = _make_parents(self.path.parent)
         try:
             with neighbours.neighbour(self.path.parent, self.path.name) as beside:
@@ -74,11 +55,7 @@ class Target:
             raise
 
     def write_text(self, text: str) -> None:
-        """Write a file's whole content, as UTF-8.
-
-        Args:
-            text: The content.
-        """
+        """Write a file's whole content, as UTF-8."""
         with self.write() as file:
             file.write_bytes(text.encode())
 
@@ -124,34 +101,7 @@ def folder_target(
     inputs: Iterable[str | Path | None] = (),
     changed: bool = False,
 ) -> Target:
-    """Look whether a folder can be written, before the work that it is for.
-
-    Links are followed. What killed runs left beside it is removed.
-
-    Args:
-        path: The folder. It may be missing, also with its parents, or empty.
-        name: The argument or option that it comes from, for errors.
-        overwrite: Whether a folder may be replaced that this library wrote and nobody changed.
-        inputs: Files and folders that are read; those that do not exist (hub ids) and None are passed over.
-        changed: With ``overwrite``: also if its files were changed, as in a damaged cache.
-
-    Returns:
-        The target; ``with target.write() as folder`` writes it.
-
-    Raises:
-        FileExistsError: The folder is not empty, and not to be replaced.
-        ValueError: An input would be lost, or the output would lie in a model that is read.
-        OSError: The place cannot be written to.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as made:
-        ...     target = folder_target(Path(made, "model"))
-        ...     with target.write() as folder:
-        ...         _ = (folder / "weights").write_bytes(b"1")
-        ...     sorted(file.name for file in target.path.iterdir())
-        ['.st-plugins.json', 'weights']
-    """
+    """Look whether a folder can be written, before the work that it is for."""
     return _target(path, name, True, overwrite, inputs, b"", changed)
 
 
@@ -163,74 +113,26 @@ def file_target(
     inputs: Iterable[str | Path | None] = (),
     mark: bytes = b"",
 ) -> Target:
-    """Look whether a file can be written, before the work that it is for.
-
-    Args:
-        path: The file. It may be missing, also with its parents. Links are followed.
-        name: The argument or option that it comes from, for errors.
-        overwrite: Whether a file may be replaced that has the mark.
-        inputs: Files and folders that are read; those that do not exist (hub ids) and None are passed over.
-        mark: What files of this kind contain if this library wrote them; with none any file may be replaced.
-
-    Returns:
-        The target; ``with target.write() as file`` writes it.
-
-    Raises:
-        FileExistsError: The file exists and is not to be replaced.
-        ValueError: It is an input, or would lie in a model that is read.
-        OSError: The place cannot be written to.
-    """
+    """Look whether a file can be written, before the work that it is for."""
     return _target(path, name, False, overwrite, inputs, mark, False)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False, changed: bool = False) -> Iterator[Path]:
-    """Give a temporary folder to fill; it becomes ``path`` when the block ends without an exception.
-
-    Args:
-        path: The folder to create.
-        overwrite: Whether a folder may be replaced that this library wrote and nobody changed.
-        changed: With ``overwrite``: also if its files were changed, as in a damaged cache.
-
-    Yields:
-        The temporary folder, next to ``path``.
-
-    Raises:
-        FileExistsError: ``path`` exists, is not empty, and is not to be replaced.
-        OSError: The place cannot be written to.
-    """
+    """Give a temporary folder to fill; it becomes ``path`` when the block ends without an exception."""
     with folder_target(path, overwrite=overwrite, changed=changed).write() as folder:
         yield folder
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Give the path of a temporary file to write; it becomes ``path`` when the block ends without an exception.
-
-    Args:
-        path: The file to create. Parent folders are created.
-        overwrite: Whether an existing file may be replaced, whoever wrote it.
-
-    Yields:
-        The path, in a temporary folder next to ``path``; there is no file yet.
-
-    Raises:
-        FileExistsError: There is such a file, and ``overwrite`` is false.
-        OSError: The place cannot be written to.
-    """
+    """Give the path of a temporary file to write; it becomes ``path`` when the block ends without an exception."""
     with file_target(path, overwrite=overwrite).write() as file:
         yield file
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 ``text`` to ``path`` in one step, also over an existing file.
-
-    A crash or Ctrl-C leaves either the old file or the new one, never a part of it. Parent folders are created.
-
-    Args:
-        path: The file to create or replace.
-        text: Its whole content.
-    """
+    """Write UTF-8 ``text`` to ``path`` in one step, also over an existing file."""
     file_target(path, overwrite=True).write_text(text)
 
 

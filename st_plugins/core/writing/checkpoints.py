@@ -31,28 +31,7 @@ _PACKAGES = ("st-plugins", "sentence-transformers", "transformers", "torch")
 
 
 class CheckpointFolder:
-    """``OUTPUT.checkpoints``: what a training needs to go on after a kill.
-
-    Everything in it that a training wrote carries a mark (see :mod:`st_plugins.core.writing.marks`). Only that is
-    resumed from, and only that is ever deleted. While a training is at work no other one can use the folder.
-
-    Args:
-        output: The folder of the finished model.
-        settings: What the training depends on, as plain JSON values: the content of the model and of the data, not
-            their names.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     checkpoints = CheckpointFolder(Path(folder, "model"), {"seed": 0})
-        ...     found = checkpoints.open(resume=True, overwrite=False)  # nothing there: a warning, and a fresh start
-        ...     with checkpoints.writing(5) as checkpoint:
-        ...         _ = (checkpoint / "weights").write_bytes(b"1")
-        ...     again = checkpoints.last()
-        ...     checkpoints.remove()
-        ...     checkpoints.path.name, found, again.name, list(Path(folder).iterdir())
-        ('model.checkpoints', None, 'checkpoint-5', [])
-    """
+    """``OUTPUT.checkpoints``: what a training needs to go on after a kill."""
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
         beside = output.expanduser().resolve()
@@ -62,20 +41,7 @@ class CheckpointFolder:
         self._held: BinaryIO | None = None
 
     def open(self, *, resume: bool, overwrite: bool) -> Path | None:
-        """Create the folder, or find in it where to go on.
-
-        Args:
-            resume: Whether to go on from the last checkpoint.
-            overwrite: Whether checkpoints may be deleted to start anew; without effect on a resumed training.
-
-        Returns:
-            The checkpoint to resume from, or None to start from the beginning.
-
-        Raises:
-            FileExistsError: There are checkpoints, and neither ``resume`` nor ``overwrite`` is on; or another process
-                is training into the folder; or it is none that this class made.
-            ValueError: The checkpoints come from a training with other settings; the message names one.
-        """
+        """Create the folder, or find in it where to go on."""
         self.check(resume=resume, overwrite=overwrite)
         if not self._is_there():
             with folder_target(self.path, name="the folder of the checkpoints").write() as folder:
@@ -91,15 +57,7 @@ class CheckpointFolder:
             raise
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Look whether the folder can be used, before anything is loaded; it is left as it is.
-
-        Args:
-            resume: As for `open`.
-            overwrite: As for `open`.
-
-        Raises:
-            FileExistsError: As for `open`.
-        """
+        """Look whether the folder can be used, before anything is loaded; it is left as it is."""
         if not self._is_there():
             return
         if not self.path.is_dir() or marks.about(self.path) is None:
@@ -143,10 +101,7 @@ class CheckpointFolder:
         return found
 
     def last(self) -> Path | None:
-        """Return the latest whole checkpoint of this training, if there is one.
-
-        Those that were cut short by a kill, or whose files have changed since, do not count.
-        """
+        """Return the latest whole checkpoint of this training, if there is one."""
         for step, path in sorted(self._found().items(), reverse=True):
             if marks.about(path) == self._about(step):
                 damaged = next((one for one in (path, self._best(path)) if not marks.intact(one)), None)
@@ -167,40 +122,18 @@ class CheckpointFolder:
         return self.of_step(step) if step else path
 
     def of_step(self, step: int) -> Path:
-        """Return the checkpoint of a step.
-
-        Args:
-            step: The optimiser step.
-
-        Returns:
-            Its folder.
-        """
+        """Return the checkpoint of a step."""
         return self.path / f"checkpoint-{step}"
 
     @contextlib.contextmanager
     def writing(self, step: int, keep: int | None = None) -> Iterator[Path]:
-        """Give the folder of a new checkpoint to fill; it counts when the block ends without an exception.
-
-        Args:
-            step: The optimiser step.
-            keep: The step of another checkpoint to keep: the best one. Older ones are deleted, but for one in all.
-
-        Yields:
-            The folder.
-        """
+        """Give the folder of a new checkpoint to fill; it counts when the block ends without an exception."""
         self.begin(step)
         yield self.of_step(step)
         self.finish(step, keep)
 
     def begin(self, step: int) -> None:
-        """Make the folder of a checkpoint, marked as unfinished.
-
-        Args:
-            step: The optimiser step.
-
-        Raises:
-            FileExistsError: There is something of that name that no training wrote, or a file put into an earlier one.
-        """
+        """Make the folder of a checkpoint, marked as unfinished."""
         path = self.of_step(step)
         if path.is_dir() and not path.is_symlink():
             _remove(path)
@@ -213,12 +146,7 @@ class CheckpointFolder:
         marks.mark(path, step=step, run=self._run, unfinished=True)
 
     def finish(self, step: int, keep: int | None = None) -> None:
-        """Mark a checkpoint as whole, and delete older ones.
-
-        Args:
-            step: The optimiser step.
-            keep: The step of another one to keep; by default the one before.
-        """
+        """Mark a checkpoint as whole, and delete older ones."""
         marks.mark(self.of_step(step), **self._about(step))
         found = self._found()
         others = sorted(found.keys() - {step})
@@ -289,14 +217,7 @@ class CheckpointFolder:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Mark the checkpoints that the host's trainer writes into a `CheckpointFolder`, and delete old ones.
-
-    The trainer needs ``save_total_limit=None``: it would delete everything that is called like a checkpoint. Callbacks
-    that write into checkpoints come before this one.
-
-    Args:
-        folder: The folder, which is the trainer's ``output_dir``.
-    """
+    """Mark the checkpoints that the host's trainer writes into a `CheckpointFolder`, and delete old ones."""
 
     def __init__(self, folder: CheckpointFolder) -> None:
         self.folder = folder
@@ -315,11 +236,7 @@ class CheckpointCallback(TrainerCallback):
 
 
 class BatchOrderCallback(TrainerCallback):
-    """Give a resumed epoch the order of batches that it had.
-
-    accelerate draws the order of an epoch from its number. Where a resumed training skips batches, older releases
-    (1.3) pass the number to the wrapper that skips only, and the order is that of the first epoch.
-    """
+    """Give a resumed epoch the order of batches that it had."""
 
     def on_epoch_begin(
         self,

@@ -21,23 +21,7 @@ _UNFINISHED = f"{MARK}.tmp"
 
 
 def mark(folder: Path, **about: Any) -> None:
-    """Write the list of the files that are in a folder now, as its last file.
-
-    Args:
-        folder: The folder.
-        **about: What else to say of it, as plain JSON values.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as made:
-        ...     folder = Path(made)
-        ...     _ = (folder / "weights").write_bytes(b"1")
-        ...     mark(folder)
-        ...     before = foreign(folder)
-        ...     _ = (folder / "thesis.txt").write_bytes(b"mine")
-        ...     before, foreign(folder)
-        (None, 'thesis.txt')
-    """
+    """Write the list of the files that are in a folder now, as its last file."""
     found = sorted(_entries(folder).items())
     files = {name: _checksum(path) for name, path in found if path.is_file()}
     folders = [name for name, path in found if path.is_dir()]
@@ -60,15 +44,7 @@ def intact(folder: Path) -> bool:
 
 
 def foreign(folder: Path, changed: bool = False) -> str | None:
-    """Return the name of something in a folder that this library did not write, or None.
-
-    Args:
-        folder: An existing folder.
-        changed: Whether a listed file may have another content than it was written with.
-
-    Returns:
-        A path relative to the folder. What is missing from it is not foreign.
-    """
+    """Return the name of something in a folder that this library did not write, or None."""
     found = _read(folder)
     files: Mapping[str, str] = {} if found is None else found["files"]
     folders: Sequence[str] = [] if found is None else found["folders"]

@@ -26,14 +26,7 @@ _LIVE = ".st-plugins-unfinished"
 
 
 def lock(file: BinaryIO) -> bool | None:
-    """Lock an open file until it is closed or the process ends, however it ends.
-
-    Args:
-        file: The file.
-
-    Returns:
-        Whether that was possible: False if another process has locked it, None on systems without such locks.
-    """
+    """Lock an open file until it is closed or the process ends, however it ends."""
     if fcntl is None:
         return None
     try:
@@ -47,15 +40,7 @@ def lock(file: BinaryIO) -> bool | None:
 
 @contextlib.contextmanager
 def neighbour(parent: Path, name: str) -> Iterator[Path]:
-    """Make a folder for unfinished work, known as such and as living, and remove it in the end.
-
-    Args:
-        parent: Where to make it.
-        name: The name of what is to be written there.
-
-    Yields:
-        The folder. What lies in it under the name `OLD` in the end is put back, if nothing has taken its place.
-    """
+    """Make a folder for unfinished work, known as such and as living, and remove it in the end."""
     made = Path(tempfile.mkdtemp(dir=parent, prefix=_prefix(name), suffix=".tmp"))
     try:
         with (made / _LIVE).open("xb") as live:
@@ -69,12 +54,7 @@ def neighbour(parent: Path, name: str) -> Iterator[Path]:
 
 
 def clear(parent: Path, name: str) -> None:
-    """Remove what killed runs left, and put back what they had moved away.
-
-    Args:
-        parent: The folder in which they wrote.
-        name: The name of what they wrote.
-    """
+    """Remove what killed runs left, and put back what they had moved away."""
     prefix = _prefix(name)
     for made in [one for one in parent.iterdir() if one.name.startswith(prefix) and one.suffix == ".tmp"]:
         live = made / _LIVE
@@ -87,12 +67,7 @@ def clear(parent: Path, name: str) -> None:
 
 
 def restore(old: Path, path: Path) -> None:
-    """Give something its place back that was moved away, unless that is taken.
-
-    Args:
-        old: Where it was moved to.
-        path: Its place.
-    """
+    """Give something its place back that was moved away, unless that is taken."""
     if os.path.lexists(old) and not os.path.lexists(path):
         old.rename(path)
 

@@ -23,13 +23,7 @@ _RESTORED = "st_plugins_restored"
 
 
 class Companion:
-    """One file in every checkpoint of a run.
-
-    Args:
-        file: Its name.
-        checkpoint: The checkpoint that the training is resumed from, where that is neither in the trainer's
-            ``output_dir`` nor where it was written.
-    """
+    """One file in every checkpoint of a run."""
 
     def __init__(self, file: str, checkpoint: str | Path | None = None) -> None:
         self.file = file
@@ -37,15 +31,7 @@ class Companion:
         self._key = f"st_plugins {file}"  # no callback's class, whose state the host would restore by itself
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> Path | None:
-        """Name the run, at the beginning of the training.
-
-        Args:
-            args: The trainer's arguments.
-            state: The trainer's state, where the name travels.
-
-        Returns:
-            If the training is a resumed one: the checkpoint, if the file of that very run and step is found in it.
-        """
+        """Name the run, at the beginning of the training."""
         states: dict[str, Any] = state.stateful_callbacks or {}  # type: ignore[assignment]
         before = states.get(self._key)
         folder = Path(str(args.output_dir)).resolve()
@@ -71,12 +57,7 @@ class Companion:
         return bool(vars(state).get(_RESTORED))
 
     def stamp(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Say of the file in the checkpoint just written which run and step it is of.
-
-        Args:
-            args: The trainer's arguments.
-            state: The trainer's state.
-        """
+        """Say of the file in the checkpoint just written which run and step it is of."""
         folder = checkpoint_of(args, state)
         states: dict[str, Any] = state.stateful_callbacks or {}  # type: ignore[assignment]
         run = states.get(self._key, {}).get("run")

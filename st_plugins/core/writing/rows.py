@@ -29,23 +29,7 @@ def table_target(
     inputs: Iterable[str | Path | None] = (),
     column: str = "",
 ) -> Target:
-    """Look whether a table can be written, before it is computed.
-
-    Args:
-        path: The file.
-        name: The argument or option that it comes from, for errors.
-        overwrite: Whether an existing table may be replaced.
-        inputs: Files and folders that are read.
-        column: A column, not the first one, that an existing table has if it is one of ours.
-
-    Returns:
-        The target, for `write_table`.
-
-    Raises:
-        FileExistsError: It exists and is not to be replaced, or is a folder.
-        ValueError: The format is unknown, or it is an input.
-        OSError: The place cannot be written to.
-    """
+    """Look whether a table can be written, before it is computed."""
     kind = format_of(Path(path))
     if kind not in _FORMATS:
         raise ValueError(f"{name} {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz); rename it")
@@ -54,27 +38,7 @@ def table_target(
 
 
 def write_table(path: str | Path | Target, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    r"""Write a table with named columns in the format of the file's name.
-
-    Args:
-        path: A new ``.tsv`` (no quoting), ``.csv`` or ``.jsonl`` file, with or without ``.gz``; or what `table_target`
-            said of one earlier.
-        columns: Column names.
-        rows: One value a column. Numbers are written as Python does.
-
-    Raises:
-        FileExistsError: The file exists.
-        ValueError: The format is unknown, or a value holds a tab or a line break, which ``.tsv`` cannot say.
-
-    Example:
-        >>> import tempfile
-        >>> from st_plugins.core.reading.tables import read_table
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder, "scores.csv")
-        ...     write_table(file, ["text", "score"], [["a dog, a cat", 0.5]])
-        ...     read_table(file).rows
-        [['a dog, a cat', '0.5']]
-    """
+    r"""Write a table with named columns in the format of the file's name."""
     target = path if isinstance(path, Target) else table_target(path)
     kind = format_of(target.path)
     text = _jsonl(columns, rows) if kind == "jsonl" else _tsv(columns, rows) if kind == "tsv" else _csv(columns, rows)
@@ -84,13 +48,7 @@ def write_table(path: str | Path | Target, columns: Sequence[str], rows: Sequenc
 
 
 def append_row(path: Path, columns: Sequence[str], row: Sequence[Any]) -> None:
-    """Append a row to a CSV table, which is created if need be; a table with other columns is left alone.
-
-    Args:
-        path: The file.
-        columns: Column names.
-        row: One value a column.
-    """
+    """Append a row to a CSV table, which is created if need be; a table with other columns is left alone."""
     new = not path.exists()
     if not new:
         with path.open(newline="", encoding="utf-8") as file:

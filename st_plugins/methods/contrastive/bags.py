@@ -9,22 +9,7 @@ __all__ = ["bag_mean", "unpack_bags"]
 
 
 def unpack_bags(bag: nn.EmbeddingBag, ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Look up the tokens of each text, with padding.
-
-    Args:
-        bag: The table.
-        ids: Tokens of all texts, one text after the other.
-        offsets: Where each text begins, ``(N,)``.
-
-    Returns:
-        Token embeddings ``(N, tokens, features)``, zero for pads, and the mask ``(N, tokens)``, True for real tokens.
-
-    Example:
-        >>> bag = nn.EmbeddingBag.from_pretrained(torch.eye(3), mode="mean")
-        >>> embeddings, mask = unpack_bags(bag, torch.tensor([0, 1, 2]), torch.tensor([0, 2]))
-        >>> embeddings.shape, mask.tolist()
-        (torch.Size([2, 2, 3]), [[True, True], [True, False]])
-    """
+    """Look up the tokens of each text, with padding."""
     lengths = torch.diff(offsets, append=offsets.new_tensor([len(ids)]))
     # At least one slot, so that a batch of empty texts has a width.
     width = max(1, int(lengths.max())) if len(lengths) else 1
@@ -35,18 +20,6 @@ def unpack_bags(bag: nn.EmbeddingBag, ids: Tensor, offsets: Tensor) -> tuple[Ten
 
 
 def bag_mean(embeddings: Tensor, mask: Tensor) -> Tensor:
-    """Average the real tokens, as the embedding bag does; a text without tokens is the zero vector.
-
-    Args:
-        embeddings: ``(N, tokens, features)``.
-        mask: ``(N, tokens)``.
-
-    Returns:
-        ``(N, features)``.
-
-    Example:
-        >>> bag_mean(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[True, True, False]]))
-        tensor([[3.]])
-    """
+    """Average the real tokens, as the embedding bag does; a text without tokens is the zero vector."""
     count = mask.sum(dim=1, keepdim=True).clamp(min=1)
     return (embeddings * mask[:, :, None]).sum(dim=1) / count

@@ -23,34 +23,14 @@ _HEADING = "\n## Model Details"  # of the host's card; ours goes before it
 
 
 def add_section(readme: Path, section: str) -> None:
-    """Put a section into the model card that the host wrote.
-
-    Args:
-        readme: The host's ``README.md``.
-        section: Markdown, with its own heading.
-    """
+    """Put a section into the model card that the host wrote."""
     text = readme.read_text(encoding="utf-8")
     head, found, rest = text.partition(_HEADING)
     write_text(readme, f"{head.rstrip()}\n\n{section.strip()}\n{found}{rest}")
 
 
 def selection_in_words(select: str, step: int, steps: int, dev: Pairs | None, *, defined: bool = True) -> str:
-    """Say how a checkpoint was chosen, and whether labels took part.
-
-    Args:
-        select: ``"dev"``, ``"last"`` or a criterion of the geometry.
-        step: The chosen step.
-        steps: Steps of the whole training.
-        dev: The development pairs, if there are any.
-        defined: Whether what was to choose was defined at any step; if not, the last one was taken.
-
-    Returns:
-        One or two sentences.
-
-    Example:
-        >>> selection_in_words("last", 10, 10, None)
-        'Step 10 of 10, the last one; no labels took part in the choice.'
-    """
+    """Say how a checkpoint was chosen, and whether labels took part."""
     if not defined:
         what = "Spearman on the development pairs" if select == "dev" else f"{select} of the embeddings"
         return f"Step {step} of {steps}, the last one: {what} was to choose, and was undefined at every step."
@@ -66,18 +46,7 @@ def selection_in_words(select: str, step: int, steps: int, dev: Pairs | None, *,
 def consert_section(
     result: TrainingResult, settings: Mapping[str, Any], source: str, dev: Pairs | None, start: Path | None
 ) -> str:
-    """Return the section of the model card that says how the model was made.
-
-    Args:
-        result: What the training did.
-        settings: Its settings by name.
-        source: Where the texts come from.
-        dev: The development pairs, if there are any.
-        start: The checkpoint from which the training was resumed, if it was.
-
-    Returns:
-        Markdown.
-    """
+    """Return the section of the model card that says how the model was made."""
     hidden = ("model", "texts", "dev")
     parameters = {name.replace("_", " "): _plain(value) for name, value in settings.items() if name not in hidden}
     parameters |= {"optimiser": "AdamW, weight decay 0.01, epsilon 1e-6", "gradient clipping": "norm 1.0"}

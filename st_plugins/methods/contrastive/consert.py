@@ -175,40 +175,14 @@ class ConSERTLoss(ViewLoss):
 
 
 def check_temperature(temperature: float) -> float:
-    """Return the temperature.
-
-    Args:
-        temperature: What cosines are divided by.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: It is not positive.
-    """
+    """Return the temperature."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     return temperature
 
 
 def two_views(views: Sequence[Any], mini_batch_size: int | None = None) -> Views:
-    """Read the two views, so that what no model could make of them is refused before there is one.
-
-    Args:
-        views: As for `ConSERTLoss`.
-        mini_batch_size: As for `ConSERTLoss`.
-
-    Returns:
-        The augmentations of each.
-
-    Raises:
-        TypeError: They are no sequence of views.
-        ValueError: A name, an option or the number of them is not allowed, or not beside ``mini_batch_size``.
-
-    Example:
-        >>> two_views(["none", "feature-cutoff:0.2"])
-        ((NoAugmentation(),), (FeatureCutoff(rate=0.2),))
-    """
+    """Read the two views, so that what no model could make of them is refused before there is one."""
     read = read_views(views, mini_batch_size)
     if len(read) != 2:
         raise ValueError(f"views must be two views, got {len(read)}; use NoAugmentation() for a clean one")

@@ -92,15 +92,7 @@ _ROTARY = "rotary_emb"
 
 @dataclass(frozen=True)
 class EncoderParts:
-    """The modules of an encoder that views act on.
-
-    Args:
-        transformer: The host's module around the encoder.
-        embedding: Module whose output are the token embeddings; for static embeddings the bag that averages them.
-        positions: Module that is called with the position ids, if there is one.
-        shuffle: How its tokens are shuffled.
-        tokens_first: Whether ``embedding`` returns ``(tokens, batch, features)``.
-    """
+    """The modules of an encoder that views act on."""
 
     transformer: nn.Module
     embedding: nn.Module
@@ -143,22 +135,7 @@ def shuffle_kind(model: SentenceTransformer) -> ShuffleKind:
 
 
 def encoder_parts(model: SentenceTransformer) -> EncoderParts:
-    """Find the modules that views act on.
-
-    Args:
-        model: A model whose first module is a Transformer, a StaticEmbedding or TokenEmbeddings.
-
-    Returns:
-        The modules.
-
-    Raises:
-        ValueError: The model has no token embeddings, or none that can be found.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> type(encoder_parts(untrained_encoder()).embedding).__name__
-        'BertEmbeddings'
-    """
+    """Find the modules that views act on."""
     transformer = next(iter(model), None)
     if isinstance(transformer, StaticEmbedding) and isinstance(transformer.embedding, nn.EmbeddingBag):
         return EncoderParts(transformer, transformer.embedding, None, "none")

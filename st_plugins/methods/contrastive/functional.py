@@ -21,21 +21,7 @@ __all__ = ["adversarial_delta", "embedding_dropout", "feature_cutoff", "shuffle_
 
 
 def shuffle_permutation(attention_mask: Tensor, keys: Tensor | None = None) -> Tensor:
-    """Draw a random permutation of the real tokens of each sentence.
-
-    Args:
-        attention_mask: ``(batch, tokens)``; what is zero keeps its place.
-        keys: ``(batch, tokens)``, uniform in [0, 1).
-
-    Returns:
-        ``(batch, tokens)`` indices for ``gather`` along the tokens, uniform over the permutations.
-
-    Example:
-        >>> keys = torch.tensor([[0.9, 0.1, 0.5, 0.3]])
-        >>> permutation = shuffle_permutation(torch.tensor([[0, 1, 1, 1]]), keys)
-        >>> permutation.tolist(), torch.tensor([[7, 2, 3, 4]]).gather(1, permutation).tolist()
-        ([[0, 1, 3, 2]], [[7, 2, 4, 3]])
-    """
+    """Draw a random permutation of the real tokens of each sentence."""
     real = attention_mask.bool()
     keys = torch.rand(real.shape, device=real.device) if keys is None else keys
     # Both orders list the real tokens first and then the pads as they stand: one at random, one as they stand.
@@ -45,22 +31,7 @@ def shuffle_permutation(attention_mask: Tensor, keys: Tensor | None = None) -> T
 
 
 def token_cutoff(embeddings: Tensor, attention_mask: Tensor, rate: float, keys: Tensor | None = None) -> Tensor:
-    """Set ``int(n * rate)`` of the n real tokens of each sentence to zero, in all features.
-
-    Args:
-        embeddings: ``(batch, tokens, features)``.
-        attention_mask: ``(batch, tokens)``; what is zero is neither counted nor cut.
-        rate: Share of the tokens to cut, in [0, 1).
-        keys: ``(batch, tokens)``, uniform in [0, 1).
-
-    Returns:
-        Like ``embeddings``.
-
-    Example:
-        >>> keys = torch.tensor([[0.9, 0.1, 0.5, 0.3]])
-        >>> token_cutoff(torch.ones(1, 4, 2), torch.tensor([[1, 0, 1, 1]]), 0.4, keys)[0, :, 0].tolist()
-        [1.0, 1.0, 1.0, 0.0]
-    """
+    """Set ``int(n * rate)`` of the n real tokens of each sentence to zero, in all features."""
     real = attention_mask.bool()
     keys = torch.rand(real.shape, device=real.device) if keys is None else keys
     ranks = keys.masked_fill(~real, torch.inf).argsort(dim=1).argsort(dim=1)
@@ -69,20 +40,7 @@ def token_cutoff(embeddings: Tensor, attention_mask: Tensor, rate: float, keys: 
 
 
 def feature_cutoff(embeddings: Tensor, rate: float, keys: Tensor | None = None) -> Tensor:
-    """Set ``int(d * rate)`` of the d features to zero, the same ones for all tokens of a sentence.
-
-    Args:
-        embeddings: ``(batch, tokens, features)``.
-        rate: Share of the features to cut, in [0, 1).
-        keys: ``(batch, features)``, uniform in [0, 1).
-
-    Returns:
-        Like ``embeddings``; pads lose the features too, which changes nothing.
-
-    Example:
-        >>> feature_cutoff(torch.ones(1, 2, 4), 0.5, torch.tensor([[0.9, 0.1, 0.5, 0.3]])).tolist()
-        [[[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]]]
-    """
+    """Set ``int(d * rate)`` of the d features to zero, the same ones for all tokens of a sentence."""
     sentences, _, features = embeddings.shape
     keys = torch.rand(sentences, features, device=embeddings.device) if keys is None else keys
     chosen = keys.topk(int(features * rate), dim=1, largest=False, sorted=False).indices
@@ -91,22 +49,7 @@ def feature_cutoff(embeddings: Tensor, rate: float, keys: Tensor | None = None) 
 
 
 def embedding_dropout(embeddings: Tensor, attention_mask: Tensor, rate: float, keys: Tensor | None = None) -> Tensor:
-    """Set exactly ``int(n * d * rate)`` of the n × d numbers of each sentence to zero.
-
-    Args:
-        embeddings: ``(batch, tokens, features)``.
-        attention_mask: ``(batch, tokens)``; what is zero is neither counted nor dropped.
-        rate: Share of the numbers to drop, in [0, 1).
-        keys: ``(batch, tokens, features)``, independent and uniform in [0, 1).
-
-    Returns:
-        Like ``embeddings``.
-
-    Example:
-        >>> dropped = embedding_dropout(torch.ones(2, 6, 5), torch.ones(2, 6), 0.25)
-        >>> (dropped == 0).sum(dim=(1, 2)).tolist(), dropped.max().item()
-        ([7, 7], 1.0)
-    """
+    """Set exactly ``int(n * d * rate)`` of the n × d numbers of each sentence to zero."""
     sentences, tokens, features = embeddings.shape
     real = attention_mask.bool()
     keys = torch.rand(embeddings.shape, device=embeddings.device) if keys is None else keys

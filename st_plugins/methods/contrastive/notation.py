@@ -139,22 +139,7 @@ def parse_view(text: str) -> tuple[View, ...]:
 
 
 def as_view(view: Any) -> tuple[View, ...]:
-    """Return the augmentations of a view, in whatever way it is written.
-
-    Args:
-        view: An augmentation, a sequence of them, their configuration, or the short form.
-
-    Returns:
-        The augmentations in order.
-
-    Raises:
-        TypeError: It is none of these.
-        ValueError: A name or an option is unknown, or a value is not allowed.
-
-    Example:
-        >>> as_view("none") == as_view(NoAugmentation()) == as_view({"view": "none"})
-        True
-    """
+    """Return the augmentations of a view, in whatever way it is written."""
     if isinstance(view, str):
         try:
             return parse_view(view)

@@ -110,11 +110,7 @@ def checksum(texts: Iterable[str]) -> str:
 
 
 def fingerprint(model: SentenceTransformer) -> str:
-    """Return a SHA-256 of what a model is, wherever it lies and whatever it is called.
-
-    That is: its modules with their settings, its encoder's too (dropout), its weights, its tokenizer, prompts and
-    similarity.
-    """
+    """Return a SHA-256 of what a model is, wherever it lies and whatever it is called."""
     described = describe_model(model)
     wanted = ("modules", "max_seq_length", "similarity_fn_name", "prompts", "default_prompt_name")
     settings = {name: described[name] for name in wanted}

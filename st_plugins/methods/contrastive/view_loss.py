@@ -31,25 +31,7 @@ Views = tuple[tuple[View, ...], ...]
 
 
 class ViewLoss(GuardedLoss, ABC):
-    """Base of losses that compare several views of the same sentences.
-
-    All views of a text column go through the encoder in one forward pass. A subclass says in
-    `compute_loss_from_embeddings` what becomes of them.
-
-    **Training mode**: views and the encoder's dropout act. **Evaluation mode without gradients** (the trainer's loss
-    on an ``eval_dataset``): they act just so, because without them the views would coincide and the loss say nothing.
-    The random numbers then come from a fixed seed, so that the values at different checkpoints compare, and the global
-    random state is left alone. Evaluation mode *with* gradients is an error.
-
-    Args:
-        model: The model to train.
-        views: One entry for each view: a `View`, several of them in the order in which they act, or their
-            configuration or short form.
-        gather_across_devices: Whether sentences of the other processes' batches are negatives too. All processes
-            need equally large batches then (``dataloader_drop_last=True``).
-        mini_batch_size: Sentences encoded at a time (see `embed_in_mini_batches`); None encodes the batch at once.
-        encoder_dropout: Whether the encoder's own dropout is on.
-    """
+    """Base of losses that compare several views of the same sentences."""
 
     def __init__(
         self,
@@ -77,20 +59,7 @@ class ViewLoss(GuardedLoss, ABC):
             )
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Any:
-        """Embed the batch and compute the loss.
-
-        Args:
-            sentence_features: One tokenized batch for each text column.
-            labels: One label for each row, for losses that use labels.
-
-        Returns:
-            The loss, or a dictionary of named terms, which the trainer logs and sums.
-
-        Raises:
-            NonFiniteLossError: The loss is NaN or infinite.
-            ValueError: The columns or labels do not suit the loss, or the model is in evaluation mode while gradients
-                are computed.
-        """
+        """Embed the batch and compute the loss."""
         columns = list(sentence_features)
         self.begin(columns)
         self.check_inputs(columns, labels)
@@ -98,51 +67,21 @@ class ViewLoss(GuardedLoss, ABC):
         return self.guarded(self.compute_loss_from_embeddings(embeddings, labels), embeddings)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if the columns or labels do not suit the loss.
-
-        Args:
-            columns: One tokenized batch for each text column.
-            labels: The labels, if the dataset has them.
-        """
+        """Raise a ValueError if the columns or labels do not suit the loss."""
         if not columns:
             raise ValueError("the dataset has no text column; give it at least one")
 
     @abstractmethod
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
-        """Compute the loss.
-
-        Args:
-            embeddings: For each text column ``(views, N, d)``.
-            labels: One label for each row, for losses that use labels.
-
-        Returns:
-            The loss, or a dictionary of named terms.
-        """
+        """Compute the loss."""
 
     def adversarial_objective(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        """Return what an `AdversarialPerturbation` increases; by default the loss itself.
-
-        Args:
-            embeddings: As for `compute_loss_from_embeddings`, before the perturbation.
-            labels: As for `compute_loss_from_embeddings`.
-
-        Returns:
-            A number.
-        """
+        """Return what an `AdversarialPerturbation` increases; by default the loss itself."""
         objective: Tensor = self.compute_loss_from_embeddings(embeddings, labels)
         return objective
 
     def embed(self, columns: list[Features], labels: Tensor | None = None, views: Views | None = None) -> list[Tensor]:
-        """Embed every text column under all views.
-
-        Args:
-            columns: One tokenized batch for each text column; left as they are.
-            labels: For `adversarial_objective`.
-            views: Views to use instead of the loss's own.
-
-        Returns:
-            For each column ``(views, N, d)``.
-        """
+        """Embed every text column under all views."""
         views = self.views if views is None else views
         inner = inner_model(self.model)
         self._check_surroundings(inner, views)
@@ -166,34 +105,13 @@ class ViewLoss(GuardedLoss, ABC):
             ]
 
     def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
-        """Collect the embeddings of all processes, in the order of their ranks and with gradients.
-
-        Args:
-            embeddings: ``(N, …)``.
-
-        Returns:
-            ``(processes * N, …)``, and where this process's rows begin; the embeddings themselves and 0 if there is
-            one process, or ``gather_across_devices`` is off.
-        """
+        """Collect the embeddings of all processes, in the order of their ranks and with gradients."""
         if not (self.gather_across_devices and dist.is_available() and dist.is_initialized()):
             return embeddings, 0
         return all_gather_with_grad(embeddings.contiguous()), dist.get_rank() * len(embeddings)
 
     def alone(self, candidates: int) -> bool:
-        """Say whether a batch has nothing to tell its sentence apart from, and warn of it the first time.
-
-        An epoch may end with a batch of one sentence. The formula gives 0 for it, with a gradient of 0. Where a
-        training begins with one it is refused, because then most often all batches are so small.
-
-        Args:
-            candidates: Sentences to choose from, the right one among them.
-
-        Returns:
-            Whether there is one only.
-
-        Raises:
-            ValueError: It is the first batch of a training.
-        """
+        """Say whether a batch has nothing to tell its sentence apart from, and warn of it the first time."""
         if candidates > 1:
             return False
         if torch.is_grad_enabled() and self._batches <= 1 and (self.training_step or 1) <= 1:
@@ -299,23 +217,7 @@ def _by_view(embeddings: Tensor, views: Views) -> Tensor:
 
 
 def read_views(views: Sequence[Any], mini_batch_size: int | None = None) -> Views:
-    """Return the augmentations of each view, and refuse what no model could make of them.
-
-    Args:
-        views: As for `ViewLoss`.
-        mini_batch_size: As for `ViewLoss`.
-
-    Returns:
-        One tuple for each view.
-
-    Raises:
-        TypeError: They are no sequence of views.
-        ValueError: A name or an option is not allowed, or a view cannot act on mini-batches.
-
-    Example:
-        >>> read_views(["none"])
-        ((NoAugmentation(),),)
-    """
+    """Return the augmentations of each view, and refuse what no model could make of them."""
     if isinstance(views, str | View | Mapping):
         raise TypeError(f"views must be a sequence with one entry for each view, got {views!r}")
     if mini_batch_size is not None and mini_batch_size < 1:

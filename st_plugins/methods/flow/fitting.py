@@ -30,23 +30,7 @@ _EVALUATED_ROWS = 8192  # at a time
 
 @dataclass(frozen=True)
 class FlowTraining:
-    """How to fit.
-
-    Args:
-        epochs: Passes over the data, at most.
-        batch_size: Rows in a step.
-        learning_rate: Of Adam.
-        held_out: Share of the rows, from 0 to 1, that is left out of the training to measure the likelihood on. With 0
-            all epochs are trained, and the parameters of the last one stay.
-        patience: Epochs without a better held-out likelihood after which to stop.
-        published: Whether each step is that of the published code: `PublishedAdam`; gradients clipped to norm 1, of
-            the likelihood in bits, summed over both texts of each pair; a last batch that is not full is left out; and
-            the flow starts from 32 rows instead of up to 4,096.
-
-    Example:
-        >>> FlowTraining(held_out=0.25).split(10)
-        (8, 2)
-    """
+    """How to fit."""
 
     epochs: int = 30
     batch_size: int = 256
@@ -57,11 +41,7 @@ class FlowTraining:
 
     @classmethod
     def as_published(cls) -> Self:
-        """Return the training of the published code on the texts of a task: one epoch, 32 pairs of texts a step.
-
-        Returns:
-            The settings.
-        """
+        """Return the training of the published code on the texts of a task: one epoch, 32 pairs of texts a step."""
         return cls(epochs=1, batch_size=64, learning_rate=1e-3, held_out=0.0, published=True)
 
     def __post_init__(self) -> None:
@@ -74,17 +54,7 @@ class FlowTraining:
             raise ValueError(f"held_out must be a share of the rows, at least 0 and below 1; got {self.held_out}")
 
     def split(self, rows: int) -> tuple[int, int]:
-        """Return how many rows to train on and how many to hold out.
-
-        Args:
-            rows: All there are.
-
-        Returns:
-            The two numbers.
-
-        Raises:
-            ValueError: Fewer than two are left to train on.
-        """
+        """Return how many rows to train on and how many to hold out."""
         held = max(1, round(self.held_out * rows)) if self.held_out else 0
         if rows - held < 2:
             raise ValueError(
@@ -103,39 +73,7 @@ def maximise_likelihood(
     resume: bool = False,
     show_progress_bar: bool | None = None,
 ) -> tuple[list[dict[str, float]], bool]:
-    """Fit a flow in place, and leave it with the parameters of the best epoch.
-
-    A fit that never improves leaves a warning and, if something is held out, the flow as it was. Whether it improves
-    is asked without the scales of dimensions that do not vary, which can always be made larger. The random numbers are
-    drawn in this order: the held-out rows, the starting point (unless ``resume``), the rows of the initialisation, and
-    the order of the rows in each epoch.
-
-    Args:
-        flow: The flow.
-        rows: Embeddings, ``(N, d)``, finite, on the flow's device, in the type to compute in.
-        training: How.
-        generator: Where all random numbers come from, on the CPU.
-        resume: Whether to go on from the flow's parameters, instead of drawing new ones.
-        show_progress_bar: Whether to show a progress bar; None shows one on a terminal.
-
-    Returns:
-        One entry for each epoch, that before the training first: ``epoch``, ``training`` and ``held_out``, the last
-        two being the mean negative log-likelihood in nats for each dimension (of the epoch's steps as they were
-        taken; of the held-out rows after it). What was not measured is left out. And whether the fit improved it (that
-        of the training rows, if nothing is held out).
-
-    Raises:
-        NonFiniteLossError: The likelihood becomes NaN or infinite.
-        ValueError: There are too few rows, or they are all equal or too large.
-
-    Example:
-        >>> rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
-        >>> flow = Flow(4, permutation="learned")
-        >>> training = FlowTraining(epochs=2)
-        >>> history, improved = maximise_likelihood(flow, rows, training, torch.Generator().manual_seed(0))
-        >>> [entry["epoch"] for entry in history], bool(history[2]["held_out"] < history[0]["held_out"]), improved
-        ([0, 1, 2], True, True)
-    """
+    """Fit a flow in place, and leave it with the parameters of the best epoch."""
     trained, _ = training.split(len(rows))
     _check_spread(rows)
     order = torch.randperm(len(rows), generator=generator)

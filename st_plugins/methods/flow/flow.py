@@ -18,37 +18,7 @@ CouplingKind = Literal["additive", "affine"]
 
 
 class Flow(nn.Module):
-    """An invertible map from embeddings u to latents z, under which z should look like standard normal noise.
-
-    Each of ``levels`` levels has ``depth`` steps, and each step an `ActNorm`, a permutation and a `Coupling`. After
-    every level but the last half of the dimensions leave and are latents as they are; the others go on. Of an odd
-    number the larger half goes on. No dimension is lost: ``z`` has those that left first, level by level, and the rest
-    at its end.
-
-    Args:
-        dimension: Width d of the embeddings.
-        levels: Number of levels.
-        depth: Steps in each level.
-        width: Units in the hidden layers of the couplings.
-        coupling: ``"additive"`` or ``"affine"``.
-        permutation: ``"reverse"``, ``"random"`` (drawn once), ``"learned"`` (a matrix), ``"learned-lu"`` (the same in
-            factors).
-        published: Whether actnorms and couplings are those of the published code,
-            `ActNorm` with ``published=True`` and `PublishedCoupling`.
-
-    Example:
-        >>> flow, rows = Flow(5, levels=2, depth=3), torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
-        >>> flow.reset(torch.Generator().manual_seed(0))
-        >>> flow.initialise(rows)
-        >>> latents, log_determinants = flow(rows)
-        >>> bool((flow.inverse(latents) - rows).abs().max() < 1e-5), tuple(log_determinants.shape)
-        (True, (40,))
-
-    Reference:
-        Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018), arXiv 1807.03039, figure 2
-        and section 3, on vectors instead of images, as in BERT-flow's code, where the latents that leave have a
-        standard normal prior, too.
-    """
+    """An invertible map from embeddings u to latents z, under which z should look like standard normal noise."""
 
     def __init__(
         self,
@@ -86,11 +56,7 @@ class Flow(nn.Module):
         self.requires_grad_(False)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw the starting point of every layer, and forget the data.
-
-        Args:
-            generator: Where it comes from.
-        """
+        """Draw the starting point of every layer, and forget the data."""
         for layer in self._layers():
             layer.reset(generator)
 
@@ -100,11 +66,7 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def initialise(self, rows: Tensor) -> None:
-        """Let the `ActNorm` layers normalise these rows, unless they have seen data before.
-
-        Args:
-            rows: ``(rows, d)``.
-        """
+        """Let the `ActNorm` layers normalise these rows, unless they have seen data before."""
         # What varies by rounding only is constant in every layer, also where a level has nothing else to compare with.
         mean, _, varies = varying(rows)
         rows = torch.where(varies.to(rows.device), rows, mean.to(rows))
@@ -116,14 +78,7 @@ class Flow(nn.Module):
                 rows = rows[:, : self.widths[index + 1]]
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Map embeddings to latents.
-
-        Args:
-            rows: Embeddings u, ``(rows, d)``.
-
-        Returns:
-            Latents z, ``(rows, d)``, and ``log |det ∂z/∂u|``, ``(rows,)``.
-        """
+        """Map embeddings to latents."""
         log_determinants = rows.new_zeros(len(rows))
         latents: list[Tensor] = []
         for index, level in enumerate(self.levels):
@@ -137,14 +92,7 @@ class Flow(nn.Module):
         return torch.cat([*latents, rows], dim=1), log_determinants
 
     def inverse(self, latents: Tensor) -> Tensor:
-        """Map latents back to embeddings.
-
-        Args:
-            latents: ``(rows, d)``.
-
-        Returns:
-            Embeddings, ``(rows, d)``.
-        """
+        """Map latents back to embeddings."""
         leaving = [wide - narrow for wide, narrow in zip(self.widths, self.widths[1:], strict=False)]
         rows: Tensor
         *parts, rows = latents.split([*leaving, self.widths[-1]], dim=1)
@@ -156,25 +104,14 @@ class Flow(nn.Module):
         return rows
 
     def log_likelihood(self, rows: Tensor) -> Tensor:
-        """Return ``log N(z; 0, I) + log |det ∂z/∂u|`` in nats.
-
-        Args:
-            rows: Embeddings u, ``(rows, d)``.
-
-        Returns:
-            ``(rows,)``.
-        """
+        """Return ``log N(z; 0, I) + log |det ∂z/∂u|`` in nats."""
         latents, log_determinants = self(rows)
         squares = latents.square().sum(dim=1)
         log_likelihoods: Tensor = log_determinants - 0.5 * (squares + latents.shape[1] * math.log(2 * math.pi))
         return log_likelihoods
 
     def constant_part(self) -> float:
-        """Return what dimensions that do not vary add to the log-determinant of every row.
-
-        Returns:
-            In nats, since the layers last looked at data.
-        """
+        """Return what dimensions that do not vary add to the log-determinant of every row."""
         return sum(layer.constant_part().item() for layer in self._layers() if isinstance(layer, ActNorm))
 
     def _layers(self) -> list[FlowLayer]:
@@ -182,22 +119,7 @@ class Flow(nn.Module):
 
 
 def level_widths(dimension: int, levels: int) -> list[int]:
-    """Return how many dimensions take part in each level.
-
-    Args:
-        dimension: Width of the embeddings.
-        levels: Number of levels.
-
-    Returns:
-        One number a level: all of them, the larger half, the larger half of that, and so on.
-
-    Raises:
-        ValueError: A level would have fewer than the two dimensions that a coupling needs.
-
-    Example:
-        >>> level_widths(7, 3)
-        [7, 4, 2]
-    """
+    """Return how many dimensions take part in each level."""
     if levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
     widths = [dimension]

@@ -23,97 +23,32 @@ _LARGEST_LOG_SCALE = 2.0  # of an affine coupling, so that its inverse cannot ov
 
 
 class FlowLayer(nn.Module, ABC):
-    """Base of the layers.
-
-    Reads ``(rows, d)`` and returns ``(rows, d)`` with ``log |det|`` of the map's derivative, one number for each row
-    or one for all of them.
-    """
+    """Base of the layers."""
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw the starting point; nothing by default.
-
-        Args:
-            generator: Where the random numbers come from, on the CPU.
-        """
+        """Draw the starting point; nothing by default."""
 
     def initialise(self, rows: Tensor) -> None:
-        """Look at data before the first step; nothing by default.
-
-        Args:
-            rows: What the layer will be given, ``(rows, d)``.
-        """
+        """Look at data before the first step; nothing by default."""
 
     @abstractmethod
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Map the rows.
-
-        Args:
-            rows: ``(rows, d)``.
-
-        Returns:
-            The images ``(rows, d)``, and the log-determinants, ``(rows,)`` or ``()``.
-        """
+        """Map the rows."""
 
     @abstractmethod
     def inverse(self, rows: Tensor) -> Tensor:
-        """Undo `forward`.
-
-        Args:
-            rows: Images, ``(rows, d)``.
-
-        Returns:
-            What they are the images of, ``(rows, d)``.
-        """
+        """Undo `forward`."""
 
 
 def varying(rows: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and standard deviation of every dimension, and whether it varies by more than rounding.
-
-    A standard deviation is rounding beside that of the dimension which varies most, too: an encoder computes all of
-    them from the same numbers.
-
-    Args:
-        rows: ``(rows, d)``.
-        dtype: Of the layer's parameters. What varies less than its resolution, beside the largest, is rounding.
-
-    Returns:
-        Mean and standard deviation (divided by N) in float64 on the CPU, and booleans, ``(d,)`` each.
-
-    Example:
-        >>> mean, deviation, varies = varying(torch.tensor([[1.0, 7.0, 1e-30], [3.0, 7.0, -1e-30]]))
-        >>> mean.tolist(), deviation[:2].tolist(), varies.tolist()
-        ([2.0, 7.0, 0.0], [1.0, 0.0], [True, False, False])
-    """
+    """Return mean and standard deviation of every dimension, and whether it varies by more than rounding."""
     given, kept = 64 * torch.finfo(rows.dtype).eps, 64 * torch.finfo(dtype).eps
     deviation, mean = torch.std_mean(rows.detach().cpu().double(), dim=0, correction=0)
     return mean, deviation, (deviation > given * mean.abs()) & (deviation > max(given, kept) * deviation.max())
 
 
 class ActNorm(FlowLayer):
-    """Shift and scale every dimension: ``y = (x - mean) · exp(3 · log_scale) + shift``.
-
-    The first rows it sees get mean 0 and variance 1 by that; then scale and shift are parameters like others. Since
-    the shift is counted in units of the result, a step of a given size means the same in a dimension that varies a lot
-    and in one that hardly does. A dimension in which those rows do not vary stays near 0: it is scaled like the one
-    that varies most, and training may make that a thousand times as much, no more, since for the likelihood of a
-    constant no scale is too large.
-
-    Args:
-        dimension: Width d of the rows.
-        published: Whether to do as the published code: it has no ``shift`` and trains ``mean``, in units of the input,
-            and adds 1e-6 to the standard deviation that it starts from.
-
-    Example:
-        >>> layer, rows = ActNorm(2), torch.tensor([[1.0, 0.0], [3.0, 8.0]])
-        >>> layer.initialise(rows)
-        >>> images, log_determinant = layer(rows)
-        >>> images.round(decimals=4).tolist(), round(log_determinant.item(), 4)  # -log(1 · 4)
-        ([[-1.0, -1.0], [1.0, 1.0]], -1.3863)
-
-    Reference:
-        Kingma & Dhariwal, "Glow" (2018), arXiv 1807.03039, section 3.1. The factor 3 is BERT-flow's code's. The code
-        takes the statistics of the first batch in single precision; here they are taken in float64.
-    """
+    """Shift and scale every dimension: ``y = (x - mean) · exp(3 · log_scale) + shift``."""
 
     mean: Tensor
     shift: Tensor | None
@@ -134,21 +69,13 @@ class ActNorm(FlowLayer):
         self.register_buffer("limit", torch.full((dimension,), math.inf), persistent=False)  # of log_scale
 
     def reset(self, generator: torch.Generator) -> None:
-        """Forget the data.
-
-        Args:
-            generator: Not used.
-        """
+        """Forget the data."""
         with torch.no_grad():
             for tensor in self.state_dict().values():
                 tensor.zero_()
 
     def initialise(self, rows: Tensor) -> None:
-        """Give these rows mean 0 and variance 1; the second time, also after a reload, only look which vary.
-
-        Args:
-            rows: ``(rows, d)``.
-        """
+        """Give these rows mean 0 and variance 1; the second time, also after a reload, only look which vary."""
         mean, deviation, varies = varying(rows, self.log_scale.dtype)
         unit = torch.maximum(mean.abs(), deviation.max())
         unit = torch.where(varies, deviation + self.epsilon, torch.where(unit > 0, unit, 1.0))
@@ -184,17 +111,7 @@ class ActNorm(FlowLayer):
 
 
 class Permutation(FlowLayer):
-    """Put the dimensions into another order, which is never learned: reversed, or drawn once.
-
-    Args:
-        dimension: Width d of the rows.
-        random: Whether `reset` draws the order.
-
-    Example:
-        >>> images, log_determinant = Permutation(3)(torch.tensor([[1.0, 2.0, 3.0]]))
-        >>> images.tolist(), log_determinant.item()
-        ([[3.0, 2.0, 1.0]], 0.0)
-    """
+    """Put the dimensions into another order, which is never learned: reversed, or drawn once."""
 
     order: Tensor
 
@@ -204,11 +121,7 @@ class Permutation(FlowLayer):
         self.register_buffer("order", torch.arange(dimension).flip(0))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw the order if it is random.
-
-        Args:
-            generator: Where it comes from.
-        """
+        """Draw the order if it is random."""
         if self.random:
             self.order.copy_(torch.randperm(len(self.order), generator=generator))
 
@@ -220,33 +133,14 @@ class Permutation(FlowLayer):
 
 
 class Linear(FlowLayer):
-    """Multiply by a square matrix, ``y = W x``: a learned generalisation of a permutation. Starts as a rotation.
-
-    Args:
-        dimension: Width d of the rows.
-
-    Example:
-        >>> layer = Linear(4)
-        >>> layer.reset(torch.Generator().manual_seed(0))
-        >>> rows = torch.eye(4)
-        >>> images, log_determinant = layer(rows)
-        >>> bool(abs(log_determinant) < 1e-5), bool((layer.inverse(images) - rows).abs().max() < 1e-5)
-        (True, True)
-
-    Reference:
-        Glow, section 3.2, the plain form: ``log |det W|`` costs O(d³) in every step.
-    """
+    """Multiply by a square matrix, ``y = W x``: a learned generalisation of a permutation. Starts as a rotation."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.eye(dimension))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw a rotation.
-
-        Args:
-            generator: Where it comes from.
-        """
+        """Draw a rotation."""
         with torch.no_grad():
             self.weight.copy_(_rotation(len(self.weight), generator))
 
@@ -260,24 +154,7 @@ class Linear(FlowLayer):
 
 
 class LULinear(FlowLayer):
-    """`Linear` with the matrix in factors, ``W = P L U``, so that its determinant is a product of d numbers.
-
-    P is a fixed permutation, L has ones on its diagonal, and the signs of U's diagonal are fixed: W can never become
-    singular. L and U are applied one after the other, and undone by substitution.
-
-    Args:
-        dimension: Width d of the rows.
-
-    Example:
-        >>> layer = LULinear(4)
-        >>> layer.reset(torch.Generator().manual_seed(0))
-        >>> weight = layer(torch.eye(4))[0].T  # a rotation
-        >>> bool((weight @ weight.T - torch.eye(4)).abs().max() < 1e-5)
-        True
-
-    Reference:
-        Glow, section 3.2, equation 10.
-    """
+    """`Linear` with the matrix in factors, ``W = P L U``, so that its determinant is a product of d numbers."""
 
     order: Tensor
     signs: Tensor
@@ -291,11 +168,7 @@ class LULinear(FlowLayer):
         self.register_buffer("order", torch.arange(dimension))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw a rotation and take it apart.
-
-        Args:
-            generator: Where it comes from.
-        """
+        """Draw a rotation and take it apart."""
         permutation, lower, upper = torch.linalg.lu(_rotation(len(self.order), generator))
         diagonal = upper.diagonal()
         with torch.no_grad():
@@ -323,31 +196,7 @@ class LULinear(FlowLayer):
 
 
 class Coupling(FlowLayer):
-    """Change the second half of the dimensions by what a small network makes of the first half.
-
-    ``y₁ = x₁``, and ``y₂ = x₂ + t(x₁)`` (additive) or ``y₂ = x₂ · exp(s(x₁)) + t(x₁)`` (affine), with ``|s| < 2``. The
-    network has two hidden layers with ReLU; its last layer starts at zero, so that the layer starts as the identity.
-    Of an odd width the second half is the larger one.
-
-    Args:
-        dimension: Width d of the rows, at least 2.
-        width: Units in each hidden layer.
-        kind: ``"additive"`` or ``"affine"``.
-
-    Example:
-        >>> layer, rows = Coupling(5, width=8), torch.arange(10.0).view(2, 5)
-        >>> layer.reset(torch.Generator().manual_seed(0))
-        >>> torch.nn.init.constant_(layer.biases[2], 0.5)[0].item()
-        0.5
-        >>> layer(rows)[0].tolist()
-        [[0.0, 1.0, 2.5, 3.5, 4.5], [5.0, 6.0, 7.5, 8.5, 9.5]]
-
-    Reference:
-        Dinh et al., "NICE" (2015), arXiv 1410.8516, equation 3.2 (additive); Glow, table 1 (affine). BERT-flow uses
-        the additive one with 32 units (its code normalises the hidden layers, too: `PublishedCoupling`). The affine
-        scale of the published code, ``sigmoid(s + 2)``, can only shrink and does not start at one; ours is bounded to
-        both sides and does.
-    """
+    """Change the second half of the dimensions by what a small network makes of the first half."""
 
     def __init__(self, dimension: int, width: int = 32, kind: Literal["additive", "affine"] = "additive") -> None:
         super().__init__()
@@ -362,11 +211,7 @@ class Coupling(FlowLayer):
         self.biases = nn.ParameterList(torch.zeros(size[0]) for size in sizes)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw the hidden layers, and set the last one to zero.
-
-        Args:
-            generator: Where they come from.
-        """
+        """Draw the hidden layers, and set the last one to zero."""
         with torch.no_grad():
             for weight, bias in zip(self.weights, self.biases, strict=True):
                 bias.zero_()

@@ -15,26 +15,7 @@ __all__ = ["PublishedAdam", "PublishedCoupling"]
 
 
 class PublishedCoupling(Coupling):
-    """`Coupling` with the network of the published code.
-
-    A hidden layer has no bias, is drawn with standard deviation 0.05, and is normalised by an `ActNorm` before its
-    ReLU. The last layer starts at zero and has a bias and a scale: ``(W h + b) · exp(3 · log_scale)``.
-
-    Args:
-        dimension: Width d of the rows, at least 2.
-        width: Units in each hidden layer.
-        kind: As for `Coupling`; the published experiments have ``"additive"`` ones only.
-
-    Example:
-        >>> layer, rows = PublishedCoupling(4, width=8), torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-        >>> layer.reset(torch.Generator().manual_seed(0))
-        >>> layer.initialise(rows)
-        >>> bool(layer(rows)[0].equal(rows)), bool(layer.norms[1].initialised)
-        (True, True)
-
-    Reference:
-        ``conv_stack`` of ``flow/glow_ops_1x1.py`` in the authors' code (bohanli/BERT-flow).
-    """
+    """`Coupling` with the network of the published code."""
 
     def _build(self, sizes: list[tuple[int, int]]) -> None:
         self.weights = nn.ParameterList(torch.zeros(size) for size in sizes)
@@ -52,11 +33,7 @@ class PublishedCoupling(Coupling):
             norm.reset(generator)
 
     def initialise(self, rows: Tensor) -> None:
-        """Let the hidden layers normalise what these rows give them.
-
-        Args:
-            rows: ``(rows, d)``.
-        """
+        """Let the hidden layers normalise what these rows give them."""
         self._output(rows[:, : self.kept], initialise=True)
 
     def _output(self, first: Tensor, initialise: bool = False) -> Tensor:
@@ -74,37 +51,14 @@ class PublishedCoupling(Coupling):
 
 
 class PublishedAdam(torch.optim.Optimizer):
-    """Adam as BERT's own code has it: the moments are not corrected for starting at zero, and decay is decoupled.
-
-    ``m ← 0.9 m + 0.1 g``, ``v ← 0.999 v + 0.001 g²``, ``p ← p - rate · (m / (√v + 1e-6) + 0.01 p)``. Without the
-    correction the first steps are about three times as large. All parameters of a flow are decayed: the code spares
-    those named "bias" and "LayerNorm", and a flow has none.
-
-    Args:
-        params: The parameters.
-        lr: The rate, constant.
-
-    Example:
-        >>> parameter = torch.nn.Parameter(torch.tensor([1.0]))
-        >>> parameter.grad = torch.tensor([0.5])
-        >>> PublishedAdam([parameter], lr=0.1).step()
-        >>> round(parameter.item(), 4)  # 1 - 0.1 · (0.1 · 0.5 / (0.001 · 0.25) ** 0.5 + 0.01), but for 1e-6
-        0.6828
-
-    Reference:
-        ``AdamWeightDecayOptimizer`` of ``optimization_bert_flow.py`` in the authors' code (bohanli/BERT-flow).
-    """
+    """Adam as BERT's own code has it: the moments are not corrected for starting at zero, and decay is decoupled."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Take a step.
-
-        Args:
-            closure: Not used.
-        """
+        """Take a step."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

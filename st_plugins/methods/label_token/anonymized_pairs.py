@@ -22,21 +22,7 @@ _INTEGER = re.compile("0|[1-9][0-9]*")
 
 
 def canonical(text: str) -> str:
-    """Return a text of integer tokens with one space between them.
-
-    Args:
-        text: Non-negative integers without leading zeros, separated by white space.
-
-    Returns:
-        The same integers.
-
-    Raises:
-        ValueError: There is no token, or one that is no such integer.
-
-    Example:
-        >>> canonical(" 12  7 12 ")
-        '12 7 12'
-    """
+    """Return a text of integer tokens with one space between them."""
     tokens = text.split()
     if not tokens:
         raise ValueError("the text is empty; every text needs at least one integer token")

@@ -73,21 +73,7 @@ def build_tokenizer(
 
 
 def label_token_ids(tokenizer: Any) -> dict[str, int]:
-    """Return the ids of the label tokens.
-
-    Args:
-        tokenizer: A tokenizer of `build_tokenizer`.
-
-    Returns:
-        Id by class, in the order of the classes.
-
-    Raises:
-        ValueError: The tokenizer has no label tokens.
-
-    Example:
-        >>> label_token_ids(build_tokenizer(AnonymisedPairs(["1"], ["2"], classes=("no", "yes"))))
-        {'no': 5, 'yes': 6}
-    """
+    """Return the ids of the label tokens."""
     found = {
         token.removeprefix(_PREFIX).removesuffix(_SUFFIX): place
         for token, place in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -99,16 +85,5 @@ def label_token_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def integer_token_ids(tokenizer: Any) -> list[int]:
-    """Return the ids of the integers, the most frequent first.
-
-    Args:
-        tokenizer: A tokenizer of `build_tokenizer`.
-
-    Returns:
-        The ids.
-
-    Example:
-        >>> integer_token_ids(build_tokenizer(AnonymisedPairs(["1"], ["2 2"])))
-        [7, 8]
-    """
+    """Return the ids of the integers, the most frequent first."""
     return sorted(place for token, place in tokenizer.get_vocab().items() if token.isdigit())

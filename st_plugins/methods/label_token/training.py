@@ -41,19 +41,7 @@ class _MaskedTrainer(Trainer):
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Refuse settings of a training that are out of their range.
-
-    Args:
-        settings: Values by name of the argument.
-
-    Raises:
-        ValueError: One of them is.
-
-    Example:
-        >>> check_settings({"warmup": 2})
-        Traceback (most recent call last):
-        ValueError: warmup must be a share of the steps, at least 0 and below 1; got 2
-    """
+    """Refuse settings of a training that are out of their range."""
     ranges: dict[str, tuple[str, Any]] = {
         "epochs": ("above 0", lambda value: value > 0),
         "max_steps": ("at least 1, or None", lambda value: value is None or value >= 1),
@@ -83,41 +71,7 @@ def train(
     callbacks: Sequence[TrainerCallback],
     show_progress_bar: bool,
 ) -> list[dict[str, Any]]:
-    """Train a masked language model in place, on the device it is on.
-
-    Args:
-        model: The model.
-        masking: Makes the batches.
-        pairs: The pairs.
-        epochs: Passes over them.
-        max_steps: Number of batches, instead of ``epochs``.
-        batch_size: Pairs a batch.
-        learning_rate: Its peak.
-        warmup: Share of the steps in which it rises.
-        seed: Seed of order and dropout.
-        callbacks: More callbacks for the trainer.
-        show_progress_bar: Whether to show the trainer's progress bar and what it logs.
-
-    Returns:
-        What the trainer logged.
-
-    Raises:
-        NonFiniteLossError: The loss became NaN or infinite.
-
-    Example:
-        >>> import torch
-        >>> from transformers import BertConfig, BertForMaskedLM
-        >>> from st_plugins.matching import build_tokenizer
-        >>> pairs = AnonymisedPairs(["1 2", "3 4"], ["2 1", "1"], ["1", "0"])
-        >>> tokenizer = build_tokenizer(pairs)
-        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-        >>> model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape))
-        >>> masking = PairMasking(tokenizer, 0.15, True, torch.Generator().manual_seed(0))
-        >>> options = {"epochs": 1.0, "max_steps": 3, "batch_size": 2, "learning_rate": 1e-3, "warmup": 0.0}
-        >>> log = train(model, masking, pairs, **options, seed=0, callbacks=[], show_progress_bar=False)
-        >>> log[-1]["step"]
-        3
-    """
+    """Train a masked language model in place, on the device it is on."""
     rows = list(zip(pairs.first, pairs.second, pairs.labels, strict=True))
     logger.info("Training on %d pairs, %d of them labelled", len(pairs), pairs.labelled)
     with tempfile.TemporaryDirectory() as folder:

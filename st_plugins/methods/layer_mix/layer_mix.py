@@ -28,22 +28,7 @@ _EPSILON = 1e-12
 
 
 def recipe_weights(recipe: str, num_hidden_layers: int) -> Tensor:
-    """Return what a published recipe weighs the layers with.
-
-    Args:
-        recipe: A key of `RECIPES`: "last", "first-last", "last-two" or "embedding".
-        num_hidden_layers: Layers of the encoder, L.
-
-    Returns:
-        ``(L + 1,)``, the embedding layer first; they sum to one.
-
-    Raises:
-        ValueError: There is no such recipe, or the encoder has too few layers for it.
-
-    Example:
-        >>> recipe_weights("first-last", 4).tolist()
-        [0.0, 0.5, 0.0, 0.0, 0.5]
-    """
+    """Return what a published recipe weighs the layers with."""
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, got {recipe!r}")
     if num_hidden_layers < max(abs(index) - (index < 0) for index in RECIPES[recipe]):

@@ -16,25 +16,7 @@ __all__ = ["TwoPasses", "doubled", "two_passes"]
 
 
 class TwoPasses(nn.Module):
-    """Stands in for the model inside a loss: the model sees each batch once, twice over, and the loss one half of it.
-
-    The first time the loss embeds a column, the model gets the batch with every row twice, so that both copies have
-    dropout masks of their own. Whenever the loss is called again, it is shown the other half, or some rows of a half,
-    of the same outputs. Attributes are those of the model.
-
-    Args:
-        model: The model, or a wrapper of it.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder().train()
-        >>> passes, features = TwoPasses(model), model.preprocess(["a dog ate", "a cat slept"])
-        >>> one = passes(features)["sentence_embedding"]
-        >>> passes.show(1)
-        >>> two = passes(features)["sentence_embedding"]
-        >>> tuple(one.shape), bool((one - two).abs().max() > 0), tuple(passes.outputs[0]["sentence_embedding"].shape)
-        ((2, 64), True, (4, 64))
-    """
+    """Stands in for the model inside a loss: the model sees each batch once, twice over, the loss one half of it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -44,24 +26,11 @@ class TwoPasses(nn.Module):
         self.show(0)
 
     def show(self, half: int, rows: Tensor | None = None) -> None:
-        """Say what the loss gets to see next, and begin with the first column again.
-
-        Args:
-            half: 0 for the first pass, 1 for the second.
-            rows: Indices of the rows to show; None shows all of the half.
-        """
+        """Say what the loss gets to see next, and begin with the first column again."""
         self._half, self._rows, self.columns_shown = half, rows, 0
 
     def forward(self, features: Features, **kwargs: Any) -> Features:
-        """Return what the model makes of the next column in the pass to show.
-
-        Args:
-            features: A tokenized batch; left as it is.
-            **kwargs: For the model.
-
-        Returns:
-            The model's outputs for it.
-        """
+        """Return what the model makes of the next column in the pass to show."""
         if self.columns_shown == len(self.outputs):
             output = self.module(doubled(features), **kwargs)
             keep_layers(features, output, around(self.module))
@@ -89,14 +58,7 @@ class TwoPasses(nn.Module):
 
 @contextmanager
 def two_passes(loss: nn.Module) -> Iterator[TwoPasses]:
-    """Put a `TwoPasses` into the place of a loss's model inside the block, and the model back after it.
-
-    Args:
-        loss: A loss with its model at ``loss.model``.
-
-    Yields:
-        The stand-in.
-    """
+    """Put a `TwoPasses` into the place of a loss's model inside the block, and the model back after it."""
     model: Any = loss.model
     passes = TwoPasses(model)
     loss.model = passes
@@ -108,22 +70,7 @@ def two_passes(loss: nn.Module) -> Iterator[TwoPasses]:
 
 
 def doubled(features: Features) -> Features:
-    """Return a tokenized batch with every row twice: all rows, and all of them again.
-
-    Args:
-        features: Tensors with one row for each text, and other values, which are passed on.
-
-    Returns:
-        A new dictionary.
-
-    Raises:
-        ValueError: The batch has no rows to repeat: its texts are packed into one sequence.
-
-    Example:
-        >>> import torch
-        >>> doubled({"input_ids": torch.tensor([[5, 6], [7, 0]]), "task": "query"})["input_ids"].tolist()
-        [[5, 6], [7, 0], [5, 6], [7, 0]]
-    """
+    """Return a tokenized batch with every row twice: all rows, and all of them again."""
     _batch_size(features)
     return repeated(features, 2)
 

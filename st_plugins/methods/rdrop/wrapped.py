@@ -37,15 +37,7 @@ _COLUMNS: dict[type[nn.Module], tuple[int, int | None]] = {
 
 
 def check_columns(loss: nn.Module, count: int) -> None:
-    """Raise a ValueError if a loss does not take so many text columns.
-
-    Args:
-        loss: The loss.
-        count: How many there are.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Raise a ValueError if a loss does not take so many text columns."""
     if not count:
         raise ValueError("the dataset has no text column; give it at least one")
     fewest, most = next((n for kind, n in _COLUMNS.items() if isinstance(loss, kind)), (1, None))
@@ -57,18 +49,7 @@ def check_columns(loss: nn.Module, count: int) -> None:
 
 
 def check_wrapped(loss: nn.Module) -> SentenceTransformer | CrossEncoder:
-    """Return the model of a loss that can be wrapped.
-
-    Args:
-        loss: The loss.
-
-    Returns:
-        The model inside any wrapper.
-
-    Raises:
-        TypeError: It is no loss with a model.
-        ValueError: It cannot be wrapped.
-    """
+    """Return the model of a loss that can be wrapped."""
     if not isinstance(loss, nn.Module) or not isinstance(getattr(loss, "model", None), nn.Module):
         raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
     name, inner = type(loss).__name__, inner_of(cast("nn.Module", loss.model))
@@ -102,14 +83,7 @@ def _remedy(loss: nn.Module) -> str:
 
 
 def consistency_of(loss: nn.Module) -> Consistency:
-    """Say what the predictions of a loss are.
-
-    Args:
-        loss: The loss.
-
-    Returns:
-        As `RDropLoss` names it.
-    """
+    """Say what the predictions of a loss are."""
     for kind, consistency in _CROSS_ENCODER_LOSSES.items():
         if isinstance(loss, kind):
             return consistency
@@ -119,30 +93,13 @@ def consistency_of(loss: nn.Module) -> Consistency:
 
 
 def classifier_of(loss: nn.Module) -> nn.Module | None:
-    """Return the classifier that a loss on embeddings has.
-
-    Args:
-        loss: The loss.
-
-    Returns:
-        The classifier, or None.
-    """
+    """Return the classifier that a loss on embeddings has."""
     head = getattr(loss, "classifier", getattr(loss, "head", None))
     return head if isinstance(head, nn.Module) else None
 
 
 def inner_of(model: nn.Module) -> SentenceTransformer | CrossEncoder:
-    """Return the model inside the wrappers of a trainer, DataParallel among them: it keeps the order of the rows.
-
-    Args:
-        model: The model, or a wrapper of it.
-
-    Returns:
-        The model.
-
-    Raises:
-        TypeError: There is none inside.
-    """
+    """Return the model inside the wrappers of a trainer, DataParallel among them: it keeps the order of the rows."""
     inner: Any = model
     while not isinstance(inner, SentenceTransformer | CrossEncoder):
         inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)

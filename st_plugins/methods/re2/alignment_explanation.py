@@ -30,13 +30,7 @@ _READING = (
 
 @dataclass(frozen=True, eq=False)
 class AlignmentMap:
-    """The alignment of one block.
-
-    Args:
-        a_to_b: ``(m, n)``: how much of each token of the second text is in what each token of the first one finds;
-            rows sum to 1.
-        b_to_a: ``(n, m)``: the same the other way round.
-    """
+    """The alignment of one block."""
 
     a_to_b: NDArray[np.float64]
     b_to_a: NDArray[np.float64]
@@ -44,22 +38,7 @@ class AlignmentMap:
 
 @dataclass(frozen=True, eq=False)
 class AlignmentExplanation:
-    """What the tokens of two texts found in each other, and what came out.
-
-    Args:
-        a: The first text.
-        b: The second text.
-        tokens_a: Its m tokens, as the model has cut it.
-        tokens_b: The n tokens of the second text.
-        blocks: One map a block, the first block first.
-        scores: What the model says: the probability of each class, or ``"score"``.
-
-    Example:
-        >>> maps = (AlignmentMap(np.array([[0.9, 0.1]]), np.array([[1.0], [1.0]])),)
-        >>> found = AlignmentExplanation("dog", "dog runs", ("dog",), ("dog", "runs"), maps, {"score": 0.75})
-        >>> found.summary(), found.counterparts()
-        ('score 0.750', [('dog', 'dog', 0.9)])
-    """
+    """What the tokens of two texts found in each other, and what came out."""
 
     a: str
     b: str
@@ -74,14 +53,7 @@ class AlignmentExplanation:
         return ", ".join(f"{name} {value:.3f}" for name, value in ordered)
 
     def counterparts(self, block: int = 0) -> list[tuple[str, str, float]]:
-        """Return for each token of the first text the token of the second that it finds most of.
-
-        Args:
-            block: Which block, from 0; -1 for the last.
-
-        Returns:
-            Token, its counterpart, and the share that this has.
-        """
+        """Return for each token of the first text the token of the second that it finds most of."""
         table = self.blocks[block].a_to_b
         best = table.argmax(axis=1)
         return [
@@ -95,14 +67,7 @@ class AlignmentExplanation:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read :meth:`to_json` back.
-
-        Args:
-            text: JSON text.
-
-        Returns:
-            The explanation.
-        """
+        """Read :meth:`to_json` back."""
         stored: dict[str, Any] = json.loads(text)
         blocks = tuple(
             AlignmentMap(np.array(block["a_to_b"]), np.array(block["b_to_a"])) for block in stored["blocks"]
@@ -179,10 +144,7 @@ def _gather(tokens: tuple[str, ...], received: NDArray[np.float64], most: int) -
 
 
 def _picture(title: str, rows: _Gathered, columns: _Gathered, table: NDArray[np.float64]) -> _Picture:
-    """Draw gathered rows as their mean and gathered columns as their sum, so that rows still sum to 1.
-
-    Gathered tokens have no colour: a sum would outshine the others.
-    """
+    """Draw gathered rows as their mean and gathered columns as their sum, so that rows still sum to 1."""
     values = (rows.members / rows.members.sum(axis=0)).T @ table @ columns.members
     shades = np.zeros_like(values)
     shades[: rows.single, : columns.single] = values[: rows.single, : columns.single]

@@ -34,27 +34,7 @@ _LONGEST_SORTED = 50  # batches: so many are sorted by length at a time, as by t
 
 
 class BestWeightsCallback(TrainerCallback):
-    """Keep the trained weights of the best evaluation, stop when there is none better, and put them back at the end.
-
-    They are kept in memory, without frozen ones, and written into every checkpoint. Of equal evaluations the first
-    counts.
-
-    Args:
-        model: What is trained.
-        metric: Name of the number to judge by, as the trainer reports it; higher is better.
-        patience: So many evaluations in a row may be no better than the best; None never stops.
-
-    Example:
-        >>> model = nn.Linear(1, 1, bias=False)
-        >>> callback = BestWeightsCallback(model, "eval_f1", patience=1)
-        >>> control = TrainerControl()
-        >>> for weight, value in ((0.5, 0.7), (2.0, 0.6)):
-        ...     _ = model.weight.data.fill_(weight)
-        ...     _ = callback.on_evaluate(None, TrainerState(), control, metrics={"eval_f1": value})
-        >>> callback.restore()
-        >>> control.should_training_stop, model.weight.item()
-        (True, 0.5)
-    """
+    """Keep the trained weights of the best evaluation, stop when there is none better, and restore them at the end."""
 
     def __init__(self, model: nn.Module, metric: str, patience: int | None) -> None:
         self.model, self.metric, self.patience = model, metric, patience
@@ -90,12 +70,7 @@ class BestWeightsCallback(TrainerCallback):
         save_file({name: weight.cpu().contiguous() for name, weight in self._weights.items()}, folder / _BEST)
 
     def resume(self, checkpoint: Path, history: Iterable[Mapping[str, Any]]) -> None:
-        """Be as after the last evaluation before a checkpoint.
-
-        Args:
-            checkpoint: Its folder.
-            history: What the trainer had logged by then.
-        """
+        """Be as after the last evaluation before a checkpoint."""
         for entry in history:
             if self.metric in entry:
                 self._count(entry, int(entry["step"]))
@@ -119,13 +94,7 @@ class BestWeightsCallback(TrainerCallback):
 
 
 class SaveCallback(TrainerCallback):
-    """Have the trainer save at the end of each epoch, and when two minutes have passed.
-
-    Both at the end of a step, where the evaluation of that step comes first.
-
-    Args:
-        steps_an_epoch: Steps of an epoch.
-    """
+    """Have the trainer save at the end of each epoch, and when two minutes have passed."""
 
     def __init__(self, steps_an_epoch: int) -> None:
         self.steps_an_epoch = steps_an_epoch
@@ -142,22 +111,7 @@ class SaveCallback(TrainerCallback):
 
 
 class OrderOfLengths(Sampler[int]):
-    """An order of rows in which those of a batch are of similar length, another one in each epoch.
-
-    It depends on seed and epoch alone: a resumed training has the order of the one that was killed.
-
-    Args:
-        lengths: Length of each row.
-        batch_size: Rows of a batch.
-        seed: Seed of the order.
-
-    Example:
-        >>> order = OrderOfLengths([3, 9, 1, 7], batch_size=2, seed=0)
-        >>> first = list(order)
-        >>> order.epoch = 1
-        >>> sorted(first), first == list(order)
-        ([0, 1, 2, 3], False)
-    """
+    """An order of rows in which those of a batch are of similar length, another one in each epoch."""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
@@ -175,12 +129,7 @@ class OrderOfLengths(Sampler[int]):
 
 
 class MatcherTrainer(Trainer):
-    """The trainer of transformers with an order of its own.
-
-    Args:
-        order: The order of the training rows.
-        **options: As for the trainer.
-    """
+    """The trainer of transformers with an order of its own."""
 
     def __init__(self, order: OrderOfLengths, **options: Any) -> None:
         super().__init__(**options)

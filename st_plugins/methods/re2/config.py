@@ -265,18 +265,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 def configuration_for(pairs: int) -> str:
-    """Return the name of the configuration to begin with.
-
-    Args:
-        pairs: Number of training pairs.
-
-    Returns:
-        ``"small"`` for fewer than 20,000, where the published ones are slow and learn less; ``"quora"`` otherwise.
-
-    Example:
-        >>> configuration_for(1200), configuration_for(400_000)
-        ('small', 'quora')
-    """
+    """Return the name of the configuration to begin with."""
     return "small" if pairs < FEW_PAIRS else "quora"
 
 

@@ -31,27 +31,7 @@ def export_onnx(
     opset_version: int = OPSET,
     overwrite: bool = False,
 ) -> Path:
-    """Write the network as one ONNX file, in float32, for any number of pairs and of tokens.
-
-    Inputs are ``a`` and ``b``, ``(pairs, tokens, width)`` float32, and ``a_mask`` and ``b_mask``, ``(pairs, tokens)``
-    bool; with a source, ``a_ids`` and ``b_ids``, ``(pairs, tokens)`` int64, take the place of the vectors. Each text
-    has at least one column. The output is ``logits``, ``(pairs, labels)``. Weight normalisation is folded away.
-
-    Args:
-        network: The network; left as it is.
-        path: The file to write.
-        source: Word vectors or learned vectors to put into the file, too.
-        opset_version: Version of the ONNX operators; 20 is the first with the GELU.
-        overwrite: Whether a file of an earlier export may be replaced.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileExistsError: The file exists and is not to be replaced.
-        ImportError: The packages of the extra ``onnx`` are not installed.
-        TypeError: ``source`` is not a table of vectors.
-    """
+    """Write the network as one ONNX file, in float32, for any number of pairs and of tokens."""
     if source is not None and not isinstance(source, TokenTable):
         raise TypeError(
             f"source must be WordVectors or LearnedEmbedding, got {type(source).__name__}; export a transformer by "

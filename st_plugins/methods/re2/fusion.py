@@ -12,26 +12,7 @@ __all__ = ["Fusion"]
 
 
 class Fusion(nn.Module):
-    """Compare tokens ``x`` with what they found, ``x'``, by concatenation, difference and product.
-
-    "full" is ``G([G₁([x; x']); G₂([x; x - x']); G₃([x; x ∘ x'])])`` and "simple" is ``G₁([x; x'])``, each ``G`` a
-    layer with activation. The concatenations with ``x`` are never formed: ``W [x; y] = W_x x + W_y y``, ``W_x x`` of
-    the three is one product, and ``W [x; x - x'] = (W_x + W_y) x - W_y x'``.
-
-    Args:
-        inputs: Width of the tokens.
-        hidden: Width of the result.
-        kind: ``"full"`` or ``"simple"``.
-        dropout: Dropout before the last layer of the full form.
-
-    Example:
-        >>> fusion = Fusion(8, 4)
-        >>> tuple(fusion(torch.randn(2, 5, 8), torch.randn(2, 5, 8)).shape)
-        (2, 5, 4)
-
-    Reference:
-        Yang et al. (ACL 2019), P19-1465, equations 4 and 5; dropout as in the authors' code.
-    """
+    """Compare tokens ``x`` with what they found, ``x'``, by concatenation, difference and product."""
 
     def __init__(self, inputs: int, hidden: int, kind: str = "full", dropout: float = 0.0) -> None:
         super().__init__()
@@ -42,15 +23,7 @@ class Fusion(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, aligned: Tensor) -> Tensor:
-        """Compare.
-
-        Args:
-            x: Tokens, ``(…, inputs)``.
-            aligned: What they found, ``(…, inputs)``.
-
-        Returns:
-            ``(…, hidden)``.
-        """
+        """Compare."""
         own, other = self.compare.weight.split(self.inputs, dim=1)
         if self.combine is None:
             return activate(linear(x, own, self.compare.bias) + linear(aligned, other))

@@ -16,23 +16,7 @@ __all__ = ["Convolution", "activate", "fold_weight_norm", "normalized_weights", 
 
 
 def projection(inputs: int, outputs: int, activated: bool = True) -> nn.Linear:
-    """Return a linear layer with weight normalisation, its bias zero.
-
-    Args:
-        inputs: Width of what it reads.
-        outputs: Width of what it gives.
-        activated: Whether an activation follows; the weights have variance ``2 / inputs`` then, and ``1 / inputs``
-            otherwise.
-
-    Returns:
-        The layer; its weight norms start at the norms of the weights, so that nothing is scaled at first.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> layer = projection(300, 150)
-        >>> round(layer.weight.norm(dim=1).mean().item(), 1)  # about √2
-        1.4
-    """
+    """Return a linear layer with weight normalisation, its bias zero."""
     layer = nn.Linear(inputs, outputs)
     _he(layer, inputs, activated)
     _normalize(layer)
@@ -40,21 +24,7 @@ def projection(inputs: int, outputs: int, activated: bool = True) -> nn.Linear:
 
 
 def activate(x: Tensor) -> Tensor:
-    """Apply the GELU, in the form with tanh that the authors use.
-
-    It is ``x σ(2 √(2/π) (x + 0.044715 x³))``, since ``1 + tanh(u) = 2 σ(2u)``. On a CPU, where PyTorch's tanh takes
-    three times as long as its sigmoid, it is computed so when nothing is to be learned.
-
-    Args:
-        x: Any tensor.
-
-    Returns:
-        A tensor of the same shape.
-
-    Example:
-        >>> activate(torch.tensor([-1.0, 0.0, 1.0]))
-        tensor([-0.1588,  0.0000,  0.8412])
-    """
+    """Apply the GELU, in the form with tanh that the authors use."""
     if _learns_or_leaves_the_cpu(x) or x.dtype not in (torch.float32, torch.float64):
         return gelu(x, approximate="tanh")
     slope = 2 * math.sqrt(2 / math.pi)
@@ -62,21 +32,7 @@ def activate(x: Tensor) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """Convolution over tokens with zeros outside the text, then the activation.
-
-    Every token is multiplied by the weights of all places of the window at once, and the results are shifted to the
-    token in the window's middle and added. With several window sizes the results are concatenated along the channels,
-    which they divide equally.
-
-    Args:
-        inputs: Width of the token vectors.
-        outputs: Width of the result, divisible by the number of sizes.
-        kernel_sizes: Widths of the windows in tokens, odd.
-
-    Example:
-        >>> tuple(Convolution(8, 6, [1, 3])(torch.randn(2, 5, 8)).shape)
-        (2, 5, 6)
-    """
+    """Convolution over tokens with zeros outside the text, then the activation."""
 
     def __init__(self, inputs: int, outputs: int, kernel_sizes: Sequence[int] = (3,)) -> None:
         super().__init__()
@@ -85,14 +41,7 @@ class Convolution(nn.Module):
         self.windows = nn.ModuleList(_Window(inputs, channels, size) for size in self.kernel_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve.
-
-        Args:
-            x: ``(B, n, inputs)``, zero where there is no token.
-
-        Returns:
-            ``(B, n, outputs)``.
-        """
+        """Convolve."""
         found = [window(x) for window in self.windows]
         return activate(found[0] if len(found) == 1 else torch.cat(found, dim=-1))
 
@@ -120,22 +69,7 @@ class _Window(nn.Module):
 
 
 def fold_weight_norm(module: nn.Module) -> nn.Module:
-    """Replace normalised weights by what they amount to, for good: the same outputs, faster, no longer for training.
-
-    To do so for a while only, as between two training steps, use ``torch.nn.utils.parametrize.cached()`` around the
-    calls.
-
-    Args:
-        module: A network, changed in place.
-
-    Returns:
-        The same network.
-
-    Example:
-        >>> layer = projection(4, 2)
-        >>> sorted(name for name, _ in fold_weight_norm(layer).named_parameters())
-        ['bias', 'weight']
-    """
+    """Replace normalised weights by what they amount to: the same outputs, faster, no longer for training."""
     part: Any
     for part in list(module.modules()):
         if is_parametrized(part, "weight"):
@@ -150,25 +84,7 @@ def fold_weight_norm(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def normalized_weights(module: nn.Module) -> Iterator[None]:
-    """Give every layer of a network its weight normalisation, and fold it at the end, whatever happens inside.
-
-    So a network is trained alike in every training, the first and later ones, and is plain outside of them. A weight
-    that was not changed is the same to the bit afterwards.
-
-    Args:
-        module: A network of the layers of this file, folded or not; changed in place.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> layer = fold_weight_norm(projection(4, 2))
-        >>> with normalized_weights(layer):
-        ...     print(len(list(layer.parameters())))  # the norms are trained by themselves
-        3
-        >>> len(list(layer.parameters()))
-        2
-    """
+    """Give every layer of a network its weight normalisation, and fold it at the end, whatever happens inside."""
     fold_weight_norm(module)
     for part in module.modules():
         if isinstance(part, nn.Linear | _Window):

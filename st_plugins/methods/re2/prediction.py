@@ -13,36 +13,7 @@ _PARTS = {"full": 4, "symmetric": 4, "simple": 2, "symmetric_exact": 3}
 
 
 class Prediction(nn.Module):
-    r"""Compare the vectors ``v₁, v₂`` of two texts and give the logits, by a perceptron with one hidden layer.
-
-    ================= =============================================
-    kind              what the perceptron reads
-    ================= =============================================
-    "full"            ``[v₁; v₂; v₁ - v₂; v₁ ∘ v₂]``
-    "symmetric"       ``[v₁; v₂; \|v₁ - v₂\|; v₁ ∘ v₂]``
-    "simple"          ``[v₁; v₂]``
-    "symmetric_exact" ``[v₁ + v₂; \|v₁ - v₂\|; v₁ ∘ v₂]`` (ours)
-    ================= =============================================
-
-    The published "symmetric" still depends on the order of the texts, by its first two parts; "symmetric_exact" does
-    not, and nothing is lost: sum and absolute difference determine the two values of a feature up to their order.
-
-    Args:
-        hidden: Width of the vectors and of the hidden layer.
-        num_labels: Number of logits.
-        kind: See above.
-        dropout: Dropout before both layers.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> v1, v2 = torch.randn(1, 4), torch.randn(1, 4)
-        >>> head = Prediction(4, 2, "symmetric_exact")
-        >>> bool(torch.equal(head(v1, v2), head(v2, v1)))
-        True
-
-    Reference:
-        Yang et al. (ACL 2019), P19-1465, equations 6 to 8.
-    """
+    r"""Compare the vectors ``v₁, v₂`` of two texts and give the logits, by a perceptron with one hidden layer."""
 
     def __init__(self, hidden: int, num_labels: int, kind: str = "full", dropout: float = 0.0) -> None:
         super().__init__()
@@ -52,15 +23,7 @@ class Prediction(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, v1: Tensor, v2: Tensor) -> Tensor:
-        """Compute the logits.
-
-        Args:
-            v1: Vectors of the first texts, ``(B, hidden)``.
-            v2: Vectors of the second texts, ``(B, hidden)``.
-
-        Returns:
-            ``(B, num_labels)``.
-        """
+        """Compute the logits."""
         hidden = activate(self.inner(self.dropout(self._compared(v1, v2))))
         logits: Tensor = self.outer(self.dropout(hidden))
         return logits

@@ -22,28 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 class EncodedText(NamedTuple):
-    """What RE2 computes of a text without the other one.
-
-    Args:
-        vectors: Token vectors, ``(n, width)``.
-        encoding: What the first encoder makes of them, ``(n, hidden)``.
-    """
+    """What RE2 computes of a text without the other one."""
 
     vectors: Tensor
     encoding: Tensor
 
 
 def token_vectors(source: Any, features: Any, device: torch.device) -> list[Tensor]:
-    """Compute the token vectors of a batch; gradients and dropout are as the caller has set them.
-
-    Args:
-        source: What gives the vectors.
-        features: What its ``tokenize`` gave.
-        device: Where to compute.
-
-    Returns:
-        For each text ``(n, width)``, without padding and special tokens.
-    """
+    """Compute the token vectors of a batch; gradients and dropout are as the caller has set them."""
     vectors, mask = source(batch_to_device(dict(features), device))
     return list(vectors[mask].split(mask.sum(dim=1).tolist()))
 
@@ -51,18 +37,7 @@ def token_vectors(source: Any, features: Any, device: torch.device) -> list[Tens
 def encode_texts(
     source: Any, network: RE2, texts: Sequence[str], batch_size: int, read: dict[str, int] | None = None
 ) -> list[EncodedText]:
-    """Compute what depends on one text only, longest texts first.
-
-    Args:
-        source: What gives the token vectors.
-        network: The network.
-        texts: The texts.
-        batch_size: Texts at a time.
-        read: A dict that gets the number of tokens of each text.
-
-    Returns:
-        One entry a text, where the network is; views of the tensors of batches.
-    """
+    """Compute what depends on one text only, longest texts first."""
     device = next(network.parameters()).device
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
     found: dict[int, EncodedText] = {}
@@ -80,15 +55,7 @@ def encode_texts(
 
 @contextmanager
 def saying_cut(source: Any, config: RE2Config) -> Iterator[dict[str, int]]:
-    """Warn once, at the end of a block, of texts that have more tokens than are read.
-
-    Args:
-        source: What tokenizes them.
-        config: What says how many are read.
-
-    Yields:
-        A dict to be given the texts, and how many tokens of each were read.
-    """
+    """Warn once, at the end of a block, of texts that have more tokens than are read."""
     read: dict[str, int] = {}
     yield read
     most = config.max_length
@@ -110,22 +77,7 @@ def score_pairs(
     maps: list[tuple[Tensor, Tensor]] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Tensor:
-    """Compute the logits of pairs, in batches of like length.
-
-    Args:
-        network: The network.
-        first: First texts; one may go with all second ones.
-        second: Second texts.
-        batch_size: Pairs at a time.
-        maps: A list that gets the alignment maps of each batch.
-        numbers: What the pairs are called in an error; None for their positions.
-
-    Returns:
-        ``(len(second), num_labels)``.
-
-    Raises:
-        NonFiniteRowsError: A logit is NaN or infinite; a ValueError.
-    """
+    """Compute the logits of pairs, in batches of like length."""
     device = next(network.parameters()).device
     one = len(first) == 1
     lengths = [len(text.vectors) for text in second]

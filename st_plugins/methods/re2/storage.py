@@ -38,17 +38,7 @@ def write(
     labels: list[str] | None,
     trained: dict[str, Any] | None,
 ) -> None:
-    """Write a matcher's parts.
-
-    Args:
-        folder: An existing, empty folder.
-        network: The network.
-        source: What gives it token vectors.
-        config: The network's shape.
-        schedule: How it is trained.
-        labels: Names of the classes.
-        trained: What the last training did and measured.
-    """
+    """Write a matcher's parts."""
     (folder / _SOURCE).mkdir()
     source.save(folder / _SOURCE)
     plain = fold_weight_norm(copy.deepcopy(network))
@@ -67,15 +57,7 @@ def write(
 
 
 class StoredMatcher:
-    """What a folder says about its matcher, without the network's weights.
-
-    Args:
-        folder: A folder that `write` filled.
-
-    Raises:
-        FileNotFoundError: There is no such folder, or no matcher in it.
-        ValueError: A file is damaged; the message names it.
-    """
+    """What a folder says about its matcher, without the network's weights."""
 
     def __init__(self, folder: Path) -> None:
         for name in (_RECORD, _TENSORS, _SOURCE):
@@ -101,11 +83,7 @@ class StoredMatcher:
         self.source = kind.load(folder / _SOURCE)
 
     def check_sizes(self) -> None:
-        """Compare what the folder says of the network with its tensors, before memory is asked for.
-
-        Raises:
-            ValueError: They do not fit each other; the message names the sizes.
-        """
+        """Compare what the folder says of the network with its tensors, before memory is asked for."""
         labels = 1 if self.labels is None else len(self.labels)
         check_sizes(
             "RE2",
@@ -118,15 +96,7 @@ class StoredMatcher:
 
 
 def read_weights(network: nn.Module, file: Path) -> None:
-    """Read the weights of a network, in place; its weight normalisation is folded, as the stored one is.
-
-    Args:
-        network: The network.
-        file: The safetensors file.
-
-    Raises:
-        ValueError: The file is damaged, or of another network; the message names it.
-    """
+    """Read the weights of a network, in place; its weight normalisation is folded, as the stored one is."""
     try:
         fold_weight_norm(network).load_state_dict(read_tensors(file))
     except RuntimeError as error:

@@ -23,21 +23,7 @@ _TOKENIZER, _TENSORS = "tokenizer.json", "model.safetensors"
 
 
 class TokenTable(nn.Module):
-    """A source of token vectors for RE2 that looks them up in a table.
-
-    Every token of a text counts, unknown ones too; special tokens are not added.
-
-    Args:
-        tokenizer: A tokenizer of the ``tokenizers`` library; copied.
-        weights: The table, ``(tokens, width)``, copied.
-        trainable: Whether the table is trained.
-        padding_id: Token of which the vector stays zero, and which fills up short texts; None for a tokenizer
-            without: then token 0 fills up, and its vector is an ordinary one.
-        coverage: Share of the tokens of the texts it was made for that have a vector, if known.
-
-    Raises:
-        ValueError: The table does not fit the tokenizer, or holds NaN or infinity.
-    """
+    """A source of token vectors for RE2 that looks them up in a table."""
 
     def __init__(
         self,
@@ -74,15 +60,7 @@ class TokenTable(nn.Module):
         return self.embedding.embedding_dim
 
     def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, Tensor]:
-        """Turn texts into ids.
-
-        Args:
-            texts: The texts.
-            max_length: Most tokens of a text that are kept; None for all.
-
-        Returns:
-            ``input_ids`` and ``attention_mask``, ``(N, n)``, on the CPU; n is at least 1.
-        """
+        """Turn texts into ids."""
         texts = check_texts(texts, "texts")
         found = [
             encoding.ids[:max_length] for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -94,34 +72,16 @@ class TokenTable(nn.Module):
         return {"input_ids": ids, "attention_mask": (torch.arange(size) < lengths[:, None]).long()}
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Look up the vectors.
-
-        Args:
-            features: What `tokenize` gave, on the device of the table.
-
-        Returns:
-            The vectors, ``(N, n, width)``, and which of them are tokens, ``(N, n)``, boolean.
-        """
+        """Look up the vectors."""
         return self.embedding(features["input_ids"]), features["attention_mask"].bool()
 
     def pieces(self, text: str) -> list[str]:
-        """Return the tokens of a text, as strings.
-
-        Args:
-            text: The text.
-
-        Returns:
-            One string for each token, as it stands in the text.
-        """
+        """Return the tokens of a text, as strings."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return [text[begin:end] or name for (begin, end), name in zip(encoding.offsets, encoding.tokens, strict=True)]
 
     def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json``, ``model.safetensors`` and ``source.json``.
-
-        Args:
-            folder: An existing folder.
-        """
+        """Write ``tokenizer.json``, ``model.safetensors`` and ``source.json``."""
         self.tokenizer.save(str(folder / _TOKENIZER))
         save_file({"weights": self.embedding.weight.detach().cpu().contiguous()}, folder / _TENSORS)
         write_record(
@@ -135,18 +95,7 @@ class TokenTable(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
-
-        Args:
-            folder: The folder.
-
-        Returns:
-            The source, bit for bit.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, or does not fit the others; the message names it.
-        """
+        """Read what `save` wrote."""
         record = read_record(folder, cls.__name__, (_TOKENIZER, _TENSORS))
         try:
             tokenizer = Tokenizer.from_file(str(regular(folder / _TOKENIZER)))
@@ -166,32 +115,13 @@ class TokenTable(nn.Module):
 
 
 def write_record(folder: Path, source: nn.Module, **values: Any) -> None:
-    """Write ``source.json``: which source it is, and its options.
-
-    Args:
-        folder: An existing folder.
-        source: The source.
-        **values: Its options.
-    """
+    """Write ``source.json``: which source it is, and its options."""
     record = {"library": f"st-plugins {__version__}", "type": type(source).__name__, **values}
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path, kind: str, files: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read what `write_record` wrote.
-
-    Args:
-        folder: The folder.
-        kind: Name of the class it must be of.
-        files: What else must be in the folder.
-
-    Returns:
-        The options.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: It is damaged, or of another source.
-    """
+    """Read what `write_record` wrote."""
     for name in (RECORD, *files):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}; give a folder that {kind}.save wrote")

@@ -55,20 +55,7 @@ _LOOKED_AT = 32  # pairs that the finished matcher has to score
 
 @dataclass(frozen=True)
 class MatcherTraining:
-    """What a training of a matcher did.
-
-    Args:
-        pairs: Number of pairs trained on.
-        dev_pairs: Number of pairs that the checkpoint was chosen on; 0 if none was chosen.
-        steps: Optimiser steps made.
-        step: The step whose weights the matcher has now.
-        metric: What the checkpoints were judged by.
-        score: The highest value of it on the development pairs; None without any.
-        accuracy: Share of the development pairs that these weights judge right; None without any, and for a ``metric``
-            of scores or ranks.
-        history: What the trainer logged: losses, learning rates, and scores on the development pairs.
-        checkpoints: The folder of the checkpoints, if there were any; see `remove_checkpoints`.
-    """
+    """What a training of a matcher did."""
 
     pairs: int
     dev_pairs: int
@@ -106,23 +93,7 @@ class MatcherTraining:
 
 
 def shortened(schedule: RE2Schedule, pairs: int) -> RE2Schedule:
-    """Return a schedule whose warm-up ends in time.
-
-    The published warm-up for SNLI takes two million pairs; a training on few would never reach its learning rate.
-
-    Args:
-        schedule: The schedule.
-        pairs: Number of training pairs.
-
-    Returns:
-        The same, with a warm-up of at most an eighth of the training.
-
-    Example:
-        >>> shortened(RE2Schedule.named("snli"), 1600).warmup_samples  # 30 epochs
-        6000
-        >>> shortened(RE2Schedule.named("snli"), 549_367).warmup_samples
-        2048000
-    """
+    """Return a schedule whose warm-up ends in time."""
     most = int(pairs * schedule.epochs * _MOST_WARMUP)
     if schedule.warmup_samples <= most:
         return schedule
@@ -149,33 +120,7 @@ def train_matcher(
     resume: bool,
     overwrite: bool,
 ) -> MatcherTraining:
-    """Train a matcher in place; see `RE2Matcher.fit`.
-
-    Args:
-        matcher: The matcher.
-        train: What to train on.
-        dev: What to choose the weights on.
-        schedule: Learning rate, batches, epochs.
-        metric: What they are chosen by.
-        patience: Evaluations without a better one until the training ends.
-        eval_steps: Steps between evaluations; None for an epoch.
-        source_learning_rate: The highest one of the source's own parameters.
-        seed: Seed of order and dropout.
-        bf16: Whether to compute in bfloat16.
-        device: Where to train.
-        show_progress_bar: Whether to show a progress bar and what is logged.
-        callbacks: More callbacks.
-        checkpoints: Where the matcher is going to be saved; checkpoints lie beside it.
-        resume: Whether to go on from them.
-        overwrite: Whether those of another training may be deleted.
-
-    Returns:
-        What was done.
-
-    Raises:
-        FileExistsError: There are checkpoints, and neither ``resume`` nor ``overwrite`` is on.
-        ValueError: The device is not there, the loss is NaN or infinite, or the checkpoints are of another training.
-    """
+    """Train a matcher in place; see `RE2Matcher.fit`."""
     check_device(device)
     steps_an_epoch = math.ceil(len(train) / schedule.batch_size)
     best = None if dev is None else BestWeightsCallback(matcher, f"eval_{metric}", patience)

@@ -21,25 +21,7 @@ _ENCODER = "encoder"
 
 
 class TransformerTokens(nn.Module):
-    """Token embeddings of the first module of a SentenceTransformer. Special tokens are no tokens of a text.
-
-    A frozen transformer stays in evaluation mode and computes no gradients; its parameters are marked so, in the
-    model that was given too.
-
-    Args:
-        model: The model, of which the first module is shared, or the path of one.
-        trainable: Whether the transformer is trained.
-
-    Raises:
-        ValueError: The model has no tokenizer of transformers.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> source = TransformerTokens(untrained_encoder())
-        >>> vectors, mask = source(source.tokenize(["a dog runs", "a dog"]))
-        >>> mask.int().tolist(), source.width, source.pieces("a dog")
-        ([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]], 64, ['a', 'dog'])
-    """
+    """Token embeddings of the first module of a SentenceTransformer. Special tokens are no tokens of a text."""
 
     coverage: float | None = None
 
@@ -62,29 +44,13 @@ class TransformerTokens(nn.Module):
             self.width = int(self(features)[0].shape[-1])
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen transformer stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            Itself.
-        """
+        """Set the mode; a frozen transformer stays in evaluation mode."""
         super().train(mode)
         self.encoder.train(mode and self.trainable)
         return self
 
     def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, Tensor]:
-        """Turn texts into what the transformer reads.
-
-        Args:
-            texts: The texts.
-            max_length: Most tokens of a text that are kept, special ones not counted; never more than the transformer
-                reads.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` and what else the tokenizer gives, ``(N, n)``, on the CPU.
-        """
+        """Turn texts into what the transformer reads."""
         limits = [] if max_length is None else [max_length + self.tokenizer.num_special_tokens_to_add()]
         limits += [self.encoder.max_seq_length] if self.encoder.max_seq_length else []
         options = {"truncation": True, "max_length": min(limits)} if limits else {}
@@ -92,36 +58,18 @@ class TransformerTokens(nn.Module):
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Encode the tokens.
-
-        Args:
-            features: What `tokenize` gave, on the device of the transformer.
-
-        Returns:
-            The vectors, ``(N, n, width)``, and which of them are tokens of the text, ``(N, n)``, boolean.
-        """
+        """Encode the tokens."""
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return content_tokens(self.encoder(dict(features)), self.special_ids)
 
     def pieces(self, text: str) -> list[str]:
-        """Return the tokens of a text, as strings.
-
-        Args:
-            text: The text.
-
-        Returns:
-            One string for each token, special ones left out.
-        """
+        """Return the tokens of a text, as strings."""
         ids = self.tokenize([text])["input_ids"][0]
         kept = [int(token) for token in ids if int(token) not in self.special_ids]
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(kept)]
 
     def save(self, folder: Path) -> None:
-        """Write the transformer as a SentenceTransformer folder, ``encoder``, and ``source.json``.
-
-        Args:
-            folder: An existing folder.
-        """
+        """Write the transformer as a SentenceTransformer folder, ``encoder``, and ``source.json``."""
         device = str(next(self.encoder.parameters()).device)
         model = SentenceTransformer(modules=[self.encoder], device=device)
         model.save(str(folder / _ENCODER), create_model_card=False)
@@ -129,18 +77,7 @@ class TransformerTokens(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote, running no code from the folder.
-
-        Args:
-            folder: The folder.
-
-        Returns:
-            The source.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, or does not fit the others; the message names it.
-        """
+        """Read what `save` wrote, running no code from the folder."""
         record = read_record(folder, cls.__name__, (_ENCODER,))
         source = cls(folder / _ENCODER, bool(record.get("trainable")))
         if source.width != record.get("width"):

@@ -29,33 +29,7 @@ _BINARY = re.compile("[\x00-\x08\x0e-\x1f]")  # in no word, but in the numbers o
 def read_vectors(
     path: str | Path, words: Collection[str] | None = None, normalize: Callable[[str], str] = str
 ) -> tuple[list[str], NDArray[np.float32]]:
-    r"""Read the vectors of some words; the others are passed over, so that memory is that of what is kept.
-
-    A line is a word and its numbers, with single spaces between; the first line may give the number of words and of
-    dimensions, as word2vec writes it. Words may contain spaces, as a few of GloVe do. Where several words of the file
-    become one by ``normalize``, the one that is so already is taken, otherwise the first, which in the usual files is
-    the most frequent.
-
-    Args:
-        path: The file, plain or compressed with gzip.
-        words: Which words to keep, normalised; None keeps all.
-        normalize: What is done to the words of the file, such as making them lower case.
-
-    Returns:
-        The words, in the order of the file, and their vectors, ``(words, dimensions)``.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is a pipe, empty or damaged; or a line is malformed, has another number of
-            dimensions than the first, or holds NaN or infinity in a vector to be kept; the message has its number.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "vectors.txt")
-        >>> _ = path.write_text("The 9 9\nthe 0.5 1\ndog 2 -1\ncat 3 3\n")
-        >>> read_vectors(path, {"the", "dog"}, str.lower)
-        (['the', 'dog'], array([[ 0.5,  1. ], [ 2. , -1. ]], dtype=float32))
-    """
+    r"""Read the vectors of some words; the others are passed over, so that memory is that of what is kept."""
     path = Path(path).expanduser()
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"there is no vector file {str(path)!r}; give a text file of word2vec or GloVe")

@@ -23,34 +23,7 @@ def product_attention(
     mask: Tensor,
     max_span_length: int | None = None,
 ) -> SpanAttention:
-    """Attend over all spans (i, j), i ≤ j, with vectors ``tanh(start_i + end_j + project(token_i ∘ token_j))``.
-
-    The spans of one length are computed at a time, and again in the backward pass, so the memory is that of one
-    length, and of a vector for each length and text. Scores and sums are float32 at least.
-
-    Args:
-        tokens: Token embeddings, finite everywhere, ``(B, n, d)``.
-        start: What tokens contribute as first token of a span, ``(B, n, d)``.
-        end: What they contribute as last token, ``(B, n, d)``.
-        project: From ``(…, d)`` to ``(…, d)``.
-        scorer: Weight vector of the score, ``(d,)``.
-        mask: ``(B, n)`` bool: the tokens that may be in a span; a span has no other token inside.
-        max_span_length: Longest span in tokens; None sets no limit.
-
-    Returns:
-        As `st_plugins.methods.self_explaining.span_attention`.
-
-    Example:
-        >>> tokens = torch.eye(4)[None, :3]
-        >>> mask = torch.tensor([[True, True, False]])
-        >>> result = product_attention(tokens, tokens, tokens, lambda x: 0 * x, torch.ones(4), mask)
-        >>> [[round(value, 3) for value in row] for row in result.weights[0].tolist()]
-        [[0.267, 0.467, 0.0], [0.267, 0.0, 0.0], [0.0, 0.0, 0.0]]
-
-    Reference:
-        Sun et al., "Self-Explaining Structures Improve NLP Models" (2020), arXiv 2012.01786, section 3: the paper's
-        ``W₄ (hᵢ ∘ hⱼ)``, which the authors' code does not compute.
-    """
+    """Attend over all spans (i, j), i ≤ j, with vectors ``tanh(start_i + end_j + project(token_i ∘ token_j))``."""
 
     def of_one_length(tokens: Tensor, start: Tensor, end: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores of the spans, and the mean of their vectors weighted among themselves."""

@@ -144,20 +144,7 @@ def _check(
 
 
 def span_reach(mask: Tensor, segments: Tensor | None, length: int) -> Tensor:
-    """Count the spans that begin at each token.
-
-    Args:
-        mask: ``(B, n)`` bool: the tokens that may be in a span.
-        segments: ``(B, n)`` integers, or None.
-        length: Longest span in tokens.
-
-    Returns:
-        ``(B, n)`` int64: the spans (i, i), …, (i, i + reach - 1) are valid, no other that begins at i.
-
-    Example:
-        >>> span_reach(torch.tensor([[True, True, True, False, True]]), None, 2)
-        tensor([[2, 2, 1, 0, 1]])
-    """
+    """Count the spans that begin at each token."""
     tokens = mask.shape[1]
     position = torch.arange(tokens, device=mask.device)
     barrier = ~mask  # a span that began earlier ends before such a token

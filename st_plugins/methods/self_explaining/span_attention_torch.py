@@ -26,31 +26,13 @@ Result = TypeVar("Result")
 
 
 class TorchSpanAttention(torch.autograd.Function):
-    """Span attention in PyTorch, block by block, for float32 and float64; see `span_attention`.
-
-    With g and γ the gradients of ``pooled`` and of the weights, the gradient of a score is ``δ_ij = α_ij (g · h_ij +
-    γ_ij - c)``, where ``c = Σ α (g · h + γ) = g · pooled + Σ α γ`` is known beforehand. So one pass over the spans is
-    enough: the gradient of the argument of tanh is ``(α_ij g + δ_ij scorer) ∘ (1 - h_ij²)``.
-    """
+    """Span attention in PyTorch, block by block, for float32 and float64; see `span_attention`."""
 
     @staticmethod
     def forward(
         ctx: Any, start: Tensor, end: Tensor, product: Tensor | None, scorer: Tensor, reach: Tensor, length: int
     ) -> tuple[Tensor, Tensor]:
-        """Pool the spans, with an online softmax.
-
-        Args:
-            ctx: Where the backward pass finds what it needs.
-            start: ``(B, n, d)``.
-            end: ``(B, n, d)``.
-            product: ``(B, n, d)`` or None.
-            scorer: ``(d,)``.
-            reach: What `span_reach` returned, ``(B, n)``.
-            length: L, tokens in the longest span.
-
-        Returns:
-            The pooled vectors ``(B, d)`` and the weights ``(B, n, L)``.
-        """
+        """Pool the spans, with an online softmax."""
         pooled, weights = torch.zeros_like(start[:, 0]), start.new_zeros(*reach.shape, length)
 
         def pool(texts: Tensor) -> None:
@@ -79,16 +61,7 @@ class TorchSpanAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pooled_grad: Tensor, weights_grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Make the spans again and return the gradients.
-
-        Args:
-            ctx: What `forward` left.
-            pooled_grad: ``(B, d)``.
-            weights_grad: ``(B, n, L)``.
-
-        Returns:
-            A gradient for each of the four tensors, and None for the other arguments.
-        """
+        """Make the spans again and return the gradients."""
         start, end, product, scorer, reach, pooled, weights = ctx.saved_tensors
         start_grad, end_grad = torch.zeros_like(start), torch.zeros_like(end)
         product_grad = None if product is None else torch.zeros_like(product)
@@ -175,11 +148,7 @@ class _Spans:
                 yield _Block(starts, slice(left, min(left + self.ends, stop)))
 
     def hidden(self, block: _Block) -> Tensor:
-        """Return the vectors of a block, ``(texts, starts, ends, d)``; the next call overwrites them.
-
-        tanh x is computed as 2 σ(2x) - 1: on a CPU that takes a third of the time, and it is as exact for numbers
-        near 1 (2e-7 in float32).
-        """
+        """Return the vectors of a block, ``(texts, starts, ends, d)``; the next call overwrites them."""
         first, last = self.start[:, block.starts, None], self.end[:, None, block.ends]
         shape = (*first.shape[:2], *last.shape[2:])
         hidden = torch.add(first, last, out=self.memory[: math.prod(shape)].view(shape))
@@ -193,11 +162,7 @@ def _block_size(start: Tensor) -> int:
 
 
 def _starts(numbers: int) -> int:
-    """Return how many start positions a block has, given how many numbers one span of each text has together.
-
-    k of them make a k-th of the blocks, but about k² / 2 spans of each block are wasted, as they end before they
-    begin. An operation takes as long to start as to run over some thousand numbers, hence the constant (measured).
-    """
+    """Return how many start positions a block has, given how many numbers one span of each text has together."""
     return max(1, min(_MARGIN + 1, math.isqrt(2**17 // numbers)))
 
 
@@ -218,11 +183,7 @@ def _groups(start: Tensor, reach: Tensor) -> list[Tensor]:
 
 
 def _each(work: Callable[[Tensor], Result], start: Tensor, reach: Tensor) -> list[Result]:
-    """Call ``work`` for all texts, a few at a time; on a CPU in several threads that use one core each.
-
-    PyTorch would split every single operation on a block over the cores, and wait for the slowest each time. That is
-    slow for blocks that fit into a cache, and hopeless (20 times slower) where other processes want the cores too.
-    """
+    """Call ``work`` for all texts, a few at a time; on a CPU in several threads that use one core each."""
     groups = _groups(start, reach)
     workers = min(len(groups), torch.get_num_threads()) if start.device.type == "cpu" else 1
     if workers < 2:

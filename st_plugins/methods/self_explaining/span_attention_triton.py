@@ -29,18 +29,7 @@ _jit: Callable[[Callable[..., Any]], Any] = (lambda function: function) if trito
 
 
 def obstacle(tensor: Tensor) -> str:
-    """Tell why the Triton version cannot take a tensor.
-
-    Args:
-        tensor: Token vectors, ``(B, n, d)``.
-
-    Returns:
-        The reason; empty if there is none.
-
-    Example:
-        >>> obstacle(torch.zeros(1, 2, 3))
-        'the tensors are on the cpu'
-    """
+    """Tell why the Triton version cannot take a tensor."""
     if tensor.device.type != "cuda":
         return f"the tensors are on the {tensor.device.type}"
     if triton is None:
@@ -59,20 +48,7 @@ class TritonSpanAttention(torch.autograd.Function):
     def forward(
         ctx: Any, start: Tensor, end: Tensor, product: Tensor | None, scorer: Tensor, reach: Tensor, length: int
     ) -> tuple[Tensor, Tensor]:
-        """Pool the spans.
-
-        Args:
-            ctx: Where the backward pass finds what it needs.
-            start: ``(B, n, d)``.
-            end: ``(B, n, d)``.
-            product: ``(B, n, d)`` or None.
-            scorer: ``(d,)``.
-            reach: How many spans begin at each token, ``(B, n)``.
-            length: L, tokens in the longest span.
-
-        Returns:
-            The pooled vectors ``(B, d)`` and the weights ``(B, n, L)``.
-        """
+        """Pool the spans."""
         start, end, scorer = start.contiguous(), end.contiguous(), scorer.contiguous()
         product = None if product is None else product.contiguous()
         scores = start.new_full((*reach.shape, length), -torch.inf)
@@ -89,16 +65,7 @@ class TritonSpanAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pooled_grad: Tensor, weights_grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Make the spans again, twice, and return the gradients.
-
-        Args:
-            ctx: What `forward` left.
-            pooled_grad: ``(B, d)``.
-            weights_grad: ``(B, n, L)``.
-
-        Returns:
-            A gradient for each of the four tensors, and None for the other arguments.
-        """
+        """Make the spans again, twice, and return the gradients."""
         start, end, product, scorer, reach, pooled, weights = ctx.saved_tensors
         pooled_grad = pooled_grad.contiguous()
         centre = (pooled * pooled_grad).sum(1) + (weights * weights_grad).sum((1, 2))

@@ -139,23 +139,7 @@ class TextRNNPooling(TokenPooling):
 
 
 def read(network: nn.RNNBase, tokens: Tensor, lengths: Tensor, initial: Tensor | None = None) -> Tensor:
-    """Let a recurrent network of torch read texts of different lengths, each to its own end and back from there.
-
-    Args:
-        network: It takes the batch first.
-        tokens: ``(batch, n, d)``.
-        lengths: Tokens of each text, ``(batch,)``, at least 1, the longest n.
-        initial: State before the first token, ``(layers · directions, batch, width)``; None for zeros.
-
-    Returns:
-        States of the last layer, ``(batch, n, width · directions)``, zero after the end of a text.
-
-    Example:
-        >>> network = nn.GRU(3, 4, batch_first=True, bidirectional=True)
-        >>> states = read(network, torch.ones(2, 5, 3), torch.tensor([5, 2]))
-        >>> tuple(states.shape), bool(states[1, 2:].any())
-        ((2, 5, 8), False)
-    """
+    """Let a recurrent network of torch read texts of different lengths, each to its own end and back from there."""
     packed = pack_padded_sequence(tokens, lengths.cpu(), batch_first=True, enforce_sorted=False)
     states, _ = network(packed, initial)
     return pad_packed_sequence(states, batch_first=True)[0]

@@ -16,21 +16,7 @@ __all__ = ["TokenPooling", "maximum_over_time"]
 
 
 class TokenPooling(StoredModule):
-    """Base of poolings by a small network over the tokens of a text.
-
-    A subclass sees every text from its first token on, without what pads it: ``attention_mask`` says which tokens
-    count, wherever they stand. A text in which nothing counts gets the zero vector. The network computes in the type
-    of its weights, or in that of an autocast block; the embedding has the type of the token embeddings.
-
-    Args:
-        embedding_dimension: Width d of the token embeddings.
-        dropout: Dropout of the embedding in training.
-        include_prompt: Whether the tokens of a prompt count, as for the host's ``Pooling``.
-
-    Reads / Writes:
-        ``token_embeddings`` ``(batch, n, d)`` and ``attention_mask`` ``(batch, n)``, or both flattened, with
-        ``cu_seq_lens_q``; ``prompt_length`` → ``sentence_embedding`` ``(batch, get_embedding_dimension())``
-    """
+    """Base of poolings by a small network over the tokens of a text."""
 
     def __init__(self, embedding_dimension: int, dropout: float, include_prompt: bool) -> None:
         super().__init__()
@@ -41,11 +27,7 @@ class TokenPooling(StoredModule):
 
     @staticmethod
     def check_sizes(**sizes: int) -> None:
-        """Raise a ValueError that names the first size below 1.
-
-        Args:
-            **sizes: Sizes by the name of their argument.
-        """
+        """Raise a ValueError that names the first size below 1."""
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a whole number, at least 1, got {size!r}")
@@ -53,19 +35,7 @@ class TokenPooling(StoredModule):
     # The number of tokens of the longest text decides about shapes; the encoder before it is still compiled.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Pool the token embeddings.
-
-        Args:
-            features: What the encoder produced; see the class.
-            **kwargs: Ignored.
-
-        Returns:
-            The same dictionary, with the embedding added.
-
-        Raises:
-            ValueError: There are no token embeddings, they have another width or hold NaN (named on a CPU only), or
-                the mask does not fit them.
-        """
+        """Pool the token embeddings."""
         tokens, mask = counted_tokens(features, self.embedding_dimension, type(self).__name__, self.include_prompt)
         aligned, lengths = left_aligned(tokens, mask)
         pooled = self.pool(aligned.to(next(self.parameters()).dtype), lengths.clamp(min=1))
@@ -76,31 +46,10 @@ class TokenPooling(StoredModule):
 
     @abstractmethod
     def pool(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Pool texts that begin at the first position.
-
-        Args:
-            tokens: ``(batch, n, d)``, zero after the end of a text.
-            lengths: ``(batch,)``, at least 1: an empty text counts as one zero vector, and is set to zero afterwards.
-
-        Returns:
-            ``(batch, get_embedding_dimension())``.
-        """
+        """Pool texts that begin at the first position."""
 
 
 def maximum_over_time(values: Tensor, lengths: Tensor) -> Tensor:
-    """Return the largest value of each column at the first positions of each row.
-
-    Args:
-        values: ``(batch, n, d)``.
-        lengths: How many positions count, ``(batch,)``, at least 1.
-
-    Returns:
-        ``(batch, d)``.
-
-    Example:
-        >>> values = torch.tensor([[[1.0], [5.0]], [[2.0], [3.0]]])
-        >>> maximum_over_time(values, torch.tensor([1, 2])).tolist()
-        [[1.0], [3.0]]
-    """
+    """Return the largest value of each column at the first positions of each row."""
     outside = torch.arange(values.shape[1], device=values.device) >= lengths[:, None]
     return values.masked_fill(outside[:, :, None], torch.finfo(values.dtype).min).amax(dim=1)

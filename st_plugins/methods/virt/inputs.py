@@ -19,14 +19,7 @@ _PROBE = ("a", "b")
 
 
 class Span(NamedTuple):
-    """Where a run of tokens is in each row of a batch.
-
-    Attributes:
-        starts: ``(B,)`` position of the first token.
-        lengths: ``(B,)`` number of tokens.
-        width: The largest number of tokens, or more.
-        start: The first token's position if all rows share it; None if they may differ.
-    """
+    """Where a run of tokens is in each row of a batch."""
 
     starts: Tensor
     lengths: Tensor
@@ -35,13 +28,7 @@ class Span(NamedTuple):
 
 
 class Column(NamedTuple):
-    """The texts of one column as the student got them.
-
-    Attributes:
-        ids: ``(B, n)`` of the whole rows.
-        content: Where the text is, without prompt and special tokens.
-        prompted: Whether a prompt stands before the text.
-    """
+    """The texts of one column as the student got them."""
 
     ids: Tensor
     content: Span
@@ -49,14 +36,7 @@ class Column(NamedTuple):
 
 
 class TeacherInput(NamedTuple):
-    """Pairs for the teacher, and where the tokens to compare are in them and in the student's rows.
-
-    Attributes:
-        features: What the teacher takes.
-        lengths: ``(B,)`` tokens of each pair, special ones included.
-        student: Where the first and the second texts' tokens are in the student's rows.
-        teacher: Where the same tokens are in ``features``.
-    """
+    """Pairs for the teacher, and where the tokens to compare are in them and in the student's rows."""
 
     features: Features
     lengths: Tensor
@@ -73,20 +53,7 @@ class _Template(NamedTuple):
 
 
 def take(tensor: Tensor, span: Span) -> Tensor:
-    """Bring the tokens of a span to the beginning of their rows.
-
-    Args:
-        tensor: ``(B, H, n, d)``.
-        span: Which tokens.
-
-    Returns:
-        ``(B, H, width, d)``; what stands behind a row's length is arbitrary.
-
-    Example:
-        >>> tensor = torch.arange(8).view(2, 1, 4, 1)
-        >>> take(tensor, Span(torch.tensor([1, 2]), torch.tensor([2, 1]), 2))[:, 0, :, 0].tolist()
-        [[1, 2], [6, 7]]
-    """
+    """Bring the tokens of a span to the beginning of their rows."""
     if span.start is not None:
         return tensor[:, :, span.start : span.start + span.width]
     # As rows of all heads: models keep them together, and whole rows are copied fast.
@@ -97,17 +64,7 @@ def take(tensor: Tensor, span: Span) -> Tensor:
 
 
 class PairInputs:
-    """Builds the teacher's inputs from the ids that the student got, without going through text again.
-
-    How the tokenizer surrounds one text and a pair is learnt from what it makes of two letters.
-
-    Args:
-        student: The student.
-        teacher: The teacher, with the same vocabulary.
-        include_specials: Whether special tokens that a text has in both inputs count as its tokens: those next to it
-            that are the same and no other text's. For BERT these are [CLS] and [SEP] of the first text and the [SEP]
-            of the second one, whose own [CLS] the teacher's input does not have.
-    """
+    """Builds the teacher's inputs from the ids that the student got, without going through text again."""
 
     def __init__(self, student: SentenceTransformer, teacher: CrossEncoder, include_specials: bool = False) -> None:
         self._tokenizer: Any = student.tokenizer
@@ -135,18 +92,7 @@ class PairInputs:
         self._margins = self._shared_specials() if include_specials else [(0, 0), (0, 0)]
 
     def column(self, features: Features, index: int) -> Column:
-        """Find the texts in the student's features.
-
-        Args:
-            features: The tokenized batch of one column, with padding on either side; left as it is.
-            index: The column's index, for messages.
-
-        Returns:
-            The texts.
-
-        Raises:
-            ValueError: There are no padded ids and mask, or a row is not one text between special tokens.
-        """
+        """Find the texts in the student's features."""
         ids, mask = features.get("input_ids"), features.get("attention_mask")
         if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.shape != mask.shape or ids.ndim != 2:
             raise ValueError(
@@ -178,18 +124,7 @@ class PairInputs:
         return Column(ids, Span(starts, lengths, *_extent(starts, lengths)), prompted=skip > len(before))
 
     def teacher_input(self, first: Column, second: Column) -> TeacherInput:
-        """Join two columns.
-
-        Args:
-            first: The first texts.
-            second: The second texts, as many.
-
-        Returns:
-            The teacher's input, padded on the right.
-
-        Raises:
-            ValueError: A pair is longer than the teacher takes.
-        """
+        """Join two columns."""
         spans = (first.content, second.content)
         words = [column.ids.gather(1, _positions(column.content, column.ids.shape[1])) for column in (first, second)]
         added = sum(map(len, self._pair.specials))
@@ -266,15 +201,7 @@ class PairInputs:
 
 
 def check_tokenizers(student: Any, teacher: Any) -> None:
-    """Raise a ValueError unless two tokenizers have the same vocabulary and special tokens.
-
-    Args:
-        student: The student's tokenizer.
-        teacher: The teacher's tokenizer.
-
-    Raises:
-        ValueError: They differ, or do not tell which tokens belong to which text.
-    """
+    """Raise a ValueError unless two tokenizers have the same vocabulary and special tokens."""
     for whose, tokenizer in (("student", student), ("teacher", teacher)):
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(

@@ -18,28 +18,7 @@ FUSIONS = {"concatenation": 2, "difference": 3, "product": 4}
 
 
 def attended_means(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of what the tokens of each text find in the other text.
-
-    With ``A = softmax(X Yᵀ / √d)`` over the tokens of the second text, ``u`` is the mean of the rows of ``A Y``; ``v``
-    is the same with the texts exchanged. ``A Y`` is never formed: its mean is the mean row of ``A`` times ``Y``, and
-    the scores serve both directions. Scores, softmax and sums are float32 at least, under autocast too.
-
-    Args:
-        x: Token vectors of the first texts, ``(N, m, d)``; ``(1, m, d)`` for one text against many.
-        y: Token vectors of the second texts, ``(N, n, d)``.
-        x_mask: Which tokens of the first texts count, ``(N, m)`` or ``(1, m)``, boolean.
-        y_mask: Which tokens of the second texts count, ``(N, n)``, boolean.
-
-    Returns:
-        ``u``, a mean of vectors of the second text, and ``v``, a mean of vectors of the first, both ``(N, d)``; zeros
-        where either text has no token that counts.
-
-    Example:
-        >>> x, y = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0], [0.0, 3.0], [9.0, 9.0]]])
-        >>> u, v = attended_means(x, y, torch.ones(1, 1) > 0, torch.tensor([[True, True, False]]))
-        >>> u.tolist(), v.tolist()  # a zero vector attends to all tokens that count alike
-        ([[0.5, 1.5]], [[0.0, 0.0]])
-    """
+    """Return the mean of what the tokens of each text find in the other text."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         # Whatever padding holds must not reach a product: 0 · NaN is NaN.
@@ -57,68 +36,25 @@ def attended_means(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tupl
 
 
 def fuse(u: Tensor, v: Tensor, fusion: str) -> Tensor:
-    """Join the two vectors of a pair.
-
-    Args:
-        u: ``(N, d)``.
-        v: ``(N, d)``.
-        fusion: ``"concatenation"``, ``"difference"`` or ``"product"``.
-
-    Returns:
-        ``[u; v]``, ``[u; v; |u - v|]`` or ``[u; v; |u - v|; u ∘ v]``.
-
-    Raises:
-        ValueError: ``fusion`` is none of these.
-
-    Example:
-        >>> fuse(torch.tensor([[2.0]]), torch.tensor([[5.0]]), "product").tolist()
-        [[2.0, 5.0, 3.0, 10.0]]
-    """
+    """Join the two vectors of a pair."""
     check_fusion(fusion)
     return torch.cat([u, v, (u - v).abs(), u * v][: FUSIONS[fusion]], dim=-1)
 
 
 def check_fusion(fusion: str) -> None:
-    """Raise a ValueError if there is no such fusion.
-
-    Args:
-        fusion: Its name.
-
-    Raises:
-        ValueError: There is none; the message lists those there are.
-    """
+    """Raise a ValueError if there is no such fusion."""
     if fusion not in FUSIONS:
         raise ValueError(f"fusion must be {', '.join(map(repr, FUSIONS))}, got {fusion!r}")
 
 
 def pair_means(outputs: Sequence[Mapping[str, Any]], special_ids: Sequence[int]) -> Tensor:
-    """Compute `attended_means` from what a model made of the two columns of a batch.
-
-    Args:
-        outputs: The features of the first and of the second texts; see `content_tokens`.
-        special_ids: Ids of the special tokens.
-
-    Returns:
-        ``u`` and ``v``, ``(N, 2, d)``.
-    """
+    """Compute `attended_means` from what a model made of the two columns of a batch."""
     (x, x_mask), (y, y_mask) = (content_tokens(features, special_ids) for features in outputs)
     return torch.stack(attended_means(x, y, x_mask, y_mask), dim=1)
 
 
 class PairHead(nn.Module):
-    """Fusion of the two vectors of a pair, and a perceptron with one hidden layer on top.
-
-    Args:
-        width: Width d of the vectors.
-        num_labels: Number of outputs.
-        fusion: See `fuse`.
-        hidden: Width of the hidden layer.
-        dropout: Dropout of the hidden layer.
-
-    Example:
-        >>> tuple(PairHead(8, 3, "difference", hidden=16, dropout=0.1)(torch.randn(5, 2, 8)).shape)
-        (5, 3)
-    """
+    """Fusion of the two vectors of a pair, and a perceptron with one hidden layer on top."""
 
     def __init__(self, width: int, num_labels: int, fusion: str, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -128,14 +64,7 @@ class PairHead(nn.Module):
         self.outer = nn.Linear(hidden, num_labels)
 
     def forward(self, means: Tensor) -> Tensor:
-        """Compute the logits.
-
-        Args:
-            means: ``u`` and ``v``, ``(N, 2, d)``.
-
-        Returns:
-            ``(N, num_labels)``, float32 at least.
-        """
+        """Compute the logits."""
         u, v = means.to(self.inner.weight.dtype).unbind(dim=1)
         hidden = nn.functional.gelu(self.inner(fuse(u, v, self.fusion)))
         logits: Tensor = self.outer(self.dropout(hidden))

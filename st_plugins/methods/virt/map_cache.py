@@ -29,21 +29,7 @@ _SHARD_BYTES = 64 * 2**20
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's weights: names, types, shapes and numbers.
-
-    Args:
-        model: The model.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> layer = torch.nn.Linear(2, 1)
-        >>> before = fingerprint(layer)
-        >>> _ = torch.nn.init.ones_(layer.weight)
-        >>> len(before), before == fingerprint(layer)
-        (64, False)
-    """
+    """Return the SHA-256 of a model's weights: names, types, shapes and numbers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -52,45 +38,12 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def pair_key(first: Sequence[int], second: Sequence[int]) -> str:
-    """Return the name of a pair of texts.
-
-    Args:
-        first: Token ids of the first text.
-        second: Token ids of the second text.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> pair_key([1, 2], [3]) == pair_key([1], [2, 3])
-        False
-    """
+    """Return the name of a pair of texts."""
     return hashlib.sha256(json.dumps([list(first), list(second)]).encode()).hexdigest()
 
 
 class MapCache:
-    """Flat tensors of half precision in a folder, found by name.
-
-    New entries wait in memory and are written in files of about 64 MiB, each whole or not at all, and the rest when
-    the cache is closed or the process ends. What a killed process had not written is made again the next time.
-    Several processes may write to one folder.
-
-    Args:
-        folder: The folder; created if need be.
-        origin: What the entries were made from and how. A folder made from something else is refused.
-
-    Raises:
-        ValueError: The folder holds something else, was made from something else, or a file in it is damaged.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> cache = MapCache(folder, {"teacher": "abc"})
-        >>> cache.put("pair", torch.tensor([0.25, 0.75]))
-        >>> cache.close()
-        >>> MapCache(folder, {"teacher": "abc"}).get("pair")
-        tensor([0.2500, 0.7500], dtype=torch.float16)
-    """
+    """Flat tensors of half precision in a folder, found by name."""
 
     def __init__(self, folder: str | Path, origin: dict[str, Any]) -> None:
         self.folder = Path(folder)
@@ -112,18 +65,7 @@ class MapCache:
         return key in self._where or key in self._new
 
     def get(self, key: str, size: int | None = None) -> Tensor:
-        """Return an entry.
-
-        Args:
-            key: Its name.
-            size: How many numbers it must have; None for any.
-
-        Returns:
-            The tensor, on the CPU, in half precision.
-
-        Raises:
-            ValueError: The file with the entry is damaged.
-        """
+        """Return an entry."""
         if key in self._new:
             return self._new[key]
         path = self._where[key]
@@ -134,12 +76,7 @@ class MapCache:
         return tensor
 
     def put(self, key: str, tensor: Tensor) -> None:
-        """Add an entry, unless there is one of this name.
-
-        Args:
-            key: Its name.
-            tensor: One-dimensional; rounded to half precision.
-        """
+        """Add an entry, unless there is one of this name."""
         if key in self:
             return
         self._new[key] = tensor.detach().to("cpu", torch.float16).clone()

@@ -43,17 +43,7 @@ class MapOptions(NamedTuple):
 
 
 class PairAttention(NamedTuple):
-    """Queries and keys of one layer for B pairs of texts, each text at the beginning of its rows.
-
-    Attributes:
-        first_query: ``(B, H, m, d_head)``, of the first texts.
-        first_key: ``(B, H, m, d_head)``.
-        second_query: ``(B, H, n, d_head)``, of the second texts.
-        second_key: ``(B, H, n, d_head)``.
-        scaling: What products are multiplied with.
-        first_lengths: ``(B,)`` tokens of the first texts; what is behind them is never looked at.
-        second_lengths: ``(B,)`` tokens of the second texts.
-    """
+    """Queries and keys of one layer for B pairs of texts, each text at the beginning of its rows."""
 
     first_query: Tensor
     first_key: Tensor
@@ -65,14 +55,7 @@ class PairAttention(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some pairs of a batch.
-
-    Attributes:
-        rows: Which pairs.
-        first: Tokens of the longest first text among them.
-        second: Tokens of the longest second text.
-        even: Whether all of them are known to have that many, so that nothing is padding.
-    """
+    """Some pairs of a batch."""
 
     rows: slice
     first: int
@@ -93,27 +76,7 @@ def interaction_map(
     softmax: bool = True,
     log: bool = False,
 ) -> Tensor:
-    """Return what each token of one text attends to in the other, as far as only the other's tokens can be chosen.
-
-    Computed in the type of ``query``, which should be float32 or wider.
-
-    Args:
-        query: ``(B, H, m, d_head)``, of the text that attends.
-        key: ``(B, H, n, d_head)``, of the other text.
-        scaling: What the products are multiplied with.
-        lengths: ``(B,)`` tokens of the other text. Columns behind them are 0, or the logarithm of nearly 0. None if
-            no text has padding.
-        softmax: Whether rows are turned into distributions; otherwise the map is the scaled products.
-        log: Whether the logarithms of the distributions are returned.
-
-    Returns:
-        ``(B, H, m, n)``.
-
-    Example:
-        >>> query, key = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[2.0, 5.0], [0.0, 1.0], [9.0, 9.0]]]])
-        >>> interaction_map(query, key, 0.5, torch.tensor([2]))  # softmax of 1 and 0; the third token is padding
-        tensor([[[[0.7311, 0.2689, 0.0000]]]])
-    """
+    """Return what each token of one text attends to in the other, as far as only the other's tokens can be chosen."""
     scores = (query * scaling) @ key.transpose(2, 3)
     if lengths is not None:
         real = row_mask(lengths, key.shape[2])
@@ -126,29 +89,7 @@ def interaction_map(
 
 
 def map_distance(student: Tensor, target: Tensor, lengths: Tensor, distance: Distance = "mse") -> Tensor:
-    """Return how far the student's map of each pair is from the teacher's.
-
-    With V the student's map and T the target, i a row, j a column, and averages over heads and over the real rows:
-
-    - ``"mse"``: the average of ``Σ_j (V_ij - T_ij)²``;
-    - ``"kl"``: the average of ``Σ_j T_ij log(T_ij / V_ij) + 1 - Σ_j T_ij``, which is Kullback and Leibler's where T
-      sums to 1, and their generalised divergence where it sums to less;
-    - ``"frobenius"``: the average over heads of ``sqrt(Σ_ij (V_ij - T_ij)²)``, which grows with the number of rows.
-
-    Args:
-        student: ``(B, H, m, n)`` as from `interaction_map`: for ``"kl"`` its logarithms.
-        target: ``(B, H, m, n)``, 0 in columns that are padding.
-        lengths: ``(B,)`` real rows; a map without any has the distance 0.
-        distance: The distance.
-
-    Returns:
-        ``(B,)``.
-
-    Example:
-        >>> student, target = torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([[[[0.9, 0.1]]]])
-        >>> map_distance(student, target, torch.tensor([1]))  # 0.4² + 0.4²
-        tensor([0.3200])
-    """
+    """Return how far the student's map of each pair is from the teacher's."""
     if distance == "kl":
         rows = (torch.xlogy(target, target) - target * student).sum(dim=3) + 1 - target.sum(dim=3)
     else:
@@ -166,14 +107,7 @@ _Side = tuple[Tensor, Tensor, Tensor, int]
 
 
 class AttentionTarget:
-    """The teacher's maps, formed for some pairs at a time.
-
-    Args:
-        attention: The teacher's queries and keys of the two texts inside its input.
-        options: Which maps are wanted.
-        row_key: ``(B, H, w, d_head)``, the keys of everything in the teacher's input; for ``"full_row_slice"``.
-        row_lengths: ``(B,)`` tokens in the teacher's input; for ``"full_row_slice"``.
-    """
+    """The teacher's maps, formed for some pairs at a time."""
 
     def __init__(
         self,
@@ -187,14 +121,7 @@ class AttentionTarget:
         self._row_key, self._row_lengths = row_key, row_lengths
 
     def __call__(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Return the maps from first to second and from second to first text.
-
-        Args:
-            block: Which pairs.
-
-        Returns:
-            ``(b, H, m, n)`` and ``(b, H, n, m)``.
-        """
+        """Return the maps from first to second and from second to first text."""
         part = self._attention
         first = (part.first_query, part.first_key, part.first_lengths, block.first)
         second = (part.second_query, part.second_key, part.second_lengths, block.second)
@@ -217,32 +144,7 @@ class AttentionTarget:
 
 
 def pair_distance(student: PairAttention, target: TargetMaps, options: MapOptions) -> Tensor:
-    """Return the distance of one layer: the average over pairs of the average of both directions.
-
-    A pair with an empty text has no map and is left out of the average; without any other pair the distance is 0.
-
-    The maps of a few pairs exist at a time. Gradients are computed along with them, so that what waits for the
-    backward pass is no map, but one gradient of the size of the queries and keys.
-
-    Args:
-        student: The student's queries and keys, in any floating type; maps are computed in float32, or float64 if
-            that is given, under autocast too.
-        target: The teacher's maps.
-        options: Which maps, and how they are compared.
-
-    Returns:
-        A number.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> two, three = torch.tensor([2]), torch.tensor([3])
-        >>> teacher = PairAttention(*(torch.randn(1, 4, n, 8) for n in (2, 2, 3, 3)), 0.35, two, three)
-        >>> student = PairAttention(*(torch.randn(1, 4, n, 8) for n in (2, 2, 3, 3)), 0.35, two, three)
-        >>> options = MapOptions()
-        >>> same = pair_distance(teacher, AttentionTarget(teacher, options), options)
-        >>> round(float(same), 4), round(float(pair_distance(student, AttentionTarget(teacher, options), options)), 4)
-        (0.0, 0.3056)
-    """
+    """Return the distance of one layer: the average over pairs of the average of both directions."""
     tensors = student[:4]
     first_lengths, second_lengths = student.first_lengths, student.second_lengths
     full = (first_lengths > 0) & (second_lengths > 0)
@@ -325,19 +227,7 @@ class _EvaluateWithGradient(torch.autograd.Function):
 
 
 def row_mask(lengths: Tensor, width: int) -> Tensor:
-    """Say which tokens are real.
-
-    Args:
-        lengths: ``(B,)`` number of tokens.
-        width: Places in a row.
-
-    Returns:
-        ``(B, width)``, True up to each length.
-
-    Example:
-        >>> row_mask(torch.tensor([1, 0]), 2).tolist()
-        [[True, False], [False, False]]
-    """
+    """Say which tokens are real."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 

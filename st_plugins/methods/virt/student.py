@@ -24,28 +24,7 @@ ColumnLayers = list[dict[int, LayerAttention]]
 
 @contextmanager
 def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Iterable[int]) -> Iterator[ColumnLayers]:
-    """Capture layers of a model, and tell by the batches that go through it which column they belong to.
-
-    Args:
-        model: A SentenceTransformer, or a wrapper of one.
-        columns: The tokenized batches, as they will be given to the model.
-        layers: Indices of the layers to keep.
-
-    Yields:
-        One dictionary for each column, filled when the model has embedded it; empty if it has not done so in one pass.
-
-    Raises:
-        ValueError: A column is embedded twice.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> model = untrained_encoder()
-        >>> columns = [model.preprocess(["a cat slept"]), model.preprocess(["the big dog ate"])]
-        >>> with capture_columns(model, columns, [1]) as captured:
-        ...     embeddings = [model(features)["sentence_embedding"] for features in columns]
-        >>> [tuple(column[1].query.shape) for column in captured]
-        [(1, 4, 5, 16), (1, 4, 6, 16)]
-    """
+    """Capture layers of a model, and tell by the batches that go through it which column they belong to."""
     captured: ColumnLayers = [{} for _ in columns]
     wanted = list(layers)
     inner = inner_model(model)
@@ -86,17 +65,7 @@ def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Itera
 
 
 def check_captured(captured: ColumnLayers, columns: Sequence[Features], layers: Iterable[int], what: str) -> None:
-    """Raise a ValueError unless every column went through the model in one pass, with gradients if they are on.
-
-    Args:
-        captured: From `capture_columns`, after the columns were embedded.
-        columns: The tokenized batches.
-        layers: The layers that should be there.
-        what: What embedded them, for messages.
-
-    Raises:
-        ValueError: A column or layer is missing, was changed on its way, or has no gradients.
-    """
+    """Raise a ValueError unless every column went through the model in one pass, with gradients if they are on."""
     wanted = set(layers)
     for index, (found, features) in enumerate(zip(captured, columns, strict=True)):
         shape = tuple(features["input_ids"].shape)
@@ -115,16 +84,7 @@ def check_captured(captured: ColumnLayers, columns: Sequence[Features], layers: 
 
 
 def pair_attention(pair: TeacherInput, first: LayerAttention, second: LayerAttention) -> PairAttention:
-    """Put the tokens to compare at the beginning of their rows.
-
-    Args:
-        pair: Says which tokens those are.
-        first: The student's layer for the first texts.
-        second: The same layer for the second texts.
-
-    Returns:
-        Queries and keys of both.
-    """
+    """Put the tokens to compare at the beginning of their rows."""
     left, right = pair.student
     return PairAttention(
         take(first.query, left),

@@ -35,20 +35,7 @@ Consumer = Callable[[int, TargetMaps], None]
 
 
 class TeacherMaps:
-    """A frozen cross-encoder and the layers of it that a student learns from.
-
-    Not a module, so that the teacher is in nobody's parameters, checkpoints or training mode.
-
-    Args:
-        student: The student.
-        teacher: The cross-encoder, or the path of one.
-        layers: Which layers, as for `VIRTLoss`.
-        heads: As for `VIRTLoss`.
-        target: As for `VIRTLoss`.
-        distance: As for `VIRTLoss`.
-        special_tokens: As for `VIRTLoss`.
-        cache: A folder for the maps; None for no cache.
-    """
+    """A frozen cross-encoder and the layers of it that a student learns from."""
 
     def __init__(
         self,
@@ -101,12 +88,7 @@ class TeacherMaps:
         return str(_config(self.model).name_or_path)
 
     def visit(self, pair: TeacherInput, consume: Consumer) -> None:
-        """Hand over the wanted layers' maps, from the first layer to the last.
-
-        Args:
-            pair: From `inputs`.
-            consume: Is called once for each layer, with gradients enabled if they are here.
-        """
+        """Hand over the wanted layers' maps, from the first layer to the last."""
         if self._cache is None:
             self._run(pair, consume)
         else:
@@ -196,28 +178,7 @@ class TeacherMaps:
 
 
 def map_layers(layers: Any, student_depth: int, teacher_depth: int) -> dict[int, int]:
-    """Say from which of the teacher's layers each of the student's layers learns.
-
-    Of L layers, layer s (counted from 1) learns from layer ``ceil(s · L' / L)`` of a teacher with L': the last one
-    from the last one, and layer by layer where both have as many.
-
-    Args:
-        layers: ``"all"``, some of the student's layers, or a mapping from student's to teacher's layers; counted from
-            0, or from -1 backwards.
-        student_depth: L.
-        teacher_depth: L'.
-
-    Returns:
-        The teacher's layer by student's layer, both counted from 0.
-
-    Raises:
-        ValueError: There is no such layer, or none is asked for.
-        TypeError: ``layers`` is something else.
-
-    Example:
-        >>> map_layers("all", 4, 6), map_layers([-1], 4, 6), map_layers({0: -1}, 4, 6)
-        ({0: 1, 1: 2, 2: 4, 3: 5}, {3: 5}, {0: 5})
-    """
+    """Say from which of the teacher's layers each of the student's layers learns."""
     if isinstance(layers, Mapping):
         chosen = {
             _index(own, student_depth, "student"): _index(other, teacher_depth, "teacher")

@@ -80,18 +80,7 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def is_affine(module: nn.Module) -> bool:
-    """Return whether the module maps ``sentence_embedding`` to an affine function of itself.
-
-    Args:
-        module: A module of a pipeline. A Whitening counts also when it scales to unit length after its affine map.
-
-    Returns:
-        True for a Whitening, and for a stock Dense without activation.
-
-    Example:
-        >>> is_affine(Dense(4, 2, activation_function=nn.Identity())), is_affine(Dense(4, 2))
-        (True, False)
-    """
+    """Return whether the module maps ``sentence_embedding`` to an affine function of itself."""
     if isinstance(module, Whitening):
         return True
     return (
@@ -135,22 +124,7 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
 
 
 def affine_map(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of an affine module, in float64 on the CPU.
-
-    Args:
-        module: One for which :func:`is_affine` holds.
-
-    Returns:
-        Weight of shape ``(k, d)`` and bias of shape ``(k,)``; a residual connection is part of the weight.
-
-    Raises:
-        TypeError: The module is another one.
-
-    Example:
-        >>> weight, bias = affine_map(Dense(4, 2, activation_function=nn.Identity()))
-        >>> tuple(weight.shape), weight.dtype
-        ((2, 4), torch.float64)
-    """
+    """Return weight and bias of an affine module, in float64 on the CPU."""
     if isinstance(module, Whitening):
         mean, weight = module.affine()
         return weight, -weight @ mean

@@ -31,33 +31,7 @@ _COMPUTED_IN = {4: 16.0}  # bytes of a number: its rounding in units of eps
 
 @dataclass
 class Moments:
-    """Count, mean, scatter and the two fourth-order sums that Ledoit-Wolf shrinkage needs.
-
-    With ``y = x - mean`` over all rows seen so far::
-
-        scatter = Σ y yᵀ,   cubic = Σ ‖y‖² y,   quartic = Σ ‖y‖⁴
-
-    Two such summaries merge exactly (Chan, Golub & LeVeque 1983 for the scatter): both are moved to the common mean
-    and added. All sums are about a mean, so nothing cancels when the mean is far larger than the spread. Sums are
-    kept in float64.
-
-    Args:
-        dimension: Width of the embeddings.
-        count: Rows seen.
-        mean: Mean of the rows, ``(d,)``.
-        scatter: Sum of outer products of the centred rows, ``(d, d)``.
-        cubic: Sum of the centred rows, each times its squared norm, ``(d,)``.
-        quartic: Sum of the squared squared norms of the centred rows.
-        resolution: Relative size below which an eigenvalue of the scatter is rounding noise, whatever the count.
-
-    Example:
-        >>> whole = Moments.of(np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]]))
-        >>> parts = Moments.of(np.array([[0.0, 1.0]])).merge(Moments.of(np.array([[2.0, 1.0], [4.0, 4.0]])))
-        >>> whole.mean.tolist(), np.round(parts.scatter, 12).tolist()
-        ([2.0, 2.0], [[8.0, 6.0], [6.0, 6.0]])
-        >>> round(whole.quartic, 6) == round(parts.quartic, 6) == 5.0**2 + 1.0**2 + 8.0**2
-        True
-    """
+    """Count, mean, scatter and the two fourth-order sums that Ledoit-Wolf shrinkage needs."""
 
     dimension: int
     count: int = 0
@@ -74,18 +48,7 @@ class Moments:
 
     @staticmethod
     def of(block: Array | torch.Tensor, *, first_row: int = 0) -> Moments:
-        """Summarise one block.
-
-        Args:
-            block: Embeddings, ``(rows, d)``, of any floating type.
-            first_row: Number of the block's first row, for error messages.
-
-        Returns:
-            Its moments.
-
-        Raises:
-            ValueError: A row holds NaN or infinity, or values whose squares overflow.
-        """
+        """Summarise one block."""
         epsilon = torch.finfo(block.dtype).eps if isinstance(block, torch.Tensor) else np.finfo(block.dtype).eps
         single = block.dtype.itemsize <= 4 and len(block) >= _SINGLE_PRECISION_ROWS
         dtype: np.dtype[np.floating] = np.dtype(np.float32) if single else np.dtype(np.float64)
@@ -116,14 +79,7 @@ class Moments:
         return total
 
     def merge(self, other: Moments) -> Self:
-        """Add the rows that another summary has seen.
-
-        Args:
-            other: Moments of other rows of the same width; left as it is.
-
-        Returns:
-            Itself.
-        """
+        """Add the rows that another summary has seen."""
         self.resolution = max(self.resolution, other.resolution)
         if not other.count:
             return self
@@ -144,11 +100,7 @@ class Moments:
         return self
 
     def ledoit_wolf(self) -> float:
-        """Return the Ledoit-Wolf shrinkage intensity of the covariance towards ``(trace / d) · I``.
-
-        ``β̄² = (Σ ‖y‖⁴ / N - ‖Σ̂‖²) / N`` estimates the squared error of the covariance, ``δ² = ‖Σ̂ - m I‖²`` its
-        squared distance from the target; the intensity is ``min(β̄², δ²) / δ²`` (Ledoit & Wolf 2004, section 3).
-        """
+        """Return the Ledoit-Wolf shrinkage intensity of the covariance towards ``(trace / d) · I``."""
         if not self.count:
             return 0.0
         covariance_norm = float(np.sum(np.square(self.scatter / self.count)))

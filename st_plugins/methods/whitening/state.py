@@ -22,20 +22,7 @@ _NAMES = (*_STATISTICS, *_TRANSFORM)
 
 
 class WhiteningState(nn.Module):
-    """Statistics of embeddings and the transform that they give, in float64; nothing before the first embedding.
-
-    The transform is empty while it is to be derived anew.
-
-    Args:
-        dimension: Width of the embeddings.
-        output_dimension: Width of the output; None for any.
-
-    Example:
-        >>> state = WhiteningState(1, None)
-        >>> state.set_moments(Moments.of(np.array([[0.0], [2.0]])))
-        >>> state.rows, state.moments().mean.tolist(), state.weight is None
-        (2, [1.0], True)
-    """
+    """Statistics of embeddings and the transform that they give, in float64; nothing before the first embedding."""
 
     statistics_count: Tensor | None
     mean: Tensor | None
@@ -55,14 +42,7 @@ class WhiteningState(nn.Module):
         return 0 if self.statistics_count is None else int(self.statistics_count.item())
 
     def array(self, name: str) -> NDArray[np.floating]:
-        """Return a copy of a buffer.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The array.
-        """
+        """Return a copy of a buffer."""
         return np.array(getattr(self, name).detach().cpu().numpy())
 
     def moments(self) -> Moments:
@@ -74,11 +54,7 @@ class WhiteningState(nn.Module):
         return Moments(self.dimension, self.rows, mean, scatter, cubic, quartic, resolution)
 
     def set_moments(self, moments: Moments) -> None:
-        """Take over statistics; the transform is to be derived from them.
-
-        Args:
-            moments: The statistics.
-        """
+        """Take over statistics; the transform is to be derived from them."""
         arrays = (
             moments.mean,
             moments.scatter,
@@ -91,11 +67,7 @@ class WhiteningState(nn.Module):
             setattr(self, name, None)
 
     def set_transform(self, transform: Transform) -> None:
-        """Take over a transform.
-
-        Args:
-            transform: What the statistics give.
-        """
+        """Take over a transform."""
         self._fill(_TRANSFORM, (transform.mean, transform.weight, transform.eigenvalues, transform.explained))
 
     def _fill(self, names: tuple[str, ...], arrays: tuple[NDArray[Any], ...]) -> None:
@@ -116,20 +88,7 @@ class WhiteningState(nn.Module):
 
 
 def misfit(shapes: Mapping[str, tuple[int, ...]], dimension: Any, output_dimension: Any) -> str:
-    """Say why tensors of these shapes are no state of a Whitening.
-
-    Args:
-        shapes: Their shapes by name, with or without ``state.`` before it.
-        dimension: Width of the embeddings.
-        output_dimension: Width of the output; None for any.
-
-    Returns:
-        The reason; empty if they are one.
-
-    Example:
-        >>> misfit({"mean": (3,)}, 4, None)
-        'the state of a Whitening with embedding_dimension 4 ... but statistics_mean is missing'
-    """
+    """Say why tensors of these shapes are no state of a Whitening."""
     held = {name.removeprefix("state."): shape for name, shape in shapes.items()}
     whose = (
         f"the state of a Whitening with embedding_dimension {dimension!r} and output_dimension {output_dimension!r}"

@@ -20,18 +20,7 @@ _STATISTICS = ("mean", "scatter", "cubic")
 
 
 def checksum(moments: Moments) -> str:
-    """Return the SHA-256 of the statistics.
-
-    Args:
-        moments: The statistics.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> checksum(Moments.of(np.array([[0.0], [2.0]])))[:12]
-        '3c9c4e94a0ee'
-    """
+    """Return the SHA-256 of the statistics."""
     digest = hashlib.sha256(str(moments.count).encode())
     for name in _STATISTICS:
         digest.update(np.ascontiguousarray(getattr(moments, name)).tobytes())
@@ -42,15 +31,7 @@ def checksum(moments: Moments) -> str:
 def write_record(
     folder: Path, moments: Moments, explained: NDArray[np.floating], sources: dict[str, int], shrinkage: float
 ) -> None:
-    """Write ``fit.json``: what a Whitening was fitted to.
-
-    Args:
-        folder: An existing folder.
-        moments: The statistics.
-        explained: Share of the variance of each kept direction.
-        sources: Number of embeddings by source.
-        shrinkage: The intensity used.
-    """
+    """Write ``fit.json``: what a Whitening was fitted to."""
     record = {
         "library": f"st-plugins {__version__}",
         "count": moments.count,
@@ -64,19 +45,7 @@ def write_record(
 
 
 def read_record(file: Path, tensors: Path, moments: Moments) -> dict[str, int]:
-    """Read what `write_record` wrote.
-
-    Args:
-        file: The ``fit.json``.
-        tensors: The file that the statistics come from, for messages.
-        moments: The statistics.
-
-    Returns:
-        The number of embeddings by source.
-
-    Raises:
-        ValueError: It is damaged, or of other statistics; the message names both files.
-    """
+    """Read what `write_record` wrote."""
     record = read_object(file)
     if record.get("checksum") != checksum(moments) or not isinstance(record.get("sources"), dict):
         raise ValueError(f"{tensors} does not match the checksum in {file}; save the model again")

@@ -16,14 +16,7 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Transform:
-    """The affine map ``x ↦ (x - mean) weightᵀ`` in float64, and the spectrum it came from.
-
-    Args:
-        mean: Mean of the embeddings, ``(d,)``.
-        weight: One row a kept direction, ``(k, d)``.
-        eigenvalues: All eigenvalues of the covariance after shrinkage, descending, ``(d,)``.
-        explained: Share of the variance, before shrinkage, of each kept direction, ``(k,)``.
-    """
+    """The affine map ``x ↦ (x - mean) weightᵀ`` in float64, and the spectrum it came from."""
 
     mean: Array
     weight: Array
@@ -32,25 +25,7 @@ class Transform:
 
 
 def derive(moments: Moments, output_dimension: int | None, shrinkage: float, rcond: float | None) -> Transform:
-    """Derive the whitening transform: one eigen-decomposition of the covariance.
-
-    Args:
-        moments: Statistics of at least two embeddings.
-        output_dimension: Number of directions to keep; None keeps every usable one.
-        shrinkage: Weight of ``(trace / d) · I`` in the covariance.
-        rcond: Eigenvalues at most this share of the largest are unusable; None as `Whitening` describes.
-
-    Returns:
-        The transform.
-
-    Raises:
-        ValueError: There are too few embeddings, they are all equal, or fewer directions are usable than asked for.
-
-    Example:
-        >>> square = np.array([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])
-        >>> derive(Moments.of(square), None, 0.0, None).weight.tolist()
-        [[0.5, 0.0], [0.0, 1.0]]
-    """
+    """Derive the whitening transform: one eigen-decomposition of the covariance."""
     if moments.count < 2:
         raise ValueError(
             f"Whitening is fitted on {moments.count} embeddings, but a covariance needs at least 2; call fit() or "

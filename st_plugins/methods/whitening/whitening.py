@@ -338,18 +338,7 @@ class Whitening(StoredModule):
 
 
 def check_output_dimension(output_dimension: int | None) -> None:
-    """Refuse what no embedding can be cut down to.
-
-    Args:
-        output_dimension: Dimensions to keep, or None.
-
-    Raises:
-        TypeError: It is no whole number.
-        ValueError: It is below 1.
-
-    Example:
-        >>> check_output_dimension(256)
-    """
+    """Refuse what no embedding can be cut down to."""
     if output_dimension is None:
         return
     if not isinstance(output_dimension, int | np.integer):
@@ -359,17 +348,7 @@ def check_output_dimension(output_dimension: int | None) -> None:
 
 
 def check_shrinkage(shrinkage: float | str) -> None:
-    """Refuse what is no weight of the identity in a covariance.
-
-    Args:
-        shrinkage: As for `Whitening`.
-
-    Raises:
-        ValueError: It is neither a number in [0, 1] nor ``"ledoit-wolf"``.
-
-    Example:
-        >>> check_shrinkage(0.1)
-    """
+    """Refuse what is no weight of the identity in a covariance."""
     number = isinstance(shrinkage, int | float | np.number) and 0.0 <= shrinkage <= 1.0
     if not number and shrinkage != "ledoit-wolf":
         raise ValueError(f"shrinkage must be a number in [0, 1] or 'ledoit-wolf', got {shrinkage!r}")
