@@ -71,9 +71,11 @@ def with_virt(row: Row, model: SentenceTransformer, teacher: CrossEncoder, task_
     """
     if not row.weight:
         return task_loss
-    options: Any = {key: getattr(row, key) for key in ("weight", "heads", "target", "distance", "special_tokens")}
+    options: Any = {key: getattr(row, key) for key in ("weight", "heads", "target", "distance")}
     layers: Any = row.layers if isinstance(row.layers, str) else list(row.layers)
-    return VIRTLoss(model, teacher, task_loss, layers=layers, **options)
+    return VIRTLoss(
+        model, teacher, task_loss, layers=layers, include_special_tokens=row.special_tokens == "include", **options
+    )
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

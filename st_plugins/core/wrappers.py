@@ -96,7 +96,7 @@ def refuse_around_layers(model: nn.Module, loss: str) -> None:
 
 def wrapped(loss: nn.Module) -> nn.Module | None:
     """Return the loss inside another, whatever it is called there."""
-    inside = getattr(loss, "loss", getattr(loss, "task_loss", None))
+    inside = getattr(loss, "loss", None)
     if isinstance(loss, Matryoshka2dLoss) and isinstance(inside, MatryoshkaLoss):
         inside = inside.loss  # which that class puts between
     return inside if isinstance(inside, nn.Module) else None
@@ -111,7 +111,7 @@ def written(loss: nn.Module | None) -> str:
         return f"{name}(model)"
     if "model" not in dict(loss.named_children()):  # ours take it from the loss
         return f"{name}({written(inside)}, …)"
-    teacher = "teacher, " if hasattr(loss, "task_loss") else ""
+    teacher = "teacher, " if hasattr(loss, "teacher") else ""
     return f"{name}(model, {teacher}{written(inside)}, …)"
 
 

@@ -18,11 +18,11 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import quantize_embeddings
-from tests.test_composition_wrappers import gradients, total
 from torch import nn
 
 import st_plugins
 from st_plugins.modules import LayerMix, SpanPooling, TextCNNPooling, TextRCNNPooling, TextRNNPooling, TokenEmbeddings
+from tests.core.test_composition_wrappers import gradients, total
 from tests.our_losses import OURS, MakeModel, MakeTeacher
 from tests.training import host_trainer, logged
 

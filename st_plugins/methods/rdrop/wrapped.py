@@ -77,7 +77,7 @@ def _remedy(loss: nn.Module) -> str:
     if inside is None:
         return "it needs the model in one pass of its own; leave out the one or the other"
     if isinstance(loss, GuardedLoss):
-        first = "model, teacher, " if hasattr(loss, "task_loss") else ""
+        first = "model, teacher, " if hasattr(loss, "teacher") else ""
         return f"it looks into the model's pass; write {name}({first}RDropLoss({written(inside)}), …)"
     return f"it calls the loss in it several times; write {name}(model, RDropLoss({written(inside)}), …)"
 

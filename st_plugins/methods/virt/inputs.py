@@ -66,7 +66,9 @@ def take(tensor: Tensor, span: Span) -> Tensor:
 class PairInputs:
     """Builds the teacher's inputs from the ids that the student got, without going through text again."""
 
-    def __init__(self, student: SentenceTransformer, teacher: CrossEncoder, include_specials: bool = False) -> None:
+    def __init__(
+        self, student: SentenceTransformer, teacher: CrossEncoder, include_special_tokens: bool = False
+    ) -> None:
         self._tokenizer: Any = student.tokenizer
         self._limit: int | None = teacher.max_seq_length
         self._single = _template(self._tokenizer, _PROBE[:1], "the student")
@@ -89,7 +91,7 @@ class PairInputs:
                 self._limit,
                 room,
             )
-        self._margins = self._shared_specials() if include_specials else [(0, 0), (0, 0)]
+        self._margins = self._shared_specials() if include_special_tokens else [(0, 0), (0, 0)]
 
     def column(self, features: Features, index: int) -> Column:
         """Find the texts in the student's features."""

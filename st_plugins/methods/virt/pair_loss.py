@@ -32,7 +32,7 @@ class VIRTPairLoss(ClassifierLoss):
     """Train a `VIRTPairClassifier`: cross-entropy of its classes, or binary cross-entropy of its score.
 
     Give the trainer (or ``SentenceTransformer.fit``) the classifier's encoder as its model, and this as its loss.
-    Encoder and head are trained in place, so that the classifier is ready when the training is. As ``task_loss`` of
+    Encoder and head are trained in place, so that the classifier is ready when the training is. As ``loss`` of
     `VIRTLoss` the encoder learns from a cross-encoder's attention at the same time; each column goes through the
     encoder once.
 

@@ -45,13 +45,14 @@ class TeacherMaps:
         heads: Heads = "match",
         target: Target = "softmax_slice",
         distance: Distance = "mse",
-        special_tokens: str = "exclude",
+        include_special_tokens: bool = False,
         cache: str | Path | None = None,
     ) -> None:
         _check_choice("heads", heads, get_args(Heads))
         _check_choice("target", target, get_args(Target))
         _check_choice("distance", distance, get_args(Distance))
-        _check_choice("special_tokens", special_tokens, ("exclude", "include"))
+        if not isinstance(include_special_tokens, bool):
+            raise TypeError(f"include_special_tokens must be True or False, got {include_special_tokens!r}")
         if distance == "kl" and target == "logits":
             raise ValueError("distance='kl' compares distributions, but target='logits' has none; choose 'mse'")
         if isinstance(teacher, str | Path):
@@ -72,14 +73,14 @@ class TeacherMaps:
         self.options = MapOptions(heads, target, distance)
         self.depths: tuple[int, int] = (ours.num_hidden_layers, theirs.num_hidden_layers)
         self.layers = map_layers(layers, *self.depths)
-        self.inputs = PairInputs(student, teacher, include_specials=special_tokens == "include")
+        self.inputs = PairInputs(student, teacher, include_special_tokens)
         self._heads = 1 if heads == "mean" else int(theirs.num_attention_heads)
         self._wanted = sorted(set(self.layers.values()))
         self._cache: MapCache | None = None
         self._announced = False
         if cache is not None:
             origin = {"weights": fingerprint(teacher), "config": theirs.to_diff_dict(), "layers": self._wanted}
-            options = {"heads": heads, "target": target, "special_tokens": special_tokens}
+            options = {"heads": heads, "target": target, "include_special_tokens": include_special_tokens}
             self._cache = MapCache(cache, {**origin, **options})
 
     @property

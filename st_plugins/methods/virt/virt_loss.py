@@ -36,14 +36,14 @@ class VIRTLoss(GuardedLoss):
 
     The teacher is frozen and in evaluation mode. It is no part of the loss's parameters or checkpoints, and is moved
     to the student's device. Its input is made of the token ids that the student got, so each text is truncated by
-    itself first, and prompts are left out. The student embeds each column once, in ``task_loss``. Queries and keys are
+    itself first, and prompts are left out. The student embeds each column once, in ``loss``. Queries and keys are
     captured with the attention implementation that the models have; see `capture_attention` for the supported models.
 
     Args:
         model: The student.
         teacher: A trained ``CrossEncoder``, or the path of one, with the student's vocabulary. How many labels it has
             does not matter, only its attention is used.
-        task_loss: A loss on the same model that embeds each text column in one pass: ``CoSENTLoss``, ``SoftmaxLoss``,
+        loss: A loss on the same model that embeds each text column in one pass: ``CoSENTLoss``, ``SoftmaxLoss``,
             ``MultipleNegativesRankingLoss``, ``MarginMSELoss`` and most others of the host, `SelfExplainingLoss`;
             not the ``Cached…`` ones, nor losses that augment texts. None trains on the maps alone.
         weight: α of the paper, at least 0; 0 leaves out the teacher. Its meaning depends on ``target`` and
@@ -59,9 +59,9 @@ class VIRTLoss(GuardedLoss):
             not reach 0. ``"logits"``: scores on both sides, without a softmax.
         distance: ``"mse"`` as above, ``"kl"`` from the student's to the teacher's rows, or ``"frobenius"``, the norm
             of the difference of whole maps; see `map_distance`.
-        special_tokens: ``"exclude"`` compares the texts' own tokens only. ``"include"`` adds the special tokens next
-            to a text that are the same in both inputs: for BERT the [CLS] and [SEP] of X and the [SEP] of Y. The
-            [CLS] of Y has no counterpart in the teacher's input and stays out.
+        include_special_tokens: Whether to compare the special tokens next to a text too, as far as both inputs have
+            them: for BERT the [CLS] and [SEP] of X and the [SEP] of Y. The [CLS] of Y has no counterpart in the
+            teacher's input and stays out.
         cache: A folder for the teacher's maps in half precision, so that only the first epoch runs the teacher; see
             `MapCache`. The first batch logs how large it will be.
 
@@ -69,9 +69,9 @@ class VIRTLoss(GuardedLoss):
         +-----------------------------------------------+-------------------------+
         | Texts                                         | Labels                  |
         +===============================================+=========================+
-        | (text, text) pairs                            | as for ``task_loss``    |
+        | (text, text) pairs                            | as for ``loss``         |
         +-----------------------------------------------+-------------------------+
-        | (anchor, positive, negative, …)               | as for ``task_loss``    |
+        | (anchor, positive, negative, …)               | as for ``loss``         |
         +-----------------------------------------------+-------------------------+
 
     With more than two columns the first one is paired with each of the others. A pair with an empty text adds nothing.
@@ -110,26 +110,26 @@ class VIRTLoss(GuardedLoss):
         self,
         model: SentenceTransformer,
         teacher: CrossEncoder | str | Path,
-        task_loss: nn.Module | None = None,
+        loss: nn.Module | None = None,
         weight: float = 1.0,
         layers: Literal["all"] | Sequence[int] | Mapping[int, int] = "all",
         heads: Heads = "match",
         target: Target = "softmax_slice",
         distance: Distance = "mse",
-        special_tokens: Literal["exclude", "include"] = "exclude",
+        include_special_tokens: bool = False,
         cache: str | Path | None = None,
     ) -> None:
         super().__init__()
         if not weight >= 0:
             raise ValueError(f"weight must be at least 0, got {weight}")
         inner = inner_model(model)
-        if task_loss is not None:
-            _check_task_loss(task_loss, inner)
+        if loss is not None:
+            _check_loss(loss, inner)
         self.model = model
-        self.task_loss = task_loss
+        self.loss = loss
         self.weight, self.cache = weight, cache
-        self.special_tokens = special_tokens
-        self.teacher_maps = TeacherMaps(inner, teacher, layers, heads, target, distance, special_tokens, cache)
+        self.include_special_tokens = include_special_tokens
+        self.teacher_maps = TeacherMaps(inner, teacher, layers, heads, target, distance, include_special_tokens, cache)
 
     @property
     def teacher(self) -> CrossEncoder:
@@ -153,7 +153,7 @@ class VIRTLoss(GuardedLoss):
                 text does not line up with the teacher's input.
         """
         columns = list(sentence_features)
-        self.begin(columns, None if self.task_loss is None else labels)
+        self.begin(columns, None if self.loss is None else labels)
         if len(columns) < 2:
             raise ValueError(
                 f"VIRTLoss compares pairs of texts, but got {len(columns)} text column; give the dataset two or more"
@@ -162,7 +162,7 @@ class VIRTLoss(GuardedLoss):
             self.model,
             "VIRTLoss",
             "its maps come from one pass of the model, which the wrapper makes once for all dimensions or layers; "
-            f"write VIRTLoss(model, teacher, {around(self.model).name}(model, {written(self.task_loss)}, …))",
+            f"write VIRTLoss(model, teacher, {around(self.model).name}(model, {written(self.loss)}, …))",
         )
         if self.weight == 0:
             terms = self._task_terms(columns, labels)
@@ -174,7 +174,7 @@ class VIRTLoss(GuardedLoss):
         batches = [dict(features) for features in columns]
         with capture_columns(self.model, columns, layers) as captured:
             terms = self._task_terms(columns, labels)
-        what = "the model" if self.task_loss is None else type(self.task_loss).__name__
+        what = "the model" if self.loss is None else type(self.loss).__name__
         check_captured(captured, batches, layers, what)
         values = [self._compare(pair, captured, index) for index, pair in enumerate(pairs, start=1)]
         return self._with_maps(terms, self.weight * torch.stack(values).mean())
@@ -183,12 +183,12 @@ class VIRTLoss(GuardedLoss):
         return self.guarded(with_term(self, terms, "virt", value))
 
     def _task_terms(self, columns: list[Features], labels: Tensor | None) -> dict[str, Tensor]:
-        if self.task_loss is None:
+        if self.loss is None:
             embeddings = [self.model(features)["sentence_embedding"] for features in columns]
             if rows := damaged_rows(embeddings):  # the maps do not see the last layer's output
                 raise self.non_finite("the embeddings are not finite", rows)
             return {}
-        terms = self.task_loss(columns, labels)
+        terms = self.loss(columns, labels)
         return dict(terms) if isinstance(terms, Mapping) else {"task": terms}
 
     def _compare(self, pair: TeacherInput, captured: ColumnLayers, index: int) -> Tensor:
@@ -210,15 +210,15 @@ class VIRTLoss(GuardedLoss):
         self.teacher_maps.close()
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, ready for JSON, with the teacher's path and the task loss's class name."""
+        """Return the constructor arguments, ready for JSON, with the teacher's path and the class of the loss."""
         maps = self.teacher_maps
         return {
             "teacher": maps.name,
-            "task_loss": None if self.task_loss is None else type(self.task_loss).__name__,
+            "loss": None if self.loss is None else type(self.loss).__name__,
             "weight": self.weight,
             "layers": maps.layers,
             **maps.options._asdict(),
-            "special_tokens": self.special_tokens,
+            "include_special_tokens": self.include_special_tokens,
             "cache": None if self.cache is None else str(self.cache),
         }
 
@@ -238,14 +238,14 @@ class VIRTLoss(GuardedLoss):
 """
 
 
-def _check_task_loss(task_loss: nn.Module, inner: SentenceTransformer) -> None:
-    if not isinstance(task_loss, nn.Module):
-        raise TypeError(f"task_loss must be a loss, built with the model, got {task_loss!r}")
-    if (cached := gradient_cached(task_loss)) is not None:
+def _check_loss(loss: nn.Module, inner: SentenceTransformer) -> None:
+    if not isinstance(loss, nn.Module):
+        raise TypeError(f"loss must be a loss, built with the model, got {loss!r}")
+    if (cached := gradient_cached(loss)) is not None:
         raise ValueError(
-            f"task_loss {cached} embeds parts of a batch, and a second time for the gradients, so that VIRTLoss "
+            f"loss {cached} embeds parts of a batch, and a second time for the gradients, so that VIRTLoss "
             "cannot follow it; use the loss without caching, or gradient accumulation"
         )
-    own = getattr(task_loss, "model", None)
+    own = getattr(loss, "model", None)
     if isinstance(own, nn.Module) and inner_model(own) is not inner:
-        raise ValueError("task_loss has another model than VIRTLoss; build both with the same one")
+        raise ValueError("loss has another model than VIRTLoss; build both with the same one")

@@ -279,7 +279,7 @@ def test_a_file_is_replaced_only_when_asked_and_if_it_has_the_mark(tmp_path: Pat
 KILLED = """
 import os, sys
 from pathlib import Path
-from st_plugins.atomic import atomic_file, atomic_folder
+from st_plugins.core.writing.atomic import atomic_file, atomic_folder
 if sys.argv[1] == "swap":
     rename = Path.rename
     Path.rename = lambda self, target: (rename(self, target), os._exit(9))

@@ -15,12 +15,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from tests.test_normalizing_flow import curved, fitted, generator, saved
 
 import st_plugins
 from st_plugins.methods.flow.fitting import FlowTraining, maximise_likelihood
 from st_plugins.methods.flow.flow import Flow
 from st_plugins.modules import NormalizingFlow
+from tests.methods.flow.test_normalizing_flow import curved, fitted, generator, saved
 
 Array = NDArray[np.floating]
 PERMUTATIONS: Any = ["reverse", "random", "learned", "learned-lu"]

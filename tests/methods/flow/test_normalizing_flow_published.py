@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tests.test_normalizing_flow import curved, generator, saved
 
 import st_plugins
 from st_plugins.methods.flow.fitting import FlowTraining, _measured
@@ -20,6 +19,7 @@ from st_plugins.methods.flow.flow import Flow
 from st_plugins.methods.flow.layers import ActNorm
 from st_plugins.methods.flow.published import PublishedAdam, PublishedCoupling
 from st_plugins.modules import NormalizingFlow
+from tests.methods.flow.test_normalizing_flow import curved, generator, saved
 
 
 def normal(width: int = 16, rows: int = 1000) -> Any:

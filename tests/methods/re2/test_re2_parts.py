@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.test_re2_network import WIDTH, build, texts
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached, is_parametrized
 
@@ -21,6 +20,7 @@ from st_plugins.methods.re2.fusion import Fusion
 from st_plugins.methods.re2.layers import activate, fold_weight_norm
 from st_plugins.methods.re2.network import RE2
 from st_plugins.methods.re2.pooling import masked_max
+from tests.methods.re2.test_re2_network import WIDTH, build, texts
 
 network_module = importlib.import_module("st_plugins.methods.re2.network")
 

@@ -81,7 +81,7 @@ def test_special_tokens_that_both_inputs_have_can_be_included(
     make_model: Model, make_teacher: Teacher, template: dict[str, str], expected: list[tuple[str, str]]
 ) -> None:
     student, teacher = (formatted(model, template) for model in (make_model(), make_teacher()))
-    inputs = PairInputs(student, teacher, include_specials=True)
+    inputs = PairInputs(student, teacher, include_special_tokens=True)
     features, texts = columns(inputs, student, ["dog", ""], ["a ball", "dog"])
     pair = inputs.teacher_input(*texts)
     for column, own, other, words in zip(features, pair.student, pair.teacher, expected[0], strict=True):
@@ -93,7 +93,7 @@ def test_special_tokens_that_both_inputs_have_can_be_included(
 def test_a_prompt_is_no_part_of_the_pair(make_model: Model, make_teacher: Teacher) -> None:
     student, teacher = make_model(), make_teacher()
     for include in (False, True):
-        inputs = PairInputs(student, teacher, include_specials=include)
+        inputs = PairInputs(student, teacher, include_special_tokens=include)
         features, texts = columns(inputs, student, FIRST, SECOND, prompt="the happy child : ")
         pair = inputs.teacher_input(*texts)
         expected = teacher.preprocess(list(zip(FIRST, SECOND, strict=True)))

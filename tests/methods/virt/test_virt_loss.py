@@ -142,7 +142,7 @@ def oracle(
         ({}, {}),
         ({"heads": "mean"}, {"heads": "mean"}),
         ({"target": "full_row_slice"}, {"renormalise": False}),
-        ({"special_tokens": "include"}, {"include": True}),
+        ({"include_special_tokens": True}, {"include": True}),
         ({"layers": [-1]}, {"layers": {1: 1}}),
         ({"layers": {0: -1}}, {"layers": {0: 1}}),
     ],
@@ -212,7 +212,7 @@ def test_gradients_reach_queries_and_keys_and_nothing_of_the_teacher(
 
 def test_the_teacher_is_no_part_of_the_loss(student: SentenceTransformer, teacher: CrossEncoder) -> None:
     loss = VIRTLoss(student, teacher, losses.SoftmaxLoss(student, 16, 3)).train()
-    ours = {id(parameter) for parameter in [*student.parameters(), *loss.task_loss.classifier.parameters()]}
+    ours = {id(parameter) for parameter in [*student.parameters(), *loss.loss.classifier.parameters()]}
     assert {id(parameter) for parameter in loss.parameters()} == ours
     assert not any("teacher" in name for name in loss.state_dict())
     teacher.train()
@@ -309,7 +309,7 @@ def refused(student: SentenceTransformer, name: str) -> Any:
 
 @pytest.mark.parametrize("name", ["cached", "matryoshka-cached", "cached-gist"])
 def test_cached_task_losses_are_refused(student: SentenceTransformer, teacher: CrossEncoder, name: str) -> None:
-    with pytest.raises(ValueError, match=r"task_loss .* embeds parts of a batch, and a second time"):
+    with pytest.raises(ValueError, match=r"loss .* embeds parts of a batch, and a second time"):
         VIRTLoss(student, teacher, refused(student, name))
 
 
@@ -479,11 +479,11 @@ def test_agreement_is_its_formula(student: SentenceTransformer, teacher: CrossEn
 def test_configuration_and_citation(student: SentenceTransformer, teacher: CrossEncoder, tmp_path: Path) -> None:
     teacher.save(str(tmp_path / "teacher"), create_model_card=False)
     task = losses.CoSENTLoss(student)
-    options = {"weight": 0.5, "layers": {1: 0}, "heads": "mean", "target": "logits", "special_tokens": "include"}
+    options = {"weight": 0.5, "layers": {1: 0}, "heads": "mean", "target": "logits", "include_special_tokens": True}
     loss = VIRTLoss(student, tmp_path / "teacher", task, **options)  # a path
     config = json.loads(json.dumps(loss.get_config_dict()))
-    assert config["teacher"] == str(tmp_path / "teacher") and config["task_loss"] == "CoSENTLoss"
-    again = VIRTLoss(student, **{**config, "task_loss": task})
+    assert config["teacher"] == str(tmp_path / "teacher") and config["loss"] == "CoSENTLoss"
+    again = VIRTLoss(student, **{**config, "loss": task})
     assert again.get_config_dict() == loss.get_config_dict()
     columns = preprocess(student, FIRST, SECOND)
     assert again(columns, torch.ones(3))["virt"] == loss(preprocess(student, FIRST, SECOND), torch.ones(3))["virt"]
@@ -502,10 +502,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"heads": "max"}, ValueError, "heads must be one of 'match', 'mean', got 'max'"),
     ({"target": "softmax"}, ValueError, "target must be one of 'softmax_slice', 'full_row_slice', 'logits'"),
     ({"distance": "l2"}, ValueError, "distance must be one of 'mse', 'frobenius', 'kl', got 'l2'"),
-    ({"special_tokens": "cls"}, ValueError, "special_tokens must be one of 'exclude', 'include', got 'cls'"),
+    ({"include_special_tokens": "cls"}, TypeError, "include_special_tokens must be True or False, got 'cls'"),
     ({"distance": "kl", "target": "logits"}, ValueError, "distance='kl' compares distributions"),
     ({"teacher": 3}, TypeError, "teacher must be a CrossEncoder or the path of one, got int"),
-    ({"task_loss": losses.CoSENTLoss}, TypeError, "task_loss must be a loss, built with the model"),
+    ({"loss": losses.CoSENTLoss}, TypeError, "loss must be a loss, built with the model"),
 ]
 
 
@@ -522,7 +522,7 @@ def test_bad_models_and_columns(make_model: Model, make_teacher: Teacher) -> Non
     loss = VIRTLoss(student, teacher)
     with pytest.raises(ValueError, match="compares pairs of texts, but got 1 text column; give the dataset two"):
         loss(preprocess(student, FIRST))
-    with pytest.raises(ValueError, match="task_loss has another model"):
+    with pytest.raises(ValueError, match="loss has another model"):
         VIRTLoss(student, teacher, losses.CoSENTLoss(make_model()))
     with pytest.raises(ValueError, match="does not use transformers' attention interface"):
         VIRTLoss(make_model("mpnet"), teacher)

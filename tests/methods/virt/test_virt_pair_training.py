@@ -30,13 +30,13 @@ from sentence_transformers.cross_encoder.evaluation import (
     CrossEncoderRerankingEvaluator,
 )
 from sentence_transformers.sentence_transformer.evaluation import LabelAccuracyEvaluator
-from tests.test_matching_virt_pair import content_of, oracle_logits
 from torch import nn
 from torch.utils.data import DataLoader
 
 from st_plugins.core.head_checkpoint import HeadCheckpointCallback
 from st_plugins.losses import NonFiniteLossError, VIRTLoss
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
+from tests.methods.virt.test_virt_pair_classifier import content_of, oracle_logits
 from tests.training import host_trainer
 
 MakeModel = Callable[..., SentenceTransformer]

@@ -78,13 +78,13 @@ def test_trains_and_evaluates_in_the_trainer(
     teacher = make_teacher(num_labels=3)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     loss = VIRTLoss(student, teacher, losses.SoftmaxLoss(student, 16, 3), cache=tmp_path / "maps")
-    classifier = loss.task_loss.classifier.weight.detach().clone()
+    classifier = loss.loss.classifier.weight.detach().clone()
     run = trainer(loss, sentences, tmp_path, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=3)
     run.train()
     terms = zip(logged(run, "task"), logged(run, "virt"), strict=True)
     assert logged(run, "loss") == pytest.approx([sum(pair) for pair in terms], abs=2e-3)
     assert len(logged(run, "eval_virt")) == 1 and len(logged(run, "eval_task")) == 1
-    assert not torch.equal(loss.task_loss.classifier.weight, classifier)
+    assert not torch.equal(loss.loss.classifier.weight, classifier)
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert not teacher.training and student.transformers_model.config._attn_implementation == "sdpa"
     assert not student._forward_hooks and not student._forward_pre_hooks
@@ -191,11 +191,11 @@ def test_the_wrapper_of_a_trainer_for_several_processes(
 
     plain = loss(columns())
     wrapped = DistributedDataParallel(student)
-    loss.model = loss.task_loss.model = wrapped
+    loss.model = loss.loss.model = wrapped
     terms = loss(columns())
     for name, value in terms.items():
         torch.testing.assert_close(value, plain[name])
     torch.stack(list(terms.values())).sum().backward()
-    loss.model = loss.task_loss.model = DataParallel(student)
+    loss.model = loss.loss.model = DataParallel(student)
     with pytest.raises(ValueError, match="DataParallel"):
         loss(columns())
