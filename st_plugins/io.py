@@ -21,7 +21,7 @@ __all__ = ["load"]
 _OTHERS = {
     "matcher.json": ("st_plugins.matching", "RE2Matcher"),
     "pair_head.json": ("st_plugins.matching", "VIRTPairClassifier"),
-    "label_token_model.json": ("st_plugins.data.anonymised", "LabelTokenModel"),
+    "label_token_model.json": ("st_plugins.matching", "LabelTokenModel"),
 }
 
 

@@ -36,7 +36,7 @@ class SpanPooling(StoredModule):
         embedding = Σ α_ij h_ij
 
     A dot product of two embeddings is thereby a sum over pairs of spans. All tokens are projected once; the sum runs
-    over blocks of spans and never holds them all (`st_plugins.kernels`). ``interaction="product"`` has ``P (hᵢ ∘ hⱼ)``
+    over blocks of spans and never holds them all (`span_attention`). ``interaction="product"`` has ``P (hᵢ ∘ hⱼ)``
     as its last term, a matrix product for each span: memory is as small, time is not.
 
     A span holds only tokens that count: never padding, and, unless ``include_special_tokens``, never a special token,
