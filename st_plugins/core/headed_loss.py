@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from st_plugins import __version__
+from st_plugins.core.labeled import check_classes as check_names
 from st_plugins.core.loading.files import is_there, read_object, read_tensors
 from st_plugins.core.loss import Features, GuardedLoss
 from st_plugins.core.wrappers import around
 from st_plugins.core.writing.atomic import atomic_file, write_text
 
-__all__ = ["ClassifierLoss", "HeadedLoss", "check_classes", "embedding_dimension"]
+__all__ = ["ClassifierLoss", "HeadedLoss", "check_classes", "count_classes", "embedding_dimension"]
 
 _TENSORS = "loss_head.safetensors"
 _RECORD = "loss_head.json"
@@ -174,6 +175,16 @@ class ClassifierLoss(HeadedLoss, ABC):
         """Compute the loss from plain tensors."""
 
 
+def count_classes(labels: Sequence[str] | int) -> int:
+    """Return how many classes there are, given their names in order, or just their number."""
+    if not isinstance(labels, int):
+        check_names(labels)
+        return len(labels)
+    if labels < 2:
+        raise ValueError(f"labels must be the names of at least two classes, or their number, got {labels}")
+    return labels
+
+
 def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> None:
     """Raise a ValueError if there is not one class for each row."""
     if labels is None:
@@ -182,7 +193,7 @@ def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> N
     if not whole or not bool(((labels >= 0) & (labels < num_labels)).all()):
         raise ValueError(
             f"labels must be integers from 0 to {num_labels - 1}, one for each row, got {labels.dtype} "
-            f"{labels.flatten()[:8].tolist()}; drop unlabelled rows (-1 in SNLI), or set num_labels"
+            f"{labels.flatten()[:8].tolist()}; drop unlabelled rows (-1 in SNLI), or give more labels"
         )
 
 

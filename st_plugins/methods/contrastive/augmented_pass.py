@@ -218,8 +218,8 @@ class AugmentedPass:
         return isinstance(part, TokenShuffle) and kind == (self.parts.shuffle if part.kind == "auto" else part.kind)
 
     def _special_token_ids(self, model: SentenceTransformer) -> list[int]:
-        wanted = any(getattr(part, "keep_special_tokens", False) for view in self.views for part in view)
-        if not wanted or isinstance(self.parts.embedding, nn.EmbeddingBag):  # bags hold no special tokens
+        spared = any(not getattr(part, "include_special_tokens", True) for view in self.views for part in view)
+        if not spared or isinstance(self.parts.embedding, nn.EmbeddingBag):  # bags hold no special tokens
             return []
         tokenizer = model.tokenizer
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
@@ -276,9 +276,9 @@ class AugmentedPass:
             return None
         movable = []
         for view, real, special in zip(self.views, *self._by_view(call), strict=True):
-            shuffles = [part for part in view if self._is_shuffle(part, kind)]
-            keep = all(getattr(part, "keep_special_tokens", False) for part in shuffles)
-            movable.append(torch.zeros_like(real) if not shuffles else real & ~special if keep else real)
+            shuffles: list[Any] = [part for part in view if self._is_shuffle(part, kind)]
+            whole = any(part.include_special_tokens for part in shuffles)
+            movable.append(torch.zeros_like(real) if not shuffles else real if whole else real & ~special)
         return shuffle_permutation(torch.cat(movable))
 
     def _by_view(self, call: _Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

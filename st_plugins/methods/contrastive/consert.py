@@ -17,7 +17,7 @@ from st_plugins.methods.contrastive.views import FeatureCutoff, TokenShuffle
 __all__ = ["ConSERTLoss", "nt_xent"]
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1, rows: slice | None = None) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1, rows: slice | None = None) -> Tensor:
     """Normalised-temperature cross-entropy between two views of N sentences.
 
     Of the 2N vectors each has one positive, the other view of its sentence, and 2N - 2 negatives; ``l(i, j) = -log
@@ -25,8 +25,8 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1, rows: slice | None =
     float32 (float64 if given), under autocast too.
 
     Args:
-        a: Embeddings of the first view, ``(N, d)``.
-        b: Embeddings of the second view, ``(N, d)``.
+        first: Embeddings of the first view, ``(N, d)``.
+        second: Embeddings of the second view, ``(N, d)``.
         temperature: τ, above 0.
         rows: The sentences whose terms are averaged; all are candidates in any case. None averages all.
 
@@ -48,19 +48,20 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1, rows: slice | None =
         exactly twice this, and multiplies it by ``cl_rate`` (0.15), also where there is no other term. It subtracts
         1e9 on the diagonal, which float16 cannot hold.
     """
-    if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"a and b must have one shape (N, d), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if first.ndim != 2 or first.shape != second.shape:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"first and second must have one shape (N, d), got {shapes}")
     check_temperature(temperature)
-    count = len(a)
+    count = len(first)
     if count < 2:
         raise ValueError(
             f"the batch has {count} sentence, but the negatives are the others in it; use larger batches, and "
             "dataloader_drop_last=True if the last one of an epoch is so small"
         )
-    with torch.autocast(a.device.type, enabled=False):
-        vectors = torch.cat([a, b])
+    with torch.autocast(first.device.type, enabled=False):
+        vectors = torch.cat([first, second])
         unit = normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-        own = torch.arange(count, device=a.device)[slice(None) if rows is None else rows]
+        own = torch.arange(count, device=first.device)[slice(None) if rows is None else rows]
         itself, partner = torch.cat([own, own + count]), torch.cat([own + count, own])
         logits = (unit[itself] @ unit.T).div_(temperature)
         return cross_entropy(logits.scatter_(1, itself[:, None], torch.finfo(logits.dtype).min), partner)
@@ -152,8 +153,8 @@ class ConSERTLoss(ViewLoss):
         sentences, begin = self.gather(views.transpose(0, 1))
         if self.alone(len(sentences)):
             return 0.0 * torch.sum(views)
-        a, b = sentences.unbind(dim=1)
-        return nt_xent(a, b, self.temperature, slice(begin, begin + views.shape[1]))
+        first, second = sentences.unbind(dim=1)
+        return nt_xent(first, second, self.temperature, slice(begin, begin + views.shape[1]))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""

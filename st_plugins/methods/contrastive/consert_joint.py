@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.core.headed_loss import HeadedLoss, check_classes, embedding_dimension
+from st_plugins.core.headed_loss import HeadedLoss, check_classes, count_classes, embedding_dimension
 from st_plugins.core.loss import Features, Terms
 from st_plugins.methods.contrastive.consert import ConSERTLoss
 from st_plugins.methods.contrastive.views import AdversarialPerturbation, NoAugmentation, TokenCutoff
@@ -33,7 +33,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
 
     Args:
         model: The model to train. Mean pooling, as published.
-        num_labels: Number of classes; labels are integers from 0.
+        labels: Names of the classes in their order, or just their number; a row has its class as an integer from 0.
         views: Two views, as for `ConSERTLoss`.
         weight: α of the paper, at least 0.
         temperature: τ of the paper, above 0.
@@ -46,7 +46,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         +-----------------------------------+---------------------------+
         | Texts                             | Labels                    |
         +===================================+===========================+
-        | (premise, hypothesis) pairs       | class, 0 … num_labels - 1 |
+        | (premise, hypothesis) pairs       | class, 0 … labels - 1     |
         +-----------------------------------+---------------------------+
 
     The paper's three ways to use labels, with two datasets: ``nli`` has columns premise, hypothesis and label, and
@@ -84,7 +84,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
     def __init__(
         self,
         model: SentenceTransformer,
-        num_labels: int = 3,
+        labels: Sequence[str] | int = 3,
         views: Sequence[Any] = (NoAugmentation(), TokenCutoff(0.1)),
         weight: float = 0.15,
         temperature: float = 0.1,
@@ -94,13 +94,12 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         encoder_dropout: bool = True,
     ) -> None:
         super().__init__(model, views, temperature, gather_across_devices, mini_batch_size, encoder_dropout)
-        if num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2, got {num_labels}")
         if not weight >= 0:
             raise ValueError(f"weight must be at least 0, got {weight}")
-        self.num_labels, self.weight, self.add_max_square = num_labels, weight, add_max_square
+        self.labels, self.num_labels = labels, count_classes(labels)
+        self.weight, self.add_max_square = weight, add_max_square
         self._width = embedding_dimension(model)
-        self.head = nn.Linear(self._width * (4 if add_max_square else 3), num_labels, device=model.device)
+        self.head = nn.Linear(self._width * (4 if add_max_square else 3), self.num_labels, device=model.device)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if there are not two text columns and a class for each row.
@@ -157,7 +156,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
         return {
             **super().get_config_dict(),
-            "num_labels": self.num_labels,
+            "labels": self.labels,
             "weight": self.weight,
             "add_max_square": self.add_max_square,
         }

@@ -56,7 +56,7 @@ from sentence_transformers.base.modules import InputModule, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
-__all__ = ["EncoderParts", "ShuffleKind", "encoder_parts", "shuffle_kind", "supported_encoders"]
+__all__ = ["EncoderParts", "ShuffleKind", "encoder_parts", "shuffle_kind", "supported_models"]
 
 ShuffleKind = Literal["position_ids", "embeddings", "none"]
 
@@ -101,7 +101,7 @@ class EncoderParts:
     tokens_first: bool = False
 
 
-def supported_encoders() -> dict[str, ShuffleKind]:
+def supported_models() -> dict[str, ShuffleKind]:
     """Return the tested architectures (``model_type`` of the configuration) and how their tokens are shuffled.
 
     Others work too if the general rule of this module's table fits them.
@@ -110,7 +110,7 @@ def supported_encoders() -> dict[str, ShuffleKind]:
         ``"position_ids"`` or ``"embeddings"`` for each.
 
     Example:
-        >>> supported_encoders()["roberta"], supported_encoders()["t5"]
+        >>> supported_models()["roberta"], supported_models()["t5"]
         ('position_ids', 'embeddings')
     """
     return dict(_TESTED)

@@ -70,7 +70,7 @@ def view_config(view: View | Iterable[View], model: SentenceTransformer | None =
     Example:
         >>> from st_plugins.miniature import untrained_encoder
         >>> view_config(TokenShuffle(), untrained_encoder())
-        [{'view': 'token-shuffle', 'kind': 'position_ids', 'keep_special_tokens': False}]
+        [{'view': 'token-shuffle', 'kind': 'position_ids', 'include_special_tokens': True}]
     """
     configs = [part.get_config_dict() for part in flatten_view(view)]
     for config in configs:
@@ -111,7 +111,7 @@ def parse_view(text: str) -> tuple[View, ...]:
     """Read the short form of a view: augmentations joined by ``+``, options after ``:``.
 
     Args:
-        text: For example ``"feature-cutoff:0.2+token-shuffle"`` or ``"token-cutoff:0.1:keep-special-tokens"``.
+        text: For example ``"feature-cutoff:0.2+token-shuffle"`` or ``"token-cutoff:0.1:no-include-special-tokens"``.
 
     Returns:
         The augmentations in order.
@@ -121,7 +121,7 @@ def parse_view(text: str) -> tuple[View, ...]:
 
     Example:
         >>> parse_view("feature-cutoff:0.2+token-shuffle")
-        (FeatureCutoff(rate=0.2), TokenShuffle(kind='auto', keep_special_tokens=False))
+        (FeatureCutoff(rate=0.2), TokenShuffle(kind='auto', include_special_tokens=True))
     """
     parts = []
     for piece in text.split("+"):
@@ -154,8 +154,9 @@ def as_view(view: Any) -> tuple[View, ...]:
 def _option(word: str, defaults: dict[str, Any], name: str) -> tuple[str, Any]:
     """Tell which option a word means: a flag by its name, a number or a choice by its type."""
     snake = word.replace("-", "_")
-    if isinstance(defaults.get(snake), bool):
-        return snake, True
+    flag = snake.removeprefix("no_")
+    if isinstance(defaults.get(flag), bool):
+        return flag, flag == snake
     for key, default in defaults.items():
         if isinstance(default, str):
             return key, snake
@@ -164,7 +165,7 @@ def _option(word: str, defaults: dict[str, Any], name: str) -> tuple[str, Any]:
                 return key, float(word)
             except ValueError:
                 break
-    allowed = [key.replace("_", "-") if default is False else f"a {key}" for key, default in defaults.items()]
+    allowed = [f"no-{key}".replace("_", "-") if default is True else f"a {key}" for key, default in defaults.items()]
     raise ValueError(f"{name} has no option {word!r}; it takes {' and '.join(allowed) or 'none'}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -30,8 +30,8 @@ class View:
     form that `parse_view` reads.
 
     Example:
-        >>> print(TokenCutoff(0.1, keep_special_tokens=True), repr(TokenCutoff(0.1)))
-        token-cutoff:0.1:keep-special-tokens TokenCutoff(rate=0.1, keep_special_tokens=False)
+        >>> print(TokenCutoff(0.1, include_special_tokens=False), repr(TokenCutoff(0.1)))
+        token-cutoff:0.1:no-include-special-tokens TokenCutoff(rate=0.1, include_special_tokens=True)
     """
 
     name: ClassVar[str] = ""
@@ -62,13 +62,14 @@ class View:
         return {"view": self.name, **asdict(self)}
 
     def __str__(self) -> str:
-        options = []
-        for key, value in asdict(self).items():
-            if value is True:
-                options.append(key.replace("_", "-"))
-            elif value is not False:
-                options.append(str(value).replace("_", "-"))
-        return ":".join([self.name, *options])
+        words = [self.name]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if not isinstance(value, bool):
+                words.append(str(value).replace("_", "-"))
+            elif value != option.default:
+                words.append(("" if value else "no-") + option.name.replace("_", "-"))
+        return ":".join(words)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class TokenShuffle(View):
 
     Args:
         kind: ``"position_ids"``, ``"embeddings"``, or ``"auto"`` for what suits the encoder.
-        keep_special_tokens: Whether [CLS], [SEP] and their like keep their places; the published code moves them.
+        include_special_tokens: Whether [CLS], [SEP] and their like are moved too, as in the published code.
 
     Reference:
         Yan et al., "ConSERT: A Contrastive Framework for Self-Supervised Sentence Representation Transfer" (2021),
@@ -114,12 +115,12 @@ class TokenShuffle(View):
 
     name: ClassVar[str] = "token-shuffle"
     kind: str = "auto"
-    keep_special_tokens: bool = False
+    include_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", "position_ids", "embeddings"):
             raise ValueError(f"kind must be 'auto', 'position_ids' or 'embeddings', got {self.kind!r}")
-        _check_flag("keep_special_tokens", self.keep_special_tokens)
+        _check_flag("include_special_tokens", self.include_special_tokens)
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class TokenCutoff(View):
 
     Args:
         rate: Share of the tokens, in [0, 1).
-        keep_special_tokens: Whether [CLS], [SEP] and their like are spared (and not counted in n); the published
-            code cuts them too.
+        include_special_tokens: Whether [CLS], [SEP] and their like are cut too (and counted in n), as in the
+            published code.
 
     Reference:
         Yan et al., arXiv 2105.11741, section 3.2.
@@ -145,11 +146,11 @@ class TokenCutoff(View):
 
     name: ClassVar[str] = "token-cutoff"
     rate: float = 0.15
-    keep_special_tokens: bool = False
+    include_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         _check_rate(self)
-        _check_flag("keep_special_tokens", self.keep_special_tokens)
+        _check_flag("include_special_tokens", self.include_special_tokens)
 
     def augment(self, embeddings: Tensor, attention_mask: Tensor, special_tokens: Tensor) -> Tensor:
         """Cut tokens; see `View.augment`."""
@@ -192,7 +193,7 @@ class EmbeddingDropout(View):
 
     Args:
         rate: Share of the numbers, in [0, 1).
-        keep_special_tokens: Whether [CLS], [SEP] and their like are spared (and not counted in n).
+        include_special_tokens: Whether [CLS], [SEP] and their like are dropped too (and counted in n).
 
     Reference:
         Yan et al., arXiv 2105.11741, section 3.2.
@@ -205,11 +206,11 @@ class EmbeddingDropout(View):
 
     name: ClassVar[str] = "embedding-dropout"
     rate: float = 0.2
-    keep_special_tokens: bool = False
+    include_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         _check_rate(self)
-        _check_flag("keep_special_tokens", self.keep_special_tokens)
+        _check_flag("include_special_tokens", self.include_special_tokens)
 
     def augment(self, embeddings: Tensor, attention_mask: Tensor, special_tokens: Tensor) -> Tensor:
         """Drop numbers; see `View.augment`."""
@@ -250,7 +251,7 @@ class AdversarialPerturbation(View):
 def _eligible(view: Any, attention_mask: Tensor, special_tokens: Tensor) -> Tensor:
     """Return which tokens a view may touch."""
     real = attention_mask.bool()
-    return real & ~special_tokens.bool() if view.keep_special_tokens else real
+    return real if view.include_special_tokens else real & ~special_tokens.bool()
 
 
 def _check_rate(view: Any) -> None:

@@ -101,7 +101,7 @@ class RDropLoss(GuardedLoss):
       cosine)`` (with the loss's own similarity and scale where it is ``MultipleNegativesRankingLoss``); with a single
       column, over the other rows. An own construction, not the paper's.
 
-    **Rows without a label** contribute the consistency term only: those with ``unlabelled`` in place of a class, and
+    **Rows without a label** contribute the consistency term only: those with ``unlabeled`` in place of a class, and
     with NaN in place of a score.
 
     **Training mode** is needed, because without dropout the two passes are equal; in evaluation mode the loss is
@@ -119,7 +119,7 @@ class RDropLoss(GuardedLoss):
         scaling: ``"mean"``, as in the authors' README, or ``"sum"``, as in the paper.
         consistency: What should agree; ``"auto"`` chooses by the loss, as above.
         scale: Inverse temperature of ``"similarities"``, above 0, where the loss has none.
-        unlabelled: The class that marks a row without label.
+        unlabeled: The class that marks a row without label.
 
     Inputs:
         Those of the wrapped loss.
@@ -149,7 +149,7 @@ class RDropLoss(GuardedLoss):
         scaling: Scaling = "mean",
         consistency: Literal["auto"] | Consistency = "auto",
         scale: float = 20.0,
-        unlabelled: int = -1,
+        unlabeled: int = -1,
     ) -> None:
         super().__init__()
         if not 0 <= weight < float("inf"):
@@ -162,7 +162,7 @@ class RDropLoss(GuardedLoss):
             raise ValueError(f"scale must be a number above 0, got {scale}")
         inner = check_wrapped(loss)
         self.loss = loss
-        self.weight, self.scaling, self.scale, self.unlabelled = weight, scaling, scale, unlabelled
+        self.weight, self.scaling, self.scale, self.unlabeled = weight, scaling, scale, unlabeled
         self.consistency: Consistency = consistency_of(loss) if consistency == "auto" else consistency
         embeds, head = isinstance(inner, SentenceTransformer), classifier_of(loss)
         if (self.consistency == "classes" and embeds and head is None) or (
@@ -208,13 +208,13 @@ class RDropLoss(GuardedLoss):
                 self.model,
                 "RDropLoss(SoftmaxLoss)",
                 "SoftmaxLoss has a classifier for whole embeddings, which does not take shorter ones; use a loss "
-                "without a classifier, or SelfExplainingLoss(model, num_labels, weight=0), whose classifier does",
+                "without a classifier, or SelfExplainingLoss(model, labels, weight=0), whose classifier does",
                 layers=False,
             )
         if labels is None and self.consistency != "similarities":
             raise ValueError(
                 f"labels are missing: {type(self.loss).__name__} needs them; mark rows without one with "
-                f"{self.unlabelled} (classes) or NaN (scores)"
+                f"{self.unlabeled} (classes) or NaN (scores)"
             )
         if self.consistency == "scores" and labels is not None and labels.ndim > 1:
             labels = labels.flatten()  # version 6.0 of the host compares (N, 1) with itself as a matrix
@@ -238,7 +238,7 @@ class RDropLoss(GuardedLoss):
 
     def _missing(self, labels: Tensor) -> Tensor:
         """Return which rows have no label, ``(N,)``."""
-        marks = labels.isnan() if labels.is_floating_point() else labels == self.unlabelled
+        marks = labels.isnan() if labels.is_floating_point() else labels == self.unlabeled
         return marks.flatten(1).any(dim=1) if marks.ndim > 1 else marks
 
     def _wrapped(
@@ -323,7 +323,7 @@ class RDropLoss(GuardedLoss):
             "scaling": self.scaling,
             "consistency": self.consistency,
             "scale": self.scale,
-            "unlabelled": self.unlabelled,
+            "unlabeled": self.unlabeled,
         }
 
     @property

@@ -12,7 +12,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.core.headed_loss import ClassifierLoss, check_classes, embedding_dimension
+from st_plugins.core.headed_loss import ClassifierLoss, check_classes, count_classes, embedding_dimension
 from st_plugins.core.host import default_prompt, evaluating, inner_model
 from st_plugins.core.loss import Features, GuardedLoss, Terms, with_term
 from st_plugins.core.wrappers import around, gradient_cached, refuse_around, written
@@ -53,7 +53,7 @@ class SelfExplainingLoss(ClassifierLoss):
 
     Args:
         model: The model to train, with one `SpanPooling` unless ``weight`` is 0.
-        num_labels: Number of classes; labels are integers from 0.
+        labels: Names of the classes in their order, or just their number; a row has its class as an integer from 0.
         weight: λ of the paper, at least 0.
         pairs: ``"joint"`` for one text column, of texts or of pairs; ``"siamese"`` for two.
 
@@ -61,9 +61,9 @@ class SelfExplainingLoss(ClassifierLoss):
         +---------------------------------------+---------------------------+
         | Texts                                 | Labels                    |
         +=======================================+===========================+
-        | texts, or pairs in one column         | class, 0 … num_labels - 1 |
+        | texts, or pairs in one column         | class, 0 … labels - 1     |
         +---------------------------------------+---------------------------+
-        | (text, text) in two columns (siamese) | class, 0 … num_labels - 1 |
+        | (text, text) in two columns (siamese) | class, 0 … labels - 1     |
         +---------------------------------------+---------------------------+
 
     The head is no part of the model: see `HeadedLoss` for keeping it. (``fit`` of sentence-transformers 6.0 does not
@@ -73,7 +73,7 @@ class SelfExplainingLoss(ClassifierLoss):
     Example:
         >>> from st_plugins.miniature import corpus, untrained_encoder
         >>> model = SentenceTransformer(modules=[untrained_encoder()[0], SpanPooling(64)], device="cpu").train()
-        >>> loss = SelfExplainingLoss(model, num_labels=2)
+        >>> loss = SelfExplainingLoss(model, labels=["neutral", "happy"])
         >>> terms = loss([model.preprocess(corpus(8))], labels=torch.arange(8) % 2)
         >>> list(terms), bool(0.3 < terms["classification"] < 1.2)  # untrained: about log 2 = 0.7
         (['classification', 'span_sharpness'], True)
@@ -89,20 +89,19 @@ class SelfExplainingLoss(ClassifierLoss):
     def __init__(
         self,
         model: SentenceTransformer,
-        num_labels: int,
+        labels: Sequence[str] | int,
         weight: float = 1.0,
         pairs: Literal["joint", "siamese"] = "joint",
     ) -> None:
         super().__init__(model)
-        if num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2, got {num_labels}")
         if pairs not in ("joint", "siamese"):
             raise ValueError(f"pairs must be 'joint' or 'siamese', got {pairs!r}")
-        self.num_labels, self.weight, self.pairs = num_labels, _check_weight(weight), pairs
+        self.labels, self.num_labels = labels, count_classes(labels)
+        self.weight, self.pairs = _check_weight(weight), pairs
         if self.weight:
             SpanPooling.of(model)
         self._width = embedding_dimension(model)
-        self.head = nn.Linear(self._width * (1 if pairs == "joint" else 3), num_labels, device=model.device)
+        self.head = nn.Linear(self._width * (1 if pairs == "joint" else 3), self.num_labels, device=model.device)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
         """Raise a ValueError if the number of text columns is not that of ``pairs``, or a row has no class.
@@ -194,7 +193,7 @@ class SelfExplainingLoss(ClassifierLoss):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
-        return {"num_labels": self.num_labels, "weight": self.weight, "pairs": self.pairs}
+        return {"labels": self.labels, "weight": self.weight, "pairs": self.pairs}
 
     @property
     def citation(self) -> str:

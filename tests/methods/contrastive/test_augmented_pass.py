@@ -98,8 +98,8 @@ def test_special_tokens_can_be_kept(bert: SentenceTransformer, features: dict[st
     words = features["attention_mask"].bool() & ~ends
     views: list[View] = [
         NoAugmentation(),
-        TokenCutoff(0.9, keep_special_tokens=True),
-        EmbeddingDropout(0.9, keep_special_tokens=True),
+        TokenCutoff(0.9, include_special_tokens=False),
+        EmbeddingDropout(0.9, include_special_tokens=False),
     ]
     with augmented(bert, views) as inside:
         bert(features)

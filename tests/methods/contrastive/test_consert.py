@@ -324,7 +324,7 @@ def test_gradient_checkpointing(model: SentenceTransformer, sentences: list[str]
 
 
 def test_configuration_rebuilds_the_loss(model: SentenceTransformer) -> None:
-    views = (FeatureCutoff(0.1), (TokenCutoff(0.2, keep_special_tokens=True), TokenShuffle()))
+    views = (FeatureCutoff(0.1), (TokenCutoff(0.2, include_special_tokens=False), TokenShuffle()))
     loss = ConSERTLoss(model, views, 0.2, mini_batch_size=4, encoder_dropout=False)
     config = json.loads(json.dumps(loss.get_config_dict()))
     again = ConSERTLoss(model, **config)

@@ -138,7 +138,7 @@ def test_bad_labels_are_named(
 
 
 def test_bad_arguments_and_columns_are_named(model: SentenceTransformer, sentences: list[str]) -> None:
-    with pytest.raises(ValueError, match="num_labels must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="names of at least two classes, or their number, got 1"):
         ConSERTJointLoss(model, 1)
     with pytest.raises(ValueError, match=r"weight must be at least 0, got -0\.1"):
         ConSERTJointLoss(model, weight=-0.1)
@@ -149,4 +149,8 @@ def test_bad_arguments_and_columns_are_named(model: SentenceTransformer, sentenc
 def test_configuration_rebuilds_the_loss(model: SentenceTransformer) -> None:
     loss = ConSERTJointLoss(model, 4, ("none", "token-cutoff:0.2"), 0.3, 0.2, True, mini_batch_size=8)
     config = json.loads(json.dumps(loss.get_config_dict()))
-    assert ConSERTJointLoss(model, **config).get_config_dict() == config and config["num_labels"] == 4
+    assert ConSERTJointLoss(model, **config).get_config_dict() == config and config["labels"] == 4
+    named = ConSERTJointLoss(model, ["no", "maybe", "yes"])
+    assert named.num_labels == 3 and named.get_config_dict()["labels"] == ["no", "maybe", "yes"]
+    with pytest.raises(ValueError, match="at least two different names"):
+        ConSERTJointLoss(model, ["no", "no"])

@@ -20,7 +20,7 @@ from st_plugins.augment import (
     TokenShuffle,
     augmented,
     shuffle_kind,
-    supported_encoders,
+    supported_models,
 )
 from st_plugins.methods.contrastive.encoders import encoder_parts
 from st_plugins.methods.contrastive.functional import shuffle_permutation
@@ -31,8 +31,8 @@ TEXTS = [
     "a dog",
     "two small cats are sleeping on the street with three dogs",
 ]
-BY_POSITION_IDS = [kind for kind in ENCODERS if supported_encoders()[kind] == "position_ids"]
-BY_EMBEDDINGS = [kind for kind in ENCODERS if supported_encoders()[kind] == "embeddings"]
+BY_POSITION_IDS = [kind for kind in ENCODERS if supported_models()[kind] == "position_ids"]
+BY_EMBEDDINGS = [kind for kind in ENCODERS if supported_models()[kind] == "embeddings"]
 NO_DROPOUT = ("albert", "modernbert", "llama")  # by default
 PROJECTED = ("albert", "electra")  # their token embeddings are narrower than their hidden states
 
@@ -68,14 +68,14 @@ def _nystrom_offset(encoder: Any) -> int:
 
 
 def test_every_supported_encoder_is_tested() -> None:
-    assert set(supported_encoders()) == set(ENCODERS)
+    assert set(supported_models()) == set(ENCODERS)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_shuffle_kind_is_the_documented_one(make_model: Factory, kind: str) -> None:
     model = make_model(kind)
     assert model[0].model.config.model_type == kind  # type: ignore[union-attr]
-    assert shuffle_kind(model) == supported_encoders()[kind]
+    assert shuffle_kind(model) == supported_models()[kind]
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -244,7 +244,7 @@ def test_ids_looked_up_keep_pads_and_special_tokens(make_model: Factory, kind: s
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:
         seen.append(kwargs["position_ids"] if "position_ids" in kwargs else args[-1 if len(args) < 3 else 1])
 
-    views = [NoAugmentation(), TokenShuffle(), TokenShuffle(keep_special_tokens=True)]
+    views = [NoAugmentation(), TokenShuffle(), TokenShuffle(include_special_tokens=False)]
     with augmented(model, views):
         positions: Any = encoder_parts(model).positions
         handle = positions.register_forward_pre_hook(look, with_kwargs=True)

@@ -24,14 +24,14 @@ from st_plugins.augment import (
 VIEWS: tuple[View, ...] = (
     NoAugmentation(),
     TokenShuffle(),
-    TokenShuffle("embeddings", keep_special_tokens=True),
+    TokenShuffle("embeddings", include_special_tokens=False),
     TokenShuffle("position_ids"),
     TokenCutoff(),
-    TokenCutoff(0.1, keep_special_tokens=True),
+    TokenCutoff(0.1, include_special_tokens=False),
     FeatureCutoff(),
     FeatureCutoff(0),
     EmbeddingDropout(),
-    EmbeddingDropout(1 / 3, keep_special_tokens=True),
+    EmbeddingDropout(1 / 3, include_special_tokens=False),
     AdversarialPerturbation(),
     AdversarialPerturbation(1e-05),
 )
@@ -51,8 +51,8 @@ def test_text_round_trip(view: View) -> None:
 
 
 def test_compositions_round_trip() -> None:
-    view = parse_view("feature-cutoff:0.2 + token-shuffle:embeddings:keep-special-tokens")
-    assert view == (FeatureCutoff(0.2), TokenShuffle("embeddings", keep_special_tokens=True))
+    view = parse_view("feature-cutoff:0.2 + token-shuffle:embeddings:no-include-special-tokens")
+    assert view == (FeatureCutoff(0.2), TokenShuffle("embeddings", include_special_tokens=False))
     assert view_from_config(json.loads(json.dumps(view_config(view)))) == view
     assert parse_view("+".join(map(str, view))) == view
     assert flatten_view(list(view)) == view
@@ -61,7 +61,7 @@ def test_compositions_round_trip() -> None:
 def test_defaults_are_those_of_the_paper() -> None:
     assert (TokenCutoff().rate, FeatureCutoff().rate, EmbeddingDropout().rate) == (0.15, 0.2, 0.2)
     assert parse_view("adversarial") == (AdversarialPerturbation(norm=1.0),)
-    assert not TokenCutoff().keep_special_tokens and not TokenShuffle().keep_special_tokens
+    assert TokenCutoff().include_special_tokens and TokenShuffle().include_special_tokens
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
@@ -85,8 +85,8 @@ def test_wrong_types_are_refused() -> None:
     with pytest.raises(TypeError, match="rate must be a number, got True"):
         TokenCutoff(wrong)
     wrong = "no"
-    with pytest.raises(TypeError, match="keep_special_tokens must be True or False, got 'no'"):
-        TokenCutoff(0.1, keep_special_tokens=wrong)
+    with pytest.raises(TypeError, match="include_special_tokens must be True or False, got 'no'"):
+        TokenCutoff(0.1, include_special_tokens=wrong)
     with pytest.raises(ValueError, match="kind must be 'auto', 'position_ids' or 'embeddings', got 'words'"):
         TokenShuffle("words")
 
@@ -98,7 +98,7 @@ def test_wrong_types_are_refused() -> None:
         ("", "unknown view ''"),
         ("feature-cutoff+", "unknown view ''"),
         ("feature-cutoff:much", "feature-cutoff has no option 'much'; it takes a rate"),
-        ("token-cutoff:0.1:keep", "token-cutoff has no option 'keep'; it takes a rate and keep-special-tokens"),
+        ("token-cutoff:0.1:keep", "token-cutoff has no option 'keep'; it takes a rate and no-include-special-tokens"),
         ("none:0.1", "none has no option '0.1'; it takes none"),
         ("token-shuffle:rows", "kind must be 'auto'"),
         ("feature-cutoff:0.1:0.2", "gives rate twice"),

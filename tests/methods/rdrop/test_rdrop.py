@@ -472,8 +472,8 @@ def test_losses_that_do_not_suit(spread: Any, make_teacher: Callable[..., CrossE
 
 
 def test_configuration_and_citation(spread: Any) -> None:
-    loss = RDropLoss(host.CoSENTLoss(spread, scale=9.0), weight=0.3, scaling="sum", unlabelled=-100)
+    loss = RDropLoss(host.CoSENTLoss(spread, scale=9.0), weight=0.3, scaling="sum", unlabeled=-100)
     config = loss.get_config_dict()
     assert (config["loss"], config["loss_config"]["scale"], config["weight"]) == ("CoSENTLoss", 9.0, 0.3)
-    assert (config["scaling"], config["consistency"], config["unlabelled"]) == ("sum", "scores", -100)
+    assert (config["scaling"], config["consistency"], config["unlabeled"]) == ("sum", "scores", -100)
     assert "2106.14448" in loss.citation and "CoSENT" in loss.citation

@@ -151,10 +151,10 @@ def test_columns_and_arguments_that_do_not_suit(
     with pytest.raises(ValueError, match=r"takes 1 text column\(s\), got 0"), torch.no_grad():
         SelfExplainingLoss(own, 3)([])
     for arguments, message in (
-        ({"num_labels": 1}, "num_labels must be at least 2, got 1"),
-        ({"num_labels": 2, "weight": -1.0}, r"weight must be at least 0, got -1\.0"),
-        ({"num_labels": 2, "weight": math.nan}, "weight must be at least 0, got nan"),
-        ({"num_labels": 2, "pairs": "cross"}, "pairs must be 'joint' or 'siamese', got 'cross'"),
+        ({"labels": 1}, "names of at least two classes, or their number, got 1"),
+        ({"labels": 2, "weight": -1.0}, r"weight must be at least 0, got -1\.0"),
+        ({"labels": 2, "weight": math.nan}, "weight must be at least 0, got nan"),
+        ({"labels": 2, "pairs": "cross"}, "pairs must be 'joint' or 'siamese', got 'cross'"),
     ):
         with pytest.raises(ValueError, match=message):
             SelfExplainingLoss(own, **arguments)  # type: ignore[arg-type]
@@ -388,7 +388,7 @@ def test_prediction_reads_what_the_model_reads(span_model: Callable[..., Sentenc
 def test_an_encoder_that_cannot_be_augmented_is_fine() -> None:
     words = WordEmbeddings(WhitespaceTokenizer(["good", "bad"]), torch.randn(2, 4))
     model = SentenceTransformer(modules=[words, SpanPooling(4, include_special_tokens=True)], device="cpu")
-    assert SelfExplainingLoss(model, num_labels=2).num_labels == 2
+    assert SelfExplainingLoss(model, labels=2).num_labels == 2
 
 
 def test_without_weight_any_pooling_will_do(make_model: Callable[..., SentenceTransformer]) -> None:

@@ -85,7 +85,7 @@ def test_the_regularizer_keeps_terms_and_adds_to_the_configuration(
     columns = [model.preprocess(sentences[:6]), model.preprocess(sentences[30:36])]
     assert list(loss(columns, LABELS)) == ["classification", "contrastive", "span_sharpness"]
     config = loss.get_config_dict()
-    assert config["loss"] == "ConSERTJointLoss" and config["loss_config"]["num_labels"] == 3
+    assert config["loss"] == "ConSERTJointLoss" and config["loss_config"]["labels"] == 3
     assert config["weight"] == 0.2 and "2012.01786" in loss.citation and "2105.11741" in loss.citation
     with pytest.raises(ValueError, match="SelfExplainingLoss has a term 'span_sharpness' already"):
         SpanSharpnessRegularizer(SelfExplainingLoss(model, 3), 0.2)(columns[:1], LABELS)
