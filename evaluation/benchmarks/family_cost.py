@@ -1,11 +1,12 @@
-"""What every row of the family's table costs when it serves: time and parameters, all in one run.
+r"""What every row of the family's table costs when it serves: time and parameters, all in one run.
 
 The pipelines of the recipe are built as the study begins them, for training does not change what they cost, with what
 is fitted afterwards fitted to a few texts. They take turns in encoding the same corpus texts; the median of the ratios
 of the turns to the recipe's first row counts. Models of pairs take turns in scoring pairs of Quora, none of whose
 texts is kept or encoded twice; there the cross-encoder is what the others are compared with::
 
-    python -m evaluation.benchmarks.family_cost evaluation/recipes/family/family.toml --models MODELS --data DATA
+    python -m evaluation.benchmarks.family_cost evaluation/studies/family/recipes/family.toml \
+        --models MODELS --data DATA
 """
 
 from __future__ import annotations
@@ -28,15 +29,14 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from evaluation.after import AFTER
-from evaluation.ledger import row_name
-from evaluation.pair_tasks import Examples, read_examples
-from evaluation.pair_training import predict, softmax_siamese
-from evaluation.pipelines import Pipeline, build_model
-from evaluation.re2_recipe import read_study as read_re2
-from evaluation.re2_training import build_source
-from evaluation.recipe import draw_texts, read_study
-from evaluation.run import pipeline_of
+from evaluation.engine.corpus import draw_texts
+from evaluation.engine.pairs import Examples, read_examples
+from evaluation.engine.pipelines import Pipeline, build_model
+from evaluation.engine.study import STUDIES, read_study
+from evaluation.engine.training import predict, softmax_siamese
+from evaluation.studies.contrastive.after import AFTER
+from evaluation.studies.contrastive.tables import row_name
+from evaluation.studies.re2.training import build_source
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.matching import RE2Matcher, VIRTPairClassifier, WordVectors
@@ -48,7 +48,7 @@ def main(
     recipe: Annotated[Path, typer.Argument(help="Recipe of the training study.")],
     models: Annotated[Path, typer.Option(envvar="ST_PLUGINS_MODELS", help="Folder of the models.")],
     data: Annotated[Path, typer.Option(envvar="ST_PLUGINS_DATA", help="Folder of the data.")],
-    re2: Annotated[Path, typer.Option(help="Recipe of the RE2 study.")] = Path("evaluation/recipes/re2/re2.toml"),
+    re2: Annotated[Path, typer.Option(help="Recipe of the RE2 study.")] = STUDIES / "re2/recipes/re2.toml",
     texts: Annotated[int, typer.Option(help="Texts encoded in a turn.")] = 512,
     pairs: Annotated[int, typer.Option(help="Pairs scored in a turn.")] = 512,
     fitted: Annotated[int, typer.Option(help="Texts that whitening and flows are fitted to.")] = 1000,
@@ -65,12 +65,12 @@ def main(
     # Rows that begin with the same modules cost the same: they are measured once.
     shared: dict[Any, SentenceTransformer] = {}
     rows: dict[str, tuple[Any, ...]] = {}
-    for run in study.runs:
+    for run in study.rows:
         key = (run.pooling or study.pooling, run.layers, run.tokens)
         for form in ("plain", *run.after):
             place = rows[row_name(run.name, form)] = (key, form)
             if form == "plain" and place not in shared:
-                shared[place] = build_model(pipeline_of(study, run), models, seed=0)
+                shared[place] = build_model(study.pipeline_of(run), models, seed=0)
             if place not in shared:
                 shared[place] = AFTER[form](shared[key, "plain"], corpus[:fitted], 0)
     encode = {
@@ -144,7 +144,7 @@ def pair_models(
     folder: Path, models: Path, data: Path, recipe: Path, pairs: int
 ) -> list[tuple[str, Callable[[Examples], object], Examples, int]]:
     """Return models of pairs, the cross-encoder first: name, how it answers, what it is asked, its parameters."""
-    study = read_re2(recipe)
+    study = read_study(recipe)
     task = study.tasks[PAIRS_TASK]
     (test,) = task.tests.values()
     examples = read_examples(task, [test], data).take(range(pairs))

@@ -2,7 +2,7 @@
 
 The pairs are the 19,216 of ``matching/qqp_train_subset.tsv.gz``; ``RE2Matcher.fit`` trains on them, on frozen word
 vectors and without dev passes. ``quora`` is the configuration that the authors published for these questions, with
-its batches of 512, ``small`` that of ``evaluation/recipes/re2/re2.toml``. Each is measured in a fresh process. An
+its batches of 512, ``small`` that of the RE2 study. Each is measured in a fresh process. An
 epoch is timed by the trainer's own callbacks, so reading and tokenizing, which are done once, stand apart. Memory is
 the peak of the resident set over the training less what was resident before it, with the texts and the untrained
 model (VmHWM, reset through /proc/self/clear_refs; Linux); on a GPU it is what the allocator held. Batches are of

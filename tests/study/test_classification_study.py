@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import typer
 
-from evaluation import classification, classification_table
-from evaluation.classification_recipe import read_labelled, read_study
-from evaluation.recipe import read_study as read_training_study
+from evaluation.__main__ import run, table
+from evaluation.engine.study import STUDIES, read_study
 
-ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "evaluation" / "recipes" / "self-explaining"
+RECIPES = STUDIES / "self_explaining" / "recipes"
 
 HEAD = """
+study = "self_explaining"
 title = "tiny"
 model = "tiny"
 train = "train.tsv"
@@ -36,16 +35,16 @@ explained = 6
 pictures = 1
 """
 RUNS = """
-[[run]]
+[[row]]
 name = "spans"
 pooling = "span"
 weight = 0.01
 seeds = [0, 1]
 paper = {encoder = "RoBERTa-large", value = 59.1}
-[[run]]
+[[row]]
 name = "mean"
 pooling = "mean"
-[[run]]
+[[row]]
 name = "cls"
 pooling = "cls"
 """
@@ -61,17 +60,17 @@ def folders(encoder_folder: Path, tmp_path: Path) -> dict[str, Path]:
     for name, part in (("train.tsv", rows), ("test.tsv", rows[:6])):
         lines = ["label\tsentence", *("\t".join(row) for row in part)]
         (data / name).write_text("\n".join(lines), encoding="utf-8")
-    return {"models": tmp_path / "models", "data": data, "output": tmp_path / "out"}
+    return {"models": tmp_path / "models", "data": data, "results": tmp_path / "out"}
 
 
 def test_a_study(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(HEAD + RUNS, encoding="utf-8")
     with pytest.raises(typer.BadParameter, match="holds no result"):
-        classification_table.main(recipe, folders["output"])
+        table(recipe, folders["results"])
     for shard in ("0/2", "1/2"):
-        classification.main(recipe, **folders, device="cpu", shard=shard)
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
+        run(recipe, **folders, device="cpu", shard=shard)
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["results"].rglob("*.json")}
     assert set(results) == {"spans-seed0", "spans-seed1", "mean-seed0", "cls-seed0"}
     for name, found in results.items():
         assert len(found["dev"]) == 8
@@ -84,17 +83,17 @@ def test_a_study(folders: dict[str, Path], tmp_path: Path) -> None:
     assert results["spans-seed0"]["sharpness"] != results["spans-seed1"]["sharpness"]
     assert "pictures" in results["spans-seed0"] and "pictures" not in results["spans-seed1"]
 
-    classification_table.main(recipe, folders["output"])
-    table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
-    assert "| spans | 2 | 100.00 ± 0.00 | **100.00 ± 0.00** | 100.0 [100.0, 100.0] | +0.0 [+0.0, +0.0] |" in table
-    assert "59.1 with RoBERTa-large" in table
-    assert "| mean | gradient × input |" in table and "| mean | span weights |" not in table
-    pictures = list((folders["output"] / "tiny" / "examples").glob("*.svg"))
+    table(recipe, folders["results"])
+    page = (folders["results"] / "tiny" / "table.md").read_text(encoding="utf-8")
+    assert "| spans | 2 | 100.00 ± 0.00 | **100.00 ± 0.00** | 100.0 [100.0, 100.0] | +0.0 [+0.0, +0.0] |" in page
+    assert "59.1 with RoBERTa-large" in page
+    assert "| mean | gradient × input |" in page and "| mean | span weights |" not in page
+    pictures = list((folders["results"] / "tiny" / "examples").glob("*.svg"))
     assert [path.name for path in pictures] == ["01-right.svg"]  # there is no wrong one
     assert "predicted" in pictures[0].read_text(encoding="utf-8")
 
     (folders["data"] / "train.tsv").unlink()  # what is there is kept: nothing is trained again
-    classification.main(recipe, **folders, device="cpu")
+    run(recipe, **folders, device="cpu")
 
 
 def test_pairs_full_stops_and_unknown_labels(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -103,21 +102,21 @@ def test_pairs_full_stops_and_unknown_labels(folders: dict[str, Path], tmp_path:
     study = read_study(recipe)
     table = folders["data"] / "pairs.tsv"
     table.write_text("label\ta\tb\ngood\tA dog .\t.\nbad\tA man\tRuns.", encoding="utf-8")
-    assert read_labelled(study, table) == ([["A dog", "."], ["A man", "Runs"]], [1, 0])
+    assert study.read_labelled(table) == ([["A dog", "."], ["A man", "Runs"]], [1, 0])
     table.write_text("label\ta\tb\n-1\tA dog .\t.", encoding="utf-8")
     with pytest.raises(ValueError, match=r"labels \['-1'\] are not among labels=\['bad', 'good'\]"):
-        read_labelled(study, table)
+        study.read_labelled(table)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('["sentence"]', "[]", "must name one column"),
-        ('pooling = "cls"', 'pooling = "max"', "pooling='max' must be mean, cls or span"),
+        ('pooling = "cls"', 'pooling = "max"', "pooling='max' must be one of mean, cls, span"),
         ('pooling = "cls"', 'pooling = "cls"\nweight = 1.0', "weight=1.0 needs pooling='span'"),
-        ('name = "cls"', 'name = "mean"', "two runs have one name"),
+        ('name = "cls"', 'name = "mean"', "two rows have one name"),
         ("epochs", "epoches", "epoches"),
-        ("pictures", 'pictured = "mean"\npictures', "pictured='mean' must be a run with pooling='span'"),
+        ("pictures", 'pictured = "mean"\npictures', "pictured='mean' must be a row with pooling='span'"),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -131,7 +130,7 @@ def test_wrong_recipes(tmp_path: Path, old: str, new: str, message: str) -> None
 def test_the_published_recipes_run(folders: dict[str, Path], name: str) -> None:
     recipe = RECIPES / f"{name}.toml"
     study = read_study(recipe)
-    settings = (list(study.adam), study.learning_rate, study.batch_size, study.epochs, study.runs[0].weight)
+    settings = (list(study.adam), study.learning_rate, study.batch_size, study.epochs, study.rows[0].weight)
     assert settings == ([0.9, 0.98, 1e-9], 2e-5, 40, 20, 1.0)  # of the authors' code
     shutil.copytree(folders["models"] / "tiny", folders["models"] / study.model)
     for file in {study.train, study.dev, study.test}:
@@ -142,9 +141,9 @@ def test_the_published_recipes_run(folders: dict[str, Path], name: str) -> None:
         (folders["data"] / file).write_bytes(gzip.compress(text.encode()))
     short = folders["data"] / recipe.name  # the encoder in its place has 40 positions
     short.write_text(re.sub(r"max_length = [0-9]+", "max_length = 32", recipe.read_text(encoding="utf-8")), "utf-8")
-    classification.main(short, **folders, device="cpu", dry_run=True)
-    assert len(list((folders["output"] / name).glob("*.json"))) == len(study.runs)
-    classification_table.main(recipe, folders["output"])
+    run(short, **folders, device="cpu", dry_run=True)
+    assert len(list((folders["results"] / name).glob("*.json"))) == len(study.rows)
+    table(recipe, folders["results"])
 
 
 def test_the_committed_recipes_are_valid() -> None:
@@ -157,5 +156,4 @@ def test_the_committed_recipes_are_valid() -> None:
         "sts-mini-bert-en",
     ]
     for name in names:
-        read = read_training_study if name.startswith("sts-") else read_study
-        assert read(RECIPES / f"{name}.toml").runs  # type: ignore[operator]
+        assert read_study(RECIPES / f"{name}.toml").rows

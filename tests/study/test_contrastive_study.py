@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation import ledger, run
-from evaluation.after import AFTER
-from evaluation.recipe import draw_texts, read_study
+from evaluation.__main__ import run, table
+from evaluation.engine.corpus import draw_texts
+from evaluation.engine.study import STUDIES, read_study
+from evaluation.studies.contrastive import study as contrastive
+from evaluation.studies.contrastive.after import AFTER
+from evaluation.studies.contrastive.training import RULES
 from st_plugins.data.tasks import TASKS
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
-    path for name in ("consert", "family", "flow") for path in (ROOT / "evaluation/recipes" / name).glob("*.toml")
+    path for name in ("contrastive", "family", "flow") for path in (STUDIES / name / "recipes").glob("*.toml")
 )
 
 RECIPE = """
+study = "contrastive"
 title = "tiny"
 model = "tiny"
 tasks = "stsb"
@@ -58,7 +61,7 @@ RUNS = {
 
 def _recipe(folder: Path, runs: dict[str, str], head: str = RECIPE) -> Path:
     path = folder / "tiny.toml"
-    rows = "".join(f'\n[[run]]\nname = "{name}"\n{body}\n' for name, body in runs.items())
+    rows = "".join(f'\n[[row]]\nname = "{name}"\n{body}\n' for name, body in runs.items())
     path.write_text(head + rows, encoding="utf-8")
     return path
 
@@ -85,17 +88,17 @@ def folders(sts_folder: Path, sentences: list[str], encoder_folder: Path, tmp_pa
     (sts_folder / "scores.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *scores]), encoding="utf-8")
     (sts_folder / "nli.tsv").write_text("\n".join(["label\tsentence1\tsentence2", *rows]), encoding="utf-8")
     shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
-    return {"models": tmp_path / "models", "data": sts_folder, "output": tmp_path / "out"}
+    return {"models": tmp_path / "models", "data": sts_folder, "results": tmp_path / "out"}
 
 
 def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, RUNS)
-    run.main(recipe, **folders, device="cpu")
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
+    run(recipe, **folders, device="cpu")
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["results"].rglob("*.json")}
     assert len(results) == 10  # two seeds of none and consert, one of the others
     consert = results["consert-seed0"]
     assert [numbers["step"] for numbers in consert["log"]] == [2, 4]
-    assert set(consert["chosen"]) == set(run.RULES) and consert["chosen"]["last"] == 4
+    assert set(consert["chosen"]) == set(RULES) and consert["chosen"]["last"] == 4
     dev = {numbers["step"]: numbers["dev"] for numbers in consert["log"]}
     assert dev[2] != dev[4]
     for step in consert["chosen"].values():
@@ -117,17 +120,17 @@ def test_every_method_is_trained_measured_and_tabulated(folders: dict[str, Path]
 
     assert 0 < results["cosent-seed0"]["sharpness"] <= 1 and "sharpness" not in consert
 
-    ledger.main(recipe, folders["output"])
-    table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
-    assert "| consert |" in table and "72.74 with BERT-base" in table and "| views" not in table.split("##")[0]
-    assert (folders["output"] / "tiny" / "views.svg").is_file()
-    assert str(tmp_path) not in table
-    rules = table.split("## Choosing a checkpoint")[1]
+    table(recipe, folders["results"])
+    page = (folders["results"] / "tiny" / "table.md").read_text(encoding="utf-8")
+    assert "| consert |" in page and "72.74 with BERT-base" in page and "| views" not in page.split("##")[0]
+    assert (folders["results"] / "tiny" / "views.svg").is_file()
+    assert str(tmp_path) not in page
+    rules = page.split("## Choosing a checkpoint")[1]
     assert "| consert |" in rules and "| simcse |" in rules and "| joint |" not in rules
 
-    kept = {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
-    run.main(recipe, **folders, device="cpu")  # what is there is kept
-    assert kept == {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in folders["results"].rglob("*.json")}
+    run(recipe, **folders, device="cpu")  # what is there is kept
+    assert kept == {path: path.stat().st_mtime_ns for path in folders["results"].rglob("*.json")}
 
 
 def test_poolings_wrappers_and_what_is_fitted_afterwards(
@@ -135,8 +138,8 @@ def test_poolings_wrappers_and_what_is_fitted_afterwards(
 ) -> None:
     monkeypatch.setitem(AFTER, "whitened to 128", AFTER["whitened"])  # the tiny encoder has fewer dimensions
     recipe = _recipe(tmp_path, FAMILY)
-    run.main(recipe, **folders, device="cpu")
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
+    run(recipe, **folders, device="cpu")
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["results"].rglob("*.json")}
     assert len(results) == len(FAMILY) + 1  # two seeds of the flows
     again = results.pop("flows-seed1")
     assert set(again["steps"]["0"]["test"]) == {"flow", "flow, learned permutation"}  # the others would be the same
@@ -156,29 +159,29 @@ def test_poolings_wrappers_and_what_is_fitted_afterwards(
     assert "layers" not in results["cnn-seed0"]
     assert results["rcnn-of-words-seed0"]["parameters"] != results["cnn-seed0"]["parameters"]
 
-    ledger.main(recipe, folders["output"])
-    table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
+    table(recipe, folders["results"])
+    page = (folders["results"] / "tiny" / "table.md").read_text(encoding="utf-8")
     assert (
-        "| flows + flow | texts | 2 |" in table
-        and "| flows + whitening to 128 | texts | 1 |" in table
-        and "| flows + flow, learned permutation |" in table
+        "| flows + flow | texts | 2 |" in page
+        and "| flows + whitening to 128 | texts | 1 |" in page
+        and "| flows + flow, learned permutation |" in page
     )
-    assert "| cnn |" in table and "| cnn + " not in table
+    assert "| cnn |" in page and "| cnn + " not in page
 
 
 def test_a_start_is_trained_once_and_is_where_the_next_run_begins(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[tuple[str, dict[str, torch.Tensor]]] = []
-    real = run.train
+    real = contrastive.train
 
-    def watched(study: Any, row: Any, seed: int, model: Any, data: Path) -> Any:
+    def watched(study: Any, row: Any, seed: int, model: Any) -> Any:
         begun.append((row.name, {key: value.clone() for key, value in model.state_dict().items()}))
-        return real(study, row, seed, model, data)
+        return real(study, row, seed, model)
 
-    monkeypatch.setattr(run, "train", watched)
+    monkeypatch.setattr(contrastive, "train", watched)
     chain = {**{name: RUNS[name] for name in ("supervised", "sup-unsup")}, "again": RUNS["sup-unsup"]}
-    run.main(_recipe(tmp_path, chain), **folders, device="cpu", dev_only=True)
+    run(_recipe(tmp_path, chain), **folders, device="cpu", dev_only=True)
     assert [name for name, _ in begun] == ["supervised", "sup-unsup", "again"]
     first, second, third = (state for _, state in begun)
     assert any(not torch.equal(first[key], second[key]) for key in first)
@@ -187,10 +190,10 @@ def test_a_start_is_trained_once_and_is_where_the_next_run_begins(
 
 def test_shards_share_the_runs(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, {"none": RUNS["none"]})
-    run.main(recipe, **folders, device="cpu", shard="1/2", dev_only=True)
-    assert [path.stem for path in folders["output"].rglob("*.json")] == ["none-seed1"]
-    run.main(recipe, **folders, device="cpu", only="seed0", dev_only=True)
-    assert {path.stem for path in folders["output"].rglob("*.json")} == {"none-seed0", "none-seed1"}
+    run(recipe, **folders, device="cpu", shard="1/2", dev_only=True)
+    assert [path.stem for path in folders["results"].rglob("*.json")] == ["none-seed1"]
+    run(recipe, **folders, device="cpu", only="seed0", dev_only=True)
+    assert {path.stem for path in folders["results"].rglob("*.json")} == {"none-seed0", "none-seed1"}
 
 
 @pytest.mark.parametrize(
@@ -199,13 +202,13 @@ def test_shards_share_the_runs(folders: dict[str, Path], tmp_path: Path) -> None
         ({"a": 'method = "magic"'}, "method='magic'"),
         ({"a": 'method = "consert"\ndata = "lost"'}, "data='lost'"),
         ({"a": 'method = "joint"'}, "has no pairs"),
-        ({"a": 'method = "consert"\nstart = "b"'}, "must be a run above it"),
+        ({"a": 'method = "consert"\nstart = "b"'}, "must be a row above it"),
         ({"a": 'method = "simcse"\nr_drop = 1.0'}, "r_drop=1.0 is for"),
         ({"a": 'method = "simcse"\nmix_penalty = 1.0'}, 'needs pooling = "layer-mix"'),
         ({"a": 'method = "simcse"\npooling_learning_rate = 1.0'}, "needs a pooling with weights"),
         ({"a": 'method = "none"\nafter = ["magic"]'}, "after='magic' must be one of whitened"),
         ({"a": "colour = 1"}, "colour"),
-        ({}, "run"),
+        ({}, "row"),
     ],
 )
 def test_a_bad_recipe_is_named(tmp_path: Path, runs: dict[str, str], message: str) -> None:
@@ -218,7 +221,7 @@ def test_a_bad_recipe_is_named(tmp_path: Path, runs: dict[str, str], message: st
 def test_fewer_texts_than_a_batch_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, {"a": 'method = "consert"\nbatch_size = 500'})
     with pytest.raises(ValueError, match="batch_size=500"):
-        run.main(recipe, **folders, device="cpu")
+        run(recipe, **folders, device="cpu")
 
 
 def test_texts_are_distinct_and_drawn_with_a_seed(tmp_path: Path) -> None:
@@ -230,7 +233,7 @@ def test_texts_are_distinct_and_drawn_with_a_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_committed_recipes_are_read(path: Path) -> None:
     study = read_study(path)
-    assert study.model and study.dev_task in TASKS and len({row.name for row in study.runs}) == len(study.runs) > 0
+    assert study.model and study.dev_task in TASKS and len({row.name for row in study.rows}) == len(study.rows) > 0
 
 
 @pytest.mark.slow
@@ -256,7 +259,7 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
     small = "max_length = 32\n" + small
     small = small.replace("[defaults]\n", "[defaults]\nbatch_size = 8\n").replace("whitened to 128", "whitened")
     (tmp_path / path.name).write_text(small, encoding="utf-8")
-    folders = {"models": tmp_path / "models", "data": tmp_path / "data", "output": tmp_path / "out"}
-    run.main(tmp_path / path.name, **folders, dry_run=True, dev_only=True, device="cpu")
+    folders = {"models": tmp_path / "models", "data": tmp_path / "data", "results": tmp_path / "out"}
+    run(tmp_path / path.name, **folders, dry_run=True, dev_only=True, device="cpu")
     written = {file.stem for file in (tmp_path / "out").rglob("*.json")}
-    assert written == {run.result_file(tmp_path, row.name, 0).stem for row in study.runs}
+    assert written == {study.file_name(row.name, "", 0) for row in study.rows}

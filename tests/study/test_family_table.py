@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import typer
 
-from evaluation import family_table
-from evaluation.pair_scores import score
-
-ROOT = Path(__file__).parents[2]
+from evaluation.__main__ import table
+from evaluation.engine.scores import score
+from evaluation.engine.study import STUDIES
 
 RECIPE = """
+study = "family"
 title = "tiny family"
 model = "tiny"
 tasks = "en"
@@ -27,22 +27,22 @@ seeds = [0, 1]
 texts = ["corpus.txt"]
 [data.stsb]
 pairs = ["scores.tsv"]
-[[run]]
+[[row]]
 name = "mean"
 method = "none"
 after = ["whitened", "flow"]
 seeds = [0]
-[[run]]
+[[row]]
 name = "ConSERT"
 method = "consert"
 data = "texts"
 after = []
-[[run]]
+[[row]]
 name = "CoSENT"
 method = "cosent"
 data = "stsb"
 after = []
-[[run]]
+[[row]]
 name = "not yet"
 method = "cosent"
 data = "stsb"
@@ -51,9 +51,10 @@ data = "stsb"
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """The tiny recipe, beside the real ones of the other studies."""
-    shutil.copytree(ROOT / "evaluation" / "recipes", tmp_path / "recipes")
-    path = tmp_path / "recipes" / "family" / "tiny.toml"
+    """The tiny recipe, among copies of the real ones of the other studies."""
+    for recipes in STUDIES.glob("*/recipes"):
+        shutil.copytree(recipes, tmp_path / "studies" / recipes.parent.name / "recipes")
+    path = tmp_path / "studies" / "family" / "recipes" / "tiny.toml"
     path.write_text(RECIPE, encoding="utf-8")
     return path
 
@@ -92,19 +93,20 @@ def _results(folder: Path) -> None:
 
 
 def test_what_there_is_is_joined(recipe: Path, tmp_path: Path) -> None:
-    results = tmp_path / "results"
+    results = tmp_path / "studies" / "family" / "results"
     _results(results)
     wrong = (np.arange(1000) < 200).astype(float)
     for study, name, test in (
-        ("virt-mini-bert-en", "nli-siamese-seed0", "snli"),
-        ("virt-mini-bert-en", "nli-grid-without-seed0", "snli"),
-        ("re2", "snli-re2-word-vectors-seed0", "snli"),
-        ("re2", "snli-plain-residual-seed0", "snli"),
+        ("virt/results/virt-mini-bert-en", "nli-siamese-seed0", "snli"),
+        ("virt/results/virt-mini-bert-en", "nli-grid-without-seed0", "snli"),
+        ("re2/results/re2", "snli-re2-word-vectors-seed0", "snli"),
+        ("re2/results/re2", "snli-plain-residual-seed0", "snli"),
     ):
-        (results / study).mkdir(exist_ok=True)
+        folder = tmp_path / "studies" / study
+        folder.mkdir(parents=True, exist_ok=True)
         pair = {"seed": 0, "tests": {test: score(test, np.zeros(1000), wrong)}}
-        (results / study / f"{name}.json").write_text(json.dumps(pair), encoding="utf-8")
-    family_table.main(recipe, results)
+        (folder / f"{name}.json").write_text(json.dumps(pair), encoding="utf-8")
+    table(recipe)
     page = (results / "tiny" / "table.md").read_text(encoding="utf-8")
     lines = page.splitlines()
     for expected in (
@@ -127,7 +129,7 @@ def test_what_there_is_is_joined(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_costs_and_their_picture(recipe: Path, tmp_path: Path) -> None:
-    results = tmp_path / "results"
+    results = tmp_path / "studies" / "family" / "results"
     _results(results)
     cost = {"parameters": 5_454_080, "dimension": 256, "texts_a_second": 300.0}
     costs = {
@@ -135,18 +137,20 @@ def test_costs_and_their_picture(recipe: Path, tmp_path: Path) -> None:
         "pairs": {"cross-encoder": {"times_the_first": 1.0, "pairs_a_second": 151.2, "parameters": 5_454_594}},
         "versions": {"torch": "3"},
     }
-    (results / "benchmarks").mkdir()
-    (results / "benchmarks" / "family_cost.json").write_text(json.dumps(costs), encoding="utf-8")
-    family_table.main(recipe, results)
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "family_cost.json").write_text(json.dumps(costs), encoding="utf-8")
+    table(recipe)
     page = (results / "tiny" / "table.md").read_text(encoding="utf-8")
     assert "| 50 |  | 5,454,080 | 256 | 0.25 |" in page and "| 40 |  |  |  |" in page
     assert "| cross-encoder | 151 | 1.0 | 5,454,594 |" in page
     assert "Trained on: CPU. torch 2." in page and "Costs measured on: CPU. torch 3." in page
     drawn = (results / "tiny" / "cost.svg").read_text(encoding="utf-8")
-    family_table.main(recipe, results)
+    table(recipe)
     assert drawn == (results / "tiny" / "cost.svg").read_text(encoding="utf-8")  # the same every time
 
 
 def test_nothing_to_show_is_an_error(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match=r"holds no result of tiny\.toml; run evaluation/run\.py first"):
-        family_table.main(recipe, tmp_path / "results")
+    with pytest.raises(
+        typer.BadParameter, match=r"holds no result of tiny\.toml; run `python -m evaluation run` first"
+    ):
+        table(recipe, tmp_path / "results")

@@ -11,15 +11,15 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from evaluation import anonymised
-from evaluation.anonymised_recipe import as_integers, read_study, words_of
-from evaluation.anonymised_table import auc, score_auc
-from evaluation.pair_scores import unpacked
+from evaluation.__main__ import run
+from evaluation.engine.scores import unpacked
+from evaluation.engine.study import STUDIES, read_study
+from evaluation.studies.label_token.auc import auc, score_auc
+from evaluation.studies.label_token.integers import as_integers, words_of
 from st_plugins.evaluation.statistics import resample_counts
 
-ROOT = Path(__file__).parents[2]
-
 RECIPE = """
+study = "label_token"
 title = "tiny"
 train = "pairs.tsv"
 dev = "pairs.tsv"
@@ -60,7 +60,7 @@ def folders(sentences: list[str], encoder_folder: Path, tmp_path: Path) -> dict[
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **shape)
     BertForMaskedLM(config).save_pretrained(tmp_path / "models" / "tiny")
     tokenizer.save_pretrained(tmp_path / "models" / "tiny")
-    return {"models": tmp_path / "models", "data": data, "output": tmp_path / "out"}
+    return {"models": tmp_path / "models", "data": data, "results": tmp_path / "out"}
 
 
 def _recipe(folder: Path, text: str = RECIPE) -> Path:
@@ -71,33 +71,33 @@ def _recipe(folder: Path, text: str = RECIPE) -> Path:
 
 def test_every_row_is_trained_scored_and_tabulated(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path)
-    anonymised.main(recipe, **folders)
-    files = sorted(path.name for path in folders["output"].iterdir())
-    names = [f"tiny-{row}-seed{seed}.json" for row in ("label-token", "siamese") for seed in (0, 1)]
-    assert files == sorted(["table.md", "tiny-tf-idf-seed0.json", *names])
-    found = json.loads((folders["output"] / "tiny-label-token-seed1.json").read_text(encoding="utf-8"))
+    run(recipe, **folders)
+    files = sorted(path.name for path in (folders["results"] / "tiny").iterdir())
+    names = [f"{row}-seed{seed}.json" for row in ("label-token", "siamese") for seed in (0, 1)]
+    assert files == sorted(["table.md", "tf-idf-seed0.json", *names])
+    found = json.loads((folders["results"] / "tiny" / "label-token-seed1.json").read_text(encoding="utf-8"))
     assert found["steps"] == 2 and found["test"]["pairs"] == 60 and len(unpacked(found["sentence"])) == 1000
-    table = (folders["output"] / "table.md").read_text(encoding="utf-8")
+    table = (folders["results"] / "tiny" / "table.md").read_text(encoding="utf-8")
     lines = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines() if line[:1] == "|"}
     assert lines["label token"][1:5] == ["random", "yes", "2", "2"] and "±" in lines["label token"][5]
     assert lines["label token"][7] != "" and lines["Siamese"][7] == "" and lines["TF-IDF"][6] == ""
     assert lines["Siamese"][1:3] == ["ranks", "no"] and lines["Siamese"][6] != ""
     assert "What it means." in table and "60 test pairs" in table and str(tmp_path) not in table
-    stamps = {path: path.stat().st_mtime_ns for path in folders["output"].glob("*.json")}
-    anonymised.main(recipe, **folders)  # what is there is kept
-    assert {path: path.stat().st_mtime_ns for path in folders["output"].glob("*.json")} == stamps
+    stamps = {path: path.stat().st_mtime_ns for path in folders["results"].rglob("*.json")}
+    run(recipe, **folders)  # what is there is kept
+    assert {path: path.stat().st_mtime_ns for path in folders["results"].rglob("*.json")} == stamps
 
 
 def test_dev_only_looks_at_no_test_label(folders: dict[str, Path], tmp_path: Path) -> None:
-    anonymised.main(_recipe(tmp_path), **folders, only="tf-idf", dev_only=True)
-    (path,) = folders["output"].iterdir()
+    run(_recipe(tmp_path), **folders, only="tf-idf", dev_only=True)
+    (path,) = (folders["results"] / "tiny").iterdir()
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    assert path.name == "tiny-tf-idf-seed0-dev.json" and "dev" in found and "test" not in found
+    assert path.name == "tf-idf-seed0-dev.json" and "dev" in found and "test" not in found
 
 
 def test_a_dry_run(folders: dict[str, Path], tmp_path: Path) -> None:
-    anonymised.main(_recipe(tmp_path), **folders, only="label", dry_run=True)
-    assert [path.name for path in folders["output"].glob("*.json")] == ["tiny-label-token-seed0.json"]
+    run(_recipe(tmp_path), **folders, only="label", dry_run=True)
+    assert [path.name for path in folders["results"].rglob("*.json")] == ["label-token-seed0.json"]
 
 
 def test_auc_counts_pairs_of_pairs() -> None:
@@ -149,7 +149,7 @@ def test_a_broken_recipe_is_refused(tmp_path: Path, old: str, new: str, message:
 
 
 def test_the_committed_recipe_can_be_read() -> None:
-    study = read_study(ROOT / "evaluation" / "recipes" / "anonymised" / "qqp.toml")
+    study = read_study(STUDIES / "label_token" / "recipes" / "qqp.toml")
     assert [row.kind for row in study.rows[:2]] == ["tf-idf", "siamese"] and len(study.seeds) == 3
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_study(ROOT / "nothing.toml")
+        read_study(STUDIES / "nothing.toml")

@@ -14,18 +14,19 @@ import pytest
 import torch
 import typer
 
-from evaluation import re2, re2_ledger, re2_training
-from evaluation.pair_results import load_seeds, pending
-from evaluation.pair_scores import ranking_score, score, unpacked
-from evaluation.re2_recipe import read_study
-from evaluation.virt_recipe import read_study as read_virt_study
+from evaluation.__main__ import run, table
+from evaluation.engine.runner import load_seeds, pending
+from evaluation.engine.scores import ranking_score, score, unpacked
+from evaluation.engine.study import STUDIES, Place, read_study
+from evaluation.studies.re2 import training as re2_training
+from evaluation.studies.re2.setting import Setting
 from st_plugins.evaluation.statistics import resample_counts
 from st_plugins.matching import LearnedEmbedding, TransformerTokens, WordVectors
 
-ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "evaluation/recipes/re2").glob("*.toml"))
+RECIPES = sorted((STUDIES / "re2/recipes").glob("*.toml"))
 
 HEAD = """
+study = "re2"
 title = "tiny"
 seeds = [0, 1]
 patience = 2
@@ -101,18 +102,23 @@ def folders(encoder_folder: Path, tmp_path: Path) -> dict[str, Path]:
     (models / "vectors").mkdir(parents=True)
     (models / "vectors" / "vectors.txt.gz").write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
     shutil.copytree(encoder_folder, models / "tiny")
-    return {"models": models, "data": data, "output": tmp_path / "out"}
+    return {"models": models, "data": data, "results": tmp_path / "out"}
+
+
+def _setting(study: Any, folders: dict[str, Path], **how: bool) -> Setting:
+    study.place = Place(folders["models"], folders["data"], device="cpu", **how)
+    return Setting(study, "para", 0)
 
 
 def _results(folders: dict[str, Path]) -> dict[str, Any]:
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["results"].rglob("*.json")}
 
 
 def test_every_row_is_trained_scored_and_tabulated(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path)
     with pytest.raises(typer.BadParameter, match=r"holds no result of tiny\.toml"):
-        re2_ledger.main(recipe, folders["output"])
-    re2.main(recipe, **folders, device="cpu", only="seed0")
+        table(recipe, folders["results"])
+    run(recipe, **folders, device="cpu", only="seed0")
     results = _results(folders)
     assert len(results) == 6
     found = results["para-re2-seed0"]
@@ -136,16 +142,16 @@ def test_every_row_is_trained_scored_and_tabulated(folders: dict[str, Path], tmp
     dev = [results[f"para-{name}-seed0"]["seconds_training"] for name in ("re2", "subwords", "plain")]
     assert len(set(dev)) == 3
 
-    re2_ledger.main(recipe, folders["output"])
-    table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
-    assert "| RE2 | 1 |" in table and "| minus Siamese | para-test | qa-test |" in table
-    assert "| cross-encoder | - | - | - |" in table and "minus cross-encoder" not in table
-    assert str(tmp_path) not in table
+    table(recipe, folders["results"])
+    page = (folders["results"] / "tiny" / "table.md").read_text(encoding="utf-8")
+    assert "| RE2 | 1 |" in page and "| minus Siamese | para-test | qa-test |" in page
+    assert "| cross-encoder | - | - | - |" in page and "minus cross-encoder" not in page
+    assert str(tmp_path) not in page
 
-    kept = {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
-    lost = folders["output"] / "tiny" / "qa-siamese-seed0.json"
+    kept = {path: path.stat().st_mtime_ns for path in folders["results"].rglob("*.json")}
+    lost = folders["results"] / "tiny" / "qa-siamese-seed0.json"
     lost.unlink()
-    re2.main(recipe, **folders, device="cpu", only="seed0")
+    run(recipe, **folders, device="cpu", only="seed0")
     assert {path for path in kept if path.stat().st_mtime_ns != kept[path]} == {lost}
     again = json.loads(lost.read_text(encoding="utf-8"))
     assert again["tests"] == results["qa-siamese-seed0"]["tests"]
@@ -153,7 +159,7 @@ def test_every_row_is_trained_scored_and_tabulated(folders: dict[str, Path], tmp
 
 def test_a_dry_run_and_dev_only(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path)
-    re2.main(recipe, **folders, device="cpu", dry_run=True, dev_only=True, only="para-")
+    run(recipe, **folders, device="cpu", dry_run=True, dev_only=True, only="para-")
     results = _results(folders)
     assert set(results) == {f"para-{name}-seed0" for name in ("re2", "siamese", "subwords", "plain")}
     assert all("tests" not in found and found["steps"] == 5 for found in results.values())
@@ -161,11 +167,11 @@ def test_a_dry_run_and_dev_only(folders: dict[str, Path], tmp_path: Path) -> Non
 
 def test_shards_share_tasks_and_seeds(tmp_path: Path) -> None:
     study = read_study(_recipe(tmp_path))
-    whole = [(task, seed) for task, seed, _ in pending(study, tmp_path)]
+    whole = [(jobs[0].task, jobs[0].seed) for jobs in pending(study, tmp_path)]
     assert whole == [("para", 0), ("qa", 0), ("para", 1), ("qa", 1)]
-    parts = [[(task, seed) for task, seed, _ in pending(study, tmp_path, shard=f"{n}/3")] for n in range(3)]
+    parts = [[(jobs[0].task, jobs[0].seed) for jobs in pending(study, tmp_path, shard=f"{n}/3")] for n in range(3)]
     assert sorted(chain.from_iterable(parts)) == sorted(whole) and parts[0] == [("para", 0), ("qa", 1)]
-    named = {path.name for _, _, rows in pending(study, tmp_path, only="para-") for _, path in rows}
+    named = {job.path.name for jobs in pending(study, tmp_path, only="para-") for job in jobs}
     assert "para-plain-seed0.json" in named and "para-plain-seed1.json" not in named
 
 
@@ -184,7 +190,7 @@ def test_the_best_epoch_on_dev_is_kept(
 
     monkeypatch.setattr(re2_training, "BestWeightsCallback", Watched)
     study = read_study(_recipe(tmp_path, head=HEAD.replace("epochs = 2", "epochs = 9")))
-    setting = re2.Setting(study, "para", 0, folders["models"], folders["data"], "cpu")
+    setting = _setting(study, folders)
     found = setting.measure(study.rows[1])
     assert len(seen) == 4 and found["steps"] == 20 and found["step"] == 10  # patience is 2
     assert found["dev"]["value"][0] == seen[1][0]
@@ -196,7 +202,7 @@ def test_the_best_epoch_on_dev_is_kept(
 def test_sources(folders: dict[str, Path], tmp_path: Path) -> None:
     rows = {**ROWS, "encoder": 'source = "transformer"\nmodel = "tiny"\ntasks = ["para"]\nseeds = [0]'}
     study = read_study(_recipe(tmp_path, rows))
-    setting = re2.Setting(study, "para", 0, folders["models"], folders["data"], "cpu", dry_run=True)
+    setting = _setting(study, folders, dry_run=True)
     kinds = {"RE2": WordVectors, "subwords": LearnedEmbedding, "encoder": TransformerTokens}
     for row in study.rows:
         if row.name in kinds:
@@ -211,8 +217,8 @@ def test_sources(folders: dict[str, Path], tmp_path: Path) -> None:
 def test_word_vectors_are_trained_or_not(folders: dict[str, Path], tmp_path: Path) -> None:
     rows = {"RE2": "trainable = true", "Siamese": 'kind = "siamese"'}
     study = read_study(_recipe(tmp_path, rows))
-    setting = re2.Setting(study, "para", 0, folders["models"], folders["data"], "cpu", dry_run=True)
-    matcher, siamese = (setting.measure(row, dev_only=True)["parameters"] for row in study.rows)
+    setting = _setting(study, folders, dry_run=True)
+    matcher, siamese = (setting.measure(row)["parameters"] for row in study.rows)
     assert matcher["trained"] == matcher["network"] + matcher["embeddings"]
     assert siamese == {"network": 38, "embeddings": 60, "trained": 38}
 
@@ -283,7 +289,7 @@ def test_the_tables(tmp_path: Path) -> None:
     _write(own, "para-plain-seed0", "para-test", wrong[200], 0.79)
     _write(other, "paraphrase-cross-encoder-seed7", "para-test", wrong[150], 0.9)
     assert len(load_seeds(other, "paraphrase", "cross-encoder")) == 1 and not load_seeds(own, "para", "re")
-    re2_ledger.main(recipe, tmp_path / "out")
+    table(recipe, tmp_path / "out")
     lines = (own / "table.md").read_text(encoding="utf-8").splitlines()
     interval = np.quantile(
         np.mean([unpacked(score("para-test", np.zeros(1000), wrong[n])) for n in (100, 120)], axis=0), [0.025, 0.975]
@@ -344,7 +350,7 @@ def test_a_bad_row_of_another_study_is_named(tmp_path: Path) -> None:
 
 def test_too_few_pairs_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     study = read_study(_recipe(tmp_path, head=HEAD.replace("batch_size = 8", "batch_size = 64")))
-    setting = re2.Setting(study, "para", 0, folders["models"], folders["data"], "cpu")
+    setting = _setting(study, folders)
     with pytest.raises(ValueError, match="40 training pairs are fewer than one batch, batch_size=64"):
         setting.training  # noqa: B018 - reading it reads the files
 
@@ -356,8 +362,7 @@ def test_the_committed_recipes_are_valid(path: Path) -> None:
     assert set(study.tasks) == {"qqp", "snli", "wikiqa", "mrpc", "rte"}
     assert {task for row in study.rows if row.ablation for task in row.tasks} == {"qqp", "snli"}
     for other in study.beside:
-        recipe = ROOT / f"evaluation/recipes/virt/{other.results}.toml"
-        theirs = read_virt_study(recipe)
+        theirs = read_study((path.parent / other.results.replace("/results/", "/recipes/")).with_suffix(".toml"))
         assert other.row in {row.name for row in theirs.rows}
         for name in virt:  # the same sets under the same names, so that the pairs are the same
             task = theirs.tasks[other.tasks.get(name, name)]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,39 +11,30 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+from evaluation.__main__ import run
+from evaluation.engine.pipelines import Pipeline, build_model
+from evaluation.engine.study import STUDIES, Place, read_study
+from evaluation.studies.sts.study import target_texts
 from st_plugins import first_last_avg
 from st_plugins.evaluation import SuiteResult
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sts_study", ROOT / "evaluation" / "sts.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError("evaluation/sts.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sts_study"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 RECIPE = """
+study = "sts"
 title = "tiny"
 tasks = "stsb"
 corpus = ["corpus.txt"]
 corpus_size = 40
-seed = 1
+seeds = [1]
 batch_size = 8
 """
 
 
 def _pipelines(**rows: str) -> str:
     head = 'model = "tiny"\nmax_length = 32'
-    return "".join(f'\n[[pipeline]]\nname = "{name}"\n{head}\n{extra}\n' for name, extra in rows.items())
+    return "".join(f'\n[[row]]\nname = "{name}"\n{head}\n{extra}\n' for name, extra in rows.items())
 
 
-def test_recipe_in_results_out(study: ModuleType, sts_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
+def test_recipe_in_results_out(sts_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
     recipe = tmp_path / "tiny.toml"
     rows = _pipelines(
@@ -58,10 +46,10 @@ def test_recipe_in_results_out(study: ModuleType, sts_folder: Path, encoder_fold
         pooled='whitening = "pooled"\ndimension = 3',
     )
     recipe.write_text(RECIPE + rows, encoding="utf-8")
-    study.main(recipe, tmp_path / "models", sts_folder, tmp_path / "out")
+    run(recipe, tmp_path / "models", sts_folder, results=tmp_path / "out")
     folder = tmp_path / "out" / "tiny"
     results = {
-        name: SuiteResult.read(folder / f"{name}.json")
+        name: SuiteResult.read(folder / f"{name}-seed1.json")
         for name in ("raw", "first", "corpus", "target", "random", "pooled")
     }
     values = {name: result.average["spearman_all"].value for name, result in results.items()}
@@ -73,34 +61,34 @@ def test_recipe_in_results_out(study: ModuleType, sts_folder: Path, encoder_fold
     assert "evaluated sentences" in results["pooled"].floor.whitened_on
     assert str(tmp_path) not in table
     # What is there is kept, and makes the same table.
-    (folder / "raw.json").unlink()
-    kept = (folder / "target.json").stat().st_mtime_ns
-    study.main(recipe, tmp_path / "models", sts_folder, tmp_path / "out", reuse=True)
+    (folder / "raw-seed1.json").unlink()
+    kept = (folder / "target-seed1.json").stat().st_mtime_ns
+    run(recipe, tmp_path / "models", sts_folder, results=tmp_path / "out")
     assert (folder / "table.md").read_text(encoding="utf-8") == table
-    assert (folder / "raw.json").is_file() and (folder / "target.json").stat().st_mtime_ns == kept
+    assert (folder / "raw-seed1.json").is_file() and (folder / "target-seed1.json").stat().st_mtime_ns == kept
     assert all(str(tmp_path) not in path.read_text(encoding="utf-8") for path in folder.iterdir())
 
 
-def test_layers_keeps_the_lowest(study: ModuleType, encoder_folder: Path) -> None:
+def test_layers_keeps_the_lowest(encoder_folder: Path) -> None:
     folder, sentence = encoder_folder, ["the man is reading a book"]
     whole = AutoModel.from_pretrained(folder)
     tokens = AutoTokenizer.from_pretrained(folder)(sentence, return_tensors="pt")
     with torch.no_grad():
         states = whole(**tokens, output_hidden_states=True).hidden_states
     for layers in (0, 1, -1):
-        row = study.Pipeline("row", folder.name, layers=layers)
-        found = study.build_model(row, folder.parent, 0).encode(sentence, convert_to_tensor=True)
+        row = Pipeline("row", folder.name, layers=layers)
+        found = build_model(row, folder.parent, 0).encode(sentence, convert_to_tensor=True)
         assert torch.allclose(found, states[layers].mean(1), atol=1e-6), layers
 
 
 def test_layer_recipes_are_the_averages_of_those_layers(
-    study: ModuleType, model: SentenceTransformer, encoder_folder: Path, sentences: list[str]
+    model: SentenceTransformer, encoder_folder: Path, sentences: list[str]
 ) -> None:
     def encoded(pooling: str) -> np.ndarray:
-        row = study.Pipeline("row", encoder_folder.name, pooling)
-        return study.build_model(row, encoder_folder.parent, 0).encode(sentences)
+        row = Pipeline("row", encoder_folder.name, pooling)
+        return build_model(row, encoder_folder.parent, 0).encode(sentences)
 
-    stock = first_last_avg(study.build_model(study.Pipeline("row", encoder_folder.name), encoder_folder.parent, 0))
+    stock = first_last_avg(build_model(Pipeline("row", encoder_folder.name), encoder_folder.parent, 0))
     np.testing.assert_allclose(encoded("first-last-avg"), stock.encode(sentences), atol=1e-6)  # two layers
     np.testing.assert_allclose(encoded("last-two-avg"), stock.encode(sentences), atol=1e-6)
     with torch.no_grad():
@@ -112,23 +100,25 @@ def test_layer_recipes_are_the_averages_of_those_layers(
     np.testing.assert_allclose(encoded("embedding-avg")[:5], means, atol=1e-6)
 
 
-def test_static_pooling_is_the_mean_of_the_word_embeddings(study: ModuleType, encoder_folder: Path) -> None:
+def test_static_pooling_is_the_mean_of_the_word_embeddings(encoder_folder: Path) -> None:
     sentence = "the man is reading a book"
-    model = study.build_model(study.Pipeline("row", encoder_folder.name, "static"), encoder_folder.parent, 0)
+    model = build_model(Pipeline("row", encoder_folder.name, "static"), encoder_folder.parent, 0)
     ids = AutoTokenizer.from_pretrained(encoder_folder)(sentence, add_special_tokens=False)["input_ids"]
     table = AutoModel.from_pretrained(encoder_folder).get_input_embeddings().weight
     assert torch.allclose(torch.tensor(model.encode(sentence)), table[ids].mean(0), atol=1e-6)
 
 
-def test_corpus_draw_is_seeded(study: ModuleType, sts_folder: Path, tmp_path: Path) -> None:
+def test_corpus_draw_is_seeded(sts_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(RECIPE + _pipelines(raw=""), encoding="utf-8")
-    first, second = (study.read_corpus(study.read_recipe(recipe), sts_folder) for _ in range(2))
+    study = read_study(recipe)
+    study.place = Place(tmp_path, sts_folder)
+    first, second = (study.corpus_texts(1) for _ in range(2))
     assert first == second and len(first) == 40
 
 
-def test_target_texts_are_train_and_dev(study: ModuleType, sts_folder: Path) -> None:
-    texts = study.target_texts("stsb", sts_folder)
+def test_target_texts_are_train_and_dev(sts_folder: Path) -> None:
+    texts = target_texts("stsb", sts_folder)
     assert list(texts) == ["stsb"] and len(texts["stsb"]) == 2 * 2 * 20
 
 
@@ -137,20 +127,20 @@ def test_target_texts_are_train_and_dev(study: ModuleType, sts_folder: Path) -> 
     [
         (_pipelines(raw='whitening = "always"'), "whitening='always'"),
         (_pipelines(raw="colour = 1"), "colour"),
-        ("", "pipeline"),
+        ("", "row"),
         ("nonsense", "r.toml"),
     ],
 )
-def test_a_bad_recipe_is_named(study: ModuleType, tmp_path: Path, rows: str, message: str) -> None:
+def test_a_bad_recipe_is_named(tmp_path: Path, rows: str, message: str) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(RECIPE + rows, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        study.read_recipe(recipe)
+        read_study(recipe)
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        study.read_recipe(tmp_path / "none.toml")
+        read_study(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "evaluation" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
-def test_committed_recipes_are_valid(study: ModuleType, path: Path) -> None:
-    recipe = study.read_recipe(path)
-    assert recipe.pipelines and len({row.name for row in recipe.pipelines}) == len(recipe.pipelines)
+@pytest.mark.parametrize("path", sorted((STUDIES / "sts/recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_committed_recipes_are_valid(path: Path) -> None:
+    recipe = read_study(path)
+    assert recipe.rows and len({row.name for row in recipe.rows}) == len(recipe.rows)

@@ -14,10 +14,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from evaluation import virt, virt_masking, virt_reading
-from evaluation.virt_masking import Masking
-from evaluation.virt_reading import alike, mixed, reader
-from evaluation.virt_recipe import Reading, Study, Task, read_study
+from evaluation.__main__ import run
+from evaluation.engine.study import Place, read_study
+from evaluation.studies.virt import masking as virt_masking
+from evaluation.studies.virt import reading as virt_reading
+from evaluation.studies.virt.masking import Masking
+from evaluation.studies.virt.reading import Reading, alike, mixed, reader
+from evaluation.studies.virt.setting import Setting
+from evaluation.studies.virt.study import Study, Task
 
 ROWS = [("a man is eating", "the man is eating bread", "4.5"), ("a dog", "the cat is sleeping", "0.5")] * 10
 READING = Reading({"pairs.tsv": "yes"}, masked_steps=3, steps=2, batch_size=4, learning_rate=1e-2, max_length=16)
@@ -34,8 +38,11 @@ def folders(encoder_folder: Path, tmp_path: Path) -> dict[str, Path]:
     return {"models": tmp_path / "models", "data": data, "cache": tmp_path / "cache"}
 
 
-def _study(reading: Reading | None = READING) -> Study:
-    return Study("tiny", "tiny", {"sts": Task(["pairs.tsv"], {}, aside=4)}, [], reading=reading, batch_size=4)
+def _study(folders: dict[str, Path], reading: Reading | None = READING) -> Study:
+    tasks = {"sts": Task(["pairs.tsv"], {}, aside=4)}
+    study = Study(title="tiny", model="tiny", tasks=tasks, rows=[], reading=reading, batch_size=4)
+    study.place = Place(**folders, device="cpu")
+    return study
 
 
 @pytest.mark.parametrize("mark", ["yes", 4.5])
@@ -96,7 +103,7 @@ def test_the_cost_is_that_of_masked_words_alone(folders: dict[str, Path], monkey
         return real(self, model, inputs, *rest, **more)
 
     monkeypatch.setattr(virt_masking._Trainer, "compute_loss", compared)
-    reader(_study(), **folders, device="cpu")
+    reader(_study(folders))
     assert len(costs) == 3
     for value, expected in costs:
         assert value == pytest.approx(expected, rel=1e-4)
@@ -124,17 +131,17 @@ def test_each_pair_is_drawn_as_often_right_as_wrong() -> None:
 def test_everything_starts_from_the_reader_which_is_trained_once(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = reader(_study(), **folders, device="cpu")
+    first = reader(_study(folders))
     assert first.parent == folders["cache"]
     monkeypatch.setattr(virt_reading, "train", None)  # not needed again
-    assert reader(_study(), **folders, device="cpu") == first
-    assert reader(_study(None), **folders) == folders["models"] / "tiny"
+    assert reader(_study(folders)) == first
+    assert reader(_study(folders, None)) == folders["models"] / "tiny"
     before, after = (
         AutoModel.from_pretrained(path).embeddings.word_embeddings.weight
         for path in (folders["models"] / "tiny", first)
     )
     assert not torch.equal(before, after)
-    setting = virt.Setting(_study(), "sts", 0, **folders, device="cpu")
+    setting = Setting(_study(folders), "sts", 0)
     assert torch.equal(setting.encoder()[0].model.embeddings.word_embeddings.weight, after)
 
 
@@ -144,12 +151,12 @@ def test_a_recipe_names_the_reading_and_the_command_trains_it(
     recipe = tmp_path / "tiny.toml"
     row = '[[row]]\nname = "a"\n[task.sts]\ntrain = ["pairs.tsv"]\naside = 4\ntests = {}\n'
     recipe.write_text(
-        f'title = "t"\nmodel = "tiny"\n{row}[reading]\nmasked_steps = 1\nsteps = 1\nbatch_size = 4\n'
+        f'study = "virt"\ntitle = "t"\nmodel = "tiny"\n{row}[reading]\nmasked_steps = 1\nsteps = 1\nbatch_size = 4\n'
         'pairs = {"pairs.tsv" = "yes"}\n',
         encoding="utf-8",
     )
     assert read_study(recipe).reading == Reading({"pairs.tsv": "yes"}, 1, 1, batch_size=4)
-    virt_reading.main(recipe, **folders, device="cpu")
+    run(recipe, **folders, device="cpu", prepare=True)
     _, trained = sorted(folders["cache"].iterdir())
     assert str(trained) in capsys.readouterr().out
     config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
@@ -159,4 +166,4 @@ def test_a_recipe_names_the_reading_and_the_command_trains_it(
 def test_a_head_that_is_not_berts_is_refused(make_model: Callable[..., Any], folders: dict[str, Path]) -> None:
     make_model("distilbert")[0].model.save_pretrained(folders["models"] / "tiny")
     with pytest.raises(TypeError, match="BERT's head, but 'tiny' is a DistilBertForMaskedLM"):
-        reader(_study(), **folders)
+        reader(_study(folders))

@@ -17,17 +17,18 @@ import torch
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from evaluation import virt, virt_ledger
-from evaluation.pair_ledger import difference_table, sets
-from evaluation.pair_scores import score, unpacked
-from evaluation.pair_tasks import Examples, training_and_dev
-from evaluation.virt_recipe import Row, read_study
-from evaluation.virt_training import soft_cross_entropy, student, trim, with_virt
+from evaluation.__main__ import run, table
+from evaluation.engine.pair_tables import difference_table
+from evaluation.engine.pairs import Examples, training_and_dev
+from evaluation.engine.scores import score, unpacked
+from evaluation.engine.study import STUDIES, Place, read_study
+from evaluation.studies.virt import setting as virt
+from evaluation.studies.virt.rows import soft_cross_entropy, student, trim, with_virt
+from evaluation.studies.virt.study import Row
 from st_plugins.evaluation.statistics import resample_counts
 
-ROOT = Path(__file__).parents[2]
-
 RECIPE = """
+study = "virt"
 title = "tiny"
 model = "tiny"
 seeds = [0, 1]
@@ -107,16 +108,17 @@ def folders(sentences: list[str], encoder_folder: Path, tmp_path: Path) -> dict[
         ]
         (data / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
-    return {"models": tmp_path / "models", "data": data, "cache": tmp_path / "cache", "output": tmp_path / "out"}
+    return {"models": tmp_path / "models", "data": data, "cache": tmp_path / "cache", "results": tmp_path / "out"}
 
 
-def _setting(path: Path, folders: dict[str, Path], task: str = "nli") -> virt.Setting:
-    where = {key: folders[key] for key in ("models", "data", "cache")}
-    return virt.Setting(read_study(path), task, 0, **where, device="cpu")
+def _setting(path: Path, folders: dict[str, Path], task: str = "nli", seed: int = 0) -> virt.Setting:
+    study = read_study(path)
+    study.place = Place(folders["models"], folders["data"], folders["cache"], "cpu")
+    return virt.Setting(study, task, seed)
 
 
 def _results(folders: dict[str, Path]) -> dict[str, Any]:
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["output"].rglob("*.json")}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folders["results"].rglob("*.json")}
 
 
 def test_every_row_is_trained_scored_and_tabulated(
@@ -124,9 +126,13 @@ def test_every_row_is_trained_scored_and_tabulated(
 ) -> None:
     trained: list[str] = []
     real = virt.train
-    monkeypatch.setattr(virt, "train", lambda model, *rest: trained.append(type(model).__name__) or real(model, *rest))
+    monkeypatch.setattr(
+        virt,
+        "train",
+        lambda model, *rest, **more: trained.append(type(model).__name__) or real(model, *rest, **more),
+    )
     recipe = _recipe(tmp_path, ROWS, tail=GRID)
-    virt.main(recipe, **folders, device="cpu", only="seed0")
+    run(recipe, **folders, device="cpu", only="seed0")
     results = _results(folders)
     assert len(results) == 13 and trained.count("CrossEncoder") == 3  # one teacher a task
     found = results["nli-virt-seed0"]
@@ -142,29 +148,28 @@ def test_every_row_is_trained_scored_and_tabulated(
         assert len(courses) == len(rows) == count
     assert all("tests" not in found for name, found in results.items() if "grid" in name)
 
-    virt_ledger.main(recipe, folders["output"])
-    table = (folders["output"] / "tiny" / "table.md").read_text(encoding="utf-8")
-    assert "| VIRT + interaction | 1 |" in table and "| minus score distillation |" in table and "F1" in table
-    assert "grid" not in table and str(tmp_path) not in table
-    picture = (folders["output"] / "tiny" / "ablation.svg").read_bytes()
-    virt_ledger.main(recipe, folders["output"])
-    assert (folders["output"] / "tiny" / "ablation.svg").read_bytes() == picture
+    table(recipe, folders["results"])
+    page = (folders["results"] / "tiny" / "table.md").read_text(encoding="utf-8")
+    assert "| VIRT + interaction | 1 |" in page and "| minus score distillation |" in page and "F1" in page
+    assert "grid" not in page and str(tmp_path) not in page
+    picture = (folders["results"] / "tiny" / "ablation.svg").read_bytes()
+    table(recipe, folders["results"])
+    assert (folders["results"] / "tiny" / "ablation.svg").read_bytes() == picture
 
-    kept = {path: path.stat().st_mtime_ns for path in folders["output"].rglob("*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in folders["results"].rglob("*.json")}
     before = len(trained)
-    (folders["output"] / "tiny" / "nli-cross-encoder-seed0.json").unlink()
-    virt.main(recipe, **folders, device="cpu", only="seed0")  # what is there is kept, the teachers too
+    (folders["results"] / "tiny" / "nli-cross-encoder-seed0.json").unlink()
+    run(recipe, **folders, device="cpu", only="seed0")  # what is there is kept, the teachers too
     assert len(trained) == before
     assert {path for path in kept if path.stat().st_mtime_ns != kept[path]} == {
-        folders["output"] / "tiny" / "nli-cross-encoder-seed0.json"
+        folders["results"] / "tiny" / "nli-cross-encoder-seed0.json"
     }
 
 
 def test_all_seeds_may_learn_from_one_cross_encoder(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, ROWS)
     recipe.write_text("teacher_seed = 0\n" + recipe.read_text(encoding="utf-8"), encoding="utf-8")
-    where = {key: folders[key] for key in ("models", "data", "cache")}
-    first, second = (virt.Setting(read_study(recipe), "nli", seed, **where, device="cpu") for seed in (0, 1))
+    first, second = (_setting(recipe, folders, seed=seed) for seed in (0, 1))
     pairs = first.dev.pairs
     answers = [m.predict(pairs) for m in (first.teacher, second.teacher, first.cross_encoder, second.cross_encoder)]
     assert (answers[0] == answers[1]).all() and (answers[0] == answers[2]).all()
@@ -180,7 +185,9 @@ def test_a_cross_encoder_may_start_from_that_of_another_task(
     started: list[torch.Tensor] = []
     real = virt.train
     monkeypatch.setattr(
-        virt, "train", lambda model, *rest: started.append(_embedding(model).clone()) or real(model, *rest)
+        virt,
+        "train",
+        lambda model, *rest, **more: started.append(_embedding(model).clone()) or real(model, *rest, **more),
     )
     trained = _embedding(setting.cross_encoder)
     nli = _embedding(_setting(tmp_path / "tiny.toml", folders, "nli").cross_encoder)
@@ -202,7 +209,7 @@ def test_a_row_is_the_same_every_time(folders: dict[str, Path], tmp_path: Path) 
 
 def test_shards_share_tasks_and_seeds(folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, {"cross-encoder": 'kind = "cross-encoder"'})
-    virt.main(recipe, **folders, device="cpu", shard="1/2", dev_only=True)
+    run(recipe, **folders, device="cpu", shard="1/2", dev_only=True)
     assert set(_results(folders)) == {
         f"{name}-cross-encoder-seed{n}" for name, n in (("para", 0), ("nli", 1), ("sts", 1))
     }
@@ -292,7 +299,7 @@ def test_differences_are_paired(folders: dict[str, Path], tmp_path: Path) -> Non
         ("nli", name): [{"tests": {"nli-test": score("nli-test", gold, found)}}]
         for name, found in (("Siamese", worse), ("VIRT", better))
     }
-    rows, columns = [row.name for row in study.rows], sets(study.tasks)
+    rows, columns = [row.name for row in study.rows], study.sets
     lines = difference_table(rows, "Siamese", columns, results)
     assert lines[-1].startswith("| VIRT | +2.00 better |")
     reverse = difference_table(rows, "VIRT", columns, results)
@@ -342,14 +349,14 @@ def test_a_row_answers_with_its_own_head(make_model: Callable[..., SentenceTrans
     assert answer(examples) == pytest.approx(torch.cosine_similarity(u, v).numpy(), abs=1e-6)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "evaluation/recipes/virt").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((STUDIES / "virt/recipes").glob("*.toml")), ids=lambda p: p.stem)
 def test_committed_recipes_are_read(path: Path) -> None:
     study = read_study(path)
     assert study.model and study.tasks and len({row.name for row in study.rows}) == len(study.rows) > 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted((ROOT / "evaluation/recipes/virt").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((STUDIES / "virt/recipes").glob("*.toml")), ids=lambda p: p.stem)
 def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list[str], tmp_path: Path) -> None:
     """Two steps of every row, with a tiny encoder in the place of the recipe's, and tiny files of the named forms."""
     small = re.sub(r"(batch_size|aside) = [0-9]+", r"\1 = 8", path.read_text(encoding="utf-8"))
@@ -370,10 +377,11 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
         file.write_bytes(_table([f"{column}\tsentence1\tsentence2", *[f"{mark}\t{a}\t{b}" for a, b in pairs]]))
     shutil.copytree(encoder_folder, tmp_path / "models" / study.model)
     folders = {"models": tmp_path / "models", "data": tmp_path / "data", "cache": tmp_path / "cache"}
-    virt.main(tmp_path / path.name, **folders, output=tmp_path / "out", only="virt-score", dry_run=True, device="cpu")
+    run(tmp_path / path.name, **folders, results=tmp_path / "out", only="virt-score", dry_run=True, device="cpu")
     written = {file.stem for file in (tmp_path / "out").rglob("*.json")}
     assert written == {f"{task}-virt-score-distillation-seed0" for task in study.tasks}
-    setting = virt.Setting(study, next(iter(study.tasks)), 0, **folders, device="cpu", dry_steps=2)
+    study.place = Place(**folders, device="cpu", dry_run=True)
+    setting = virt.Setting(study, next(iter(study.tasks)), 0)
     model = setting.encoder()
     for row in study.rows:  # the rest differs in settings, which the losses check
         if row.kind != "cross-encoder":

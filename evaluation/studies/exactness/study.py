@@ -1,0 +1,79 @@
+"""How exactly pair explanations add up: contributions against the model's own similarity, on real pairs.
+
+For the first pairs of an STS set: the sum of the contributions that ``explain_pair`` returns, less the cosine of the
+two embeddings that ``model.encode`` returns. Each row is an encoder, with mean pooling and a new SpanPooling, plain
+and through a whitening.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from evaluation.engine import study
+from evaluation.engine.pipelines import Pipeline, build_model
+from evaluation.engine.study import Page, Record, Results
+from evaluation.engine.tables import head, line
+from st_plugins import whiten
+from st_plugins.data import load_task
+from st_plugins.explain import explain_pair
+
+__all__ = ["Row", "Study"]
+
+
+@dataclass(frozen=True)
+class Row(study.Row):
+    """An encoder."""
+
+    model: str  # folder below --models
+
+
+@dataclass(kw_only=True)
+class Study(study.Study[Row]):
+    """A recipe."""
+
+    row_type: ClassVar[type[Row]] = Row
+    options: ClassVar[tuple[str, ...]] = ()
+
+    tasks: tuple[str, ...] = ("stsb",)  # whose test pairs are explained
+    pairs: int = 1000
+    seeds: tuple[int, ...] = (0,)  # of the new pooling
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks."""
+        return self.tasks
+
+    def measure(self, row: Row, task: str, seed: int) -> Record:
+        """Return the largest and the mean error of each pipeline."""
+        loaded = load_task(task, self.place.data)
+        chosen = list(zip(loaded.sentences1, loaded.sentences2, strict=True))[: self.pairs]
+        texts = sorted({text for pair in chosen for text in pair})
+        order = {text: number for number, text in enumerate(texts)}
+        found: dict[str, Any] = {}
+        for pooling in ("mean", "span"):
+            plain = build_model(Pipeline(pooling, row.model, pooling), self.place.models, seed).to(self.place.on)
+            whitened = whiten(plain, texts, None, batch_size=128, show_progress_bar=False)
+            for name, pipeline in ((pooling, plain), (f"{pooling} + whitening", whitened)):
+                vectors = pipeline.encode(texts, batch_size=128, show_progress_bar=False).astype(np.float64)
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                errors = []
+                for a, b in tqdm(chosen, desc=name, leave=False):
+                    explanation = explain_pair(pipeline, a, b)
+                    errors.append(abs(float(explanation.contributions.sum()) - vectors[order[a]] @ vectors[order[b]]))
+                found[name] = {"largest": max(errors), "mean": float(np.mean(errors)), "exact": explanation.exact}
+        return {"pairs": len(chosen), "error": found}
+
+    def page(self, results: Results, folder: Path) -> Page:
+        """Return the errors of all pipelines."""
+        lines = [f"# {self.title}", "", *head("encoder", "pairs", "pipeline", ">largest error", ">mean error")]
+        for (task, name), (found, *_) in results.items():
+            for pipeline, error in found["error"].items():
+                cells = [name, f"{found['pairs']} of {task}", pipeline]
+                lines.append(line([*cells, f"{error['largest']:.1e}", f"{error['mean']:.1e}"]))
+        versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
+        return [*lines, "", self.notes, "", f"{versions}.", ""], {}

@@ -1,0 +1,90 @@
+"""A task and a seed of the RE2 study: its pairs, and what the rows make of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluation.engine.pairs import Answer, Examples, read_examples, training_and_dev
+from evaluation.engine.scores import ranking_score, score
+from evaluation.engine.study import Record
+from evaluation.studies.re2.training import train_matcher, train_siamese
+from st_plugins.matching import RE2Schedule
+
+if TYPE_CHECKING:
+    from evaluation.studies.re2.study import Row, Study
+
+__all__ = ["Setting"]
+
+_DRY_PAIRS = 64
+
+
+class Setting:
+    """A task and a seed, which is that of weights, order and dropout."""
+
+    def __init__(self, study: Study, name: str, seed: int) -> None:
+        self.study, self.name, self.task, self.seed = study, name, study.tasks[name], seed
+        self.place = study.place
+
+    def schedule(self, row: Row) -> RE2Schedule:
+        """Return a row's schedule; in a dry run an epoch of small batches."""
+        whole = self.study.schedule_of(row, self.name)
+        small = {"epochs": 1, "batch_size": min(whole.batch_size, _DRY_PAIRS)}
+        return replace(whole, **small) if self.place.dry_run else whole
+
+    @cached_property
+    def _pairs(self) -> tuple[Examples, Examples]:
+        rows = (row for row in self.study.rows if self.name in self.study.tasks_of(row))
+        largest = max(self.study.schedule_of(row, self.name).batch_size for row in rows)
+        limit = 0 if self.task.ranked else self.study.eval_limit  # a ranking needs all pairs of a text
+        return training_and_dev(self.task, self.place.data, largest, limit)
+
+    @cached_property
+    def training(self) -> Examples:
+        """The training pairs."""
+        return self._pairs[0].first_ones(2 * _DRY_PAIRS) if self.place.dry_run else self._pairs[0]
+
+    @cached_property
+    def dev(self) -> Examples:
+        """The dev pairs."""
+        return self._cut(self._pairs[1])
+
+    @cached_property
+    def tests(self) -> dict[str, Examples]:
+        """The reported sets."""
+        files = self.task.tests.items()
+        return {name: self._cut(read_examples(self.task, [file], self.place.data)) for name, file in files}
+
+    def _cut(self, examples: Examples) -> Examples:
+        return examples.first_ones(_DRY_PAIRS) if self.place.dry_run and not self.task.ranked else examples
+
+    def measure(self, row: Row) -> Record:
+        """Train and score a row."""
+        begin = self.place.clock()
+        trained = (train_siamese if row.kind == "siamese" else train_matcher)(row, self)
+        found: Record = {
+            "schedule": self.study.schedule_of(row, self.name).to_dict(),
+            "pairs": len(self.training),
+            "steps": trained.steps,
+            "step": trained.step,
+            "seconds_training": self.place.clock() - begin,
+            "parameters": trained.parameters,
+        }
+        if row.kind == "re2":
+            found["config"] = self.study.config_of(row, self.name).to_dict()
+        if trained.coverage is not None:
+            found["coverage"] = trained.coverage
+        found["dev"] = self._score("dev", self.dev, trained.answer)
+        del found["dev"]["resamples"]
+        if not (self.place.dev_only or row.ablation):
+            found["tests"] = {name: self._score(name, pairs, trained.answer) for name, pairs in self.tests.items()}
+        return found
+
+    def _score(self, name: str, examples: Examples, answer: Answer) -> Record:
+        found, gold = answer(examples), np.array(examples.gold)
+        if self.task.ranked:
+            return ranking_score(name, examples.first, gold, found)
+        return score(name, gold, found.argmax(axis=1).astype(np.float64), self.task.positive_class)

@@ -1,0 +1,191 @@
+"""A task and a seed of the VIRT study: its pairs, the cross-encoder trained on them, what the rows make of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss
+
+from evaluation.engine.pairs import Answer, Array, Examples, read_examples, training_and_dev
+from evaluation.engine.pipelines import Pipeline, build_model
+from evaluation.engine.scores import score
+from evaluation.engine.study import Record
+from evaluation.engine.training import predict, train
+from evaluation.studies.virt.reading import cache_of, reader
+from evaluation.studies.virt.rows import student, trim, with_virt
+from st_plugins.core.writing.atomic import atomic_folder
+from st_plugins.losses import map_agreement
+
+if TYPE_CHECKING:
+    from evaluation.studies.virt.study import Row, Study
+
+__all__ = ["Setting"]
+
+_DRY_STEPS, _DRY_PAIRS = 2, 48
+
+
+class Setting:
+    """A task and a seed, which is that of weights, pairs, their order and dropout."""
+
+    def __init__(self, study: Study, name: str, seed: int) -> None:
+        self.study, self.name, self.task, self.seed = study, name, study.tasks[name], seed
+        self.place = study.place
+
+    @cached_property
+    def start(self) -> Path:
+        """The folder of the encoder that the cross-encoder and the rows start from."""
+        return reader(self.study)
+
+    def encoder(self) -> SentenceTransformer:
+        """Return what every bi-encoder starts from."""
+        row = Pipeline(self.name, self.start.name, self.study.pooling, max_length=self.task.max_length)
+        return build_model(row, self.start.parent, self.seed).to(self.place.on)
+
+    @cached_property
+    def _pairs(self) -> tuple[Examples, Examples]:
+        return training_and_dev(self.task, self.place.data, self.study.batch_size, self.study.eval_limit)
+
+    @cached_property
+    def dev(self) -> Examples:
+        """The dev pairs."""
+        return self._cut(self._pairs[1])
+
+    @cached_property
+    def tests(self) -> dict[str, Examples]:
+        """The reported sets."""
+        files = self.task.tests.items()
+        return {name: self._cut(read_examples(self.task, [file], self.place.data)) for name, file in files}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self.encoder().tokenizer
+
+    def _cut(self, examples: Examples) -> Examples:
+        few = examples.first_ones(_DRY_PAIRS) if self.place.dry_run else examples
+        return trim(few, self._tokenizer, self.task.max_length)
+
+    def steps(self, wanted: int = 0) -> int:
+        """Return the length of a training: what a row or the teacher asks for, or 0 for the task's budget."""
+        if self.place.dry_run:
+            return _DRY_STEPS
+        epoch = len(self._pairs[0]) // self.study.batch_size
+        return int(wanted or self.task.steps or max(1, round(self.task.epochs * epoch)))
+
+    def seen(self, steps: int) -> Examples:
+        """Return the pairs that a training sees, in this seed's order; less than an epoch sees the first ones."""
+        training = self._pairs[0]
+        order = np.random.default_rng(self.seed).permutation(len(training))
+        return self._cut(training.take(order[: steps * self.study.batch_size]))
+
+    def _train(
+        self, model: Any, loss: torch.nn.Module, seen: Examples, targets: list[Any], steps: int, rate: float
+    ) -> None:
+        options: Any = {"seed": self.seed, "batch_size": self.study.batch_size}
+        train(model, loss, seen.columns(targets), max_steps=steps, learning_rate=rate, **options)
+
+    @cached_property
+    def teacher(self) -> CrossEncoder:
+        """The cross-encoder that the rows learn from: this seed's, or that of the study's ``teacher_seed``."""
+        seed = self.study.teacher_seed
+        if seed in (None, self.seed):
+            return self.cross_encoder
+        return Setting(self.study, self.name, seed).cross_encoder
+
+    @cached_property
+    def cross_encoder(self) -> CrossEncoder:
+        """The cross-encoder of this seed."""
+        trained: CrossEncoder = self._build_cross_encoder(self._cross_encoder_folder).eval()
+        return trained
+
+    @cached_property
+    def _cross_encoder_folder(self) -> Path:
+        """Where this seed's cross-encoder is; it is trained if the cache does not have it."""
+        classes, rate = len(self.task.classes), self.study.teacher_learning_rate
+        steps, before = self.steps(self.task.teacher_steps), self.task.teacher_from
+        source = Setting(self.study, before, self.seed)._cross_encoder_folder if before else self.start
+        task = {key: getattr(self.task, key) for key in ("train", "aside", "classes", "scale", "max_length")}
+        settings = [task, self.study.batch_size, steps, rate, *([source.name] if before else [])]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        folder = cache_of(self.study) / f"{self.start.name}-{self.name}-seed{self.seed}-{digest}"
+        if not folder.is_dir():
+            torch.manual_seed(self.seed)
+            model = self._build_cross_encoder(source)
+            seen = self.seen(steps)
+            loss = CrossEntropyLoss(model) if classes else BinaryCrossEntropyLoss(model)
+            self._train(model, loss, seen, self.gold(seen), steps, rate)
+            with atomic_folder(folder, overwrite=True) as temporary:
+                model.save(str(temporary), create_model_card=False)
+        return folder
+
+    def _build_cross_encoder(self, source: Path) -> CrossEncoder:
+        model: CrossEncoder = CrossEncoder(
+            str(source),
+            num_labels=len(self.task.classes) or 1,
+            max_length=2 * self.task.max_length,
+            device=self.place.on,
+            local_files_only=True,
+            model_kwargs={"ignore_mismatched_sizes": True},  # a task with other classes has a new head
+        )
+        return model
+
+    def gold(self, examples: Examples) -> list[Any]:
+        """Return the labels as a loss wants them: class numbers or scores."""
+        return [int(label) for label in examples.gold] if self.task.classes else examples.gold
+
+    @cached_property
+    def _answers(self) -> Array:
+        """What the teacher says of the training pairs that the task's budget allows for."""
+        seen = self.seen(max(self.steps(), *(row.steps for row in self.study.rows)))
+        return predict(self.teacher, seen, apply_softmax=bool(self.task.classes))
+
+    def targets(self, row: Row, seen: Examples) -> list[Any]:
+        """Return what a row learns: the gold labels, or their mixture with the teacher's answers."""
+        if not row.distillation:
+            return self.gold(seen)
+        gold = np.array(seen.gold)
+        if self.task.classes:
+            gold = np.eye(len(self.task.classes))[gold.astype(int)]
+        mixed: list[Any] = ((1 - row.distillation) * gold + row.distillation * self._answers[: len(seen)]).tolist()
+        return mixed
+
+    def measure(self, row: Row) -> Record:
+        """Train and score a row."""
+        steps = self.steps(row.steps)
+        found: Record = {"steps": steps}
+        if row.kind == "cross-encoder":
+            found["steps"] = self.steps(self.task.teacher_steps)
+            answer: Answer = partial(predict, self.cross_encoder)
+        else:
+            seen, watched = self.seen(steps), self.dev.pairs[: self.study.agreement_pairs]
+            model = self.encoder()
+            torch.manual_seed(self.seed)
+            task_loss, answer = student(row, model, len(self.task.classes))
+            before = map_agreement(model, self.teacher, watched)
+            loss = with_virt(row, model, self.teacher, task_loss)
+            targets = self.targets(row, seen)
+            begin = self.place.clock()
+            self._train(model, loss, seen, targets, steps, row.learning_rate)
+            found["seconds_step"] = (self.place.clock() - begin) / steps
+            after = map_agreement(model, self.teacher, watched)
+            found["agreement"] = {
+                "before": [layer._asdict() for layer in before],
+                "after": [layer._asdict() for layer in after],
+            }
+        found["dev"] = self._score("dev", self.dev, answer)
+        del found["dev"]["resamples"]
+        if not (self.place.dev_only or row.dev_only):
+            found["tests"] = {name: self._score(name, examples, answer) for name, examples in self.tests.items()}
+        return found
+
+    def _score(self, name: str, examples: Examples, answer: Answer) -> Record:
+        classes, found = self.task.classes, answer(examples)
+        if classes and found.ndim == 2:
+            found = found.argmax(axis=1)
+        return score(name, np.array(examples.gold), found, self.task.positive_class, bool(classes))
