@@ -46,11 +46,10 @@ def with_virt(row: Row, model: SentenceTransformer, teacher: CrossEncoder, task_
     """Return the loss of a row: its own, with VIRT's where the row has a weight for it."""
     if not row.weight:
         return task_loss
-    options: Any = {key: getattr(row, key) for key in ("weight", "heads", "target", "distance")}
+    keys = ("weight", "heads", "target", "distance", "include_special_tokens")
+    options: Any = {key: getattr(row, key) for key in keys}
     layers: Any = row.layers if isinstance(row.layers, str) else list(row.layers)
-    return VIRTLoss(
-        model, teacher, task_loss, layers=layers, include_special_tokens=row.special_tokens == "include", **options
-    )
+    return VIRTLoss(model, teacher, task_loss, layers=layers, **options)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

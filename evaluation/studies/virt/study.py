@@ -43,12 +43,12 @@ class Row(pairs.PairRow):
     # for scores) or "interaction" (VIRTPairClassifier on token vectors)
     kind: str = "siamese"
     distillation: float = 0.0  # share of the teacher's answers in what is learned, the rest is the gold label
-    weight: float = 0.0  # of VIRTLoss, as all down to ``special_tokens``; 0 for no VIRT
+    weight: float = 0.0  # of VIRTLoss, as all down to ``include_special_tokens``; 0 for no VIRT
     layers: str | tuple[int, ...] = "all"
     target: str = "softmax_slice"
     distance: str = "mse"
     heads: str = "match"
-    special_tokens: str = "exclude"
+    include_special_tokens: bool = False
     learning_rate: float = 1e-4  # peak; linear warm-up over a tenth of the steps, then linear decay
     regression: str = "mse"  # host's loss on the cosine where the task has scores, or "cosent"
     fusion: str = "difference"  # of the interaction
