@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from st_plugins.core.attention import LayerAttention, capture_attention
+from st_plugins.core.attention import LayerAttention, capture_attention, supported_models
 from st_plugins.core.headed_loss import HeadedLoss
 from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.methods.contrastive.consert import ConSERTLoss, nt_xent
@@ -31,5 +31,6 @@ __all__ = [
     "map_agreement",
     "nt_xent",
     "simcse_loss",
+    "supported_models",
     "symmetric_kl",
 ]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-__all__ = ["SUPPORTED", "LayerAttention", "capture_attention"]
+__all__ = ["LayerAttention", "capture_attention", "supported_models"]
 
 # Model types whose captured maps equal their eager attentions in our tests.
-SUPPORTED = (
+_SUPPORTED = (
     "albert",
     "bert",
     "camembert",
@@ -67,6 +67,19 @@ class LayerAttention(NamedTuple):
 
 
 Receiver = Callable[[int, LayerAttention], None]
+
+
+def supported_models() -> tuple[str, ...]:
+    """List the model types whose captured maps are known to equal their own attention; others are tried.
+
+    Returns:
+        Names as ``model.config.model_type`` has them, sorted.
+
+    Example:
+        >>> "bert" in supported_models()
+        True
+    """
+    return _SUPPORTED
 
 
 @contextmanager
@@ -126,7 +139,7 @@ def capture_attention(model: nn.Module, receive: Receiver | None = None) -> Iter
         if capture.passes and not capture.count:
             raise ValueError(
                 f"{type(transformer).__name__} ran without calling the attention function registered for it; "
-                f"model types seen working: {', '.join(SUPPORTED)}"
+                f"model types seen working: {', '.join(_SUPPORTED)}"
             )
     finally:
         if capture in _open_captures:
@@ -210,7 +223,7 @@ def _record_and_attend(
         if kwargs.get(argument) is not None:
             raise ValueError(
                 f"{type(module).__name__} adds {argument} to its scores, which queries and keys do not tell; "
-                f"model types seen working: {', '.join(SUPPORTED)}"
+                f"model types seen working: {', '.join(_SUPPORTED)}"
             )
     if kwargs.get("cu_seq_lens_q") is not None:
         raise ValueError(
@@ -266,7 +279,7 @@ def _transformer(model: nn.Module) -> PreTrainedModel:
         raise ValueError(
             f"{type(transformer).__name__} (model_type {transformer.config.model_type!r}) does not use transformers' "
             f"attention interface, so its queries and keys cannot be captured; model types seen working: "
-            f"{', '.join(SUPPORTED)}"
+            f"{', '.join(_SUPPORTED)}"
         )
     return transformer
 
