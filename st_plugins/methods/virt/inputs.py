@@ -21,17 +21,17 @@ _PROBE = ("a", "b")
 class Span(NamedTuple):
     """Where a run of tokens is in each row of a batch."""
 
-    starts: Tensor
-    lengths: Tensor
-    width: int
-    start: int | None = None
+    starts: Tensor  # (B,), position of the first token
+    lengths: Tensor  # (B,)
+    width: int  # the largest length, or more
+    start: int | None = None  # the first token's position where all rows share it: a slice is cheaper than a gather
 
 
 class Column(NamedTuple):
     """The texts of one column as the student got them."""
 
-    ids: Tensor
-    content: Span
+    ids: Tensor  # (B, n), whole rows
+    content: Span  # without prompt and special tokens
     prompted: bool = False
 
 
@@ -39,7 +39,7 @@ class TeacherInput(NamedTuple):
     """Pairs for the teacher, and where the tokens to compare are in them and in the student's rows."""
 
     features: Features
-    lengths: Tensor
+    lengths: Tensor  # (B,), tokens of each pair with its special ones
     student: tuple[Span, Span]
     teacher: tuple[Span, Span]
 
@@ -69,6 +69,7 @@ class PairInputs:
     def __init__(
         self, student: SentenceTransformer, teacher: CrossEncoder, include_special_tokens: bool = False
     ) -> None:
+        # How a tokenizer surrounds one text and a pair is learnt from what it makes of two letters: no list of models.
         self._tokenizer: Any = student.tokenizer
         self._limit: int | None = teacher.max_seq_length
         self._single = _template(self._tokenizer, _PROBE[:1], "the student")
@@ -101,6 +102,7 @@ class PairInputs:
                 f"column {index} must have input_ids and an attention_mask of one shape (batch, tokens), got "
                 f"{sorted(features)}; set model[0].unpad_inputs = False if the model flattens its inputs"
             )
+        # Padding may stand on either side; what is one text between its special tokens lines up with the teacher's.
         before, after = self._single.specials
         mask = mask.bool()
         counts, begins = mask.sum(dim=1), mask.int().argmax(dim=1)
@@ -193,6 +195,7 @@ class PairInputs:
 
     def _shared_specials(self) -> list[tuple[int, int]]:
         """Return how many tokens before and after each text are the same in both inputs and no other text's."""
+        # For BERT: [CLS] and [SEP] of the first text and the [SEP] of the second, whose own [CLS] the pair has not.
         before, after = self._single.specials
         start, middle, end = self._pair.specials
         closing = _common(after, middle)

@@ -19,6 +19,7 @@ FUSIONS = {"concatenation": 2, "difference": 3, "product": 4}
 
 def attended_means(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean of what the tokens of each text find in the other text."""
+    # x (N, m, d), or (1, m, d) for one text against many; y (N, n, d). Float32 at least, under autocast too.
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         # Whatever padding holds must not reach a product: 0 · NaN is NaN.
@@ -28,6 +29,8 @@ def attended_means(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tupl
         scores = torch.einsum("bmd,bnd->bmn", x / math.sqrt(x.shape[-1]), y)
         outside = ~(x_mask[:, :, None] & y_mask[:, None, :])
         scores = scores.masked_fill(outside, torch.finfo(scores.dtype).min)
+        # u, the mean of the rows of A Y, is formed without A Y: it is the mean row of A = softmax(X Yᵀ / √d) times
+        # Y, and the same scores serve both directions.
         to_second = scores.softmax(dim=2).masked_fill(outside, 0.0).sum(dim=1)
         to_first = scores.softmax(dim=1).masked_fill(outside, 0.0).sum(dim=2)
         u = (to_second[:, None] @ y)[:, 0] / x_mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -79,6 +79,8 @@ class MapCache:
         """Add an entry, unless there is one of this name."""
         if key in self:
             return
+        # Entries wait for a file of some size, which is then written whole or not at all; what a killed process
+        # had not written is made again. Several processes may write to one folder.
         self._new[key] = tensor.detach().to("cpu", torch.float16).clone()
         self._bytes += 2 * tensor.numel()
         if self._bytes >= _SHARD_BYTES:

@@ -45,12 +45,12 @@ class MapOptions(NamedTuple):
 class PairAttention(NamedTuple):
     """Queries and keys of one layer for B pairs of texts, each text at the beginning of its rows."""
 
-    first_query: Tensor
+    first_query: Tensor  # (B, H, m, d_head)
     first_key: Tensor
-    second_query: Tensor
+    second_query: Tensor  # (B, H, n, d_head)
     second_key: Tensor
     scaling: float
-    first_lengths: Tensor
+    first_lengths: Tensor  # (B,); what stands behind a text's length is never looked at
     second_lengths: Tensor
 
 
@@ -58,9 +58,9 @@ class Block(NamedTuple):
     """Some pairs of a batch."""
 
     rows: slice
-    first: int
+    first: int  # tokens of the longest first text among them
     second: int
-    even: bool
+    even: bool  # whether all have that many, so that nothing is padding
 
 
 # From a block to the teacher's maps of it: first to second text (b, H, m, n), and back (b, H, n, m).
@@ -77,6 +77,7 @@ def interaction_map(
     log: bool = False,
 ) -> Tensor:
     """Return what each token of one text attends to in the other, as far as only the other's tokens can be chosen."""
+    # Scaled before the product, not after: half the size, and smaller numbers in the product.
     scores = (query * scaling) @ key.transpose(2, 3)
     if lengths is not None:
         real = row_mask(lengths, key.shape[2])
@@ -91,6 +92,8 @@ def interaction_map(
 def map_distance(student: Tensor, target: Tensor, lengths: Tensor, distance: Distance = "mse") -> Tensor:
     """Return how far the student's map of each pair is from the teacher's."""
     if distance == "kl":
+        # Σ_j T log(T / V) + 1 - Σ_j T: Kullback and Leibler's where T sums to 1, their generalized divergence where it
+        # sums to less ("full_row_slice"). The student's map comes as logarithms here.
         rows = (torch.xlogy(target, target) - target * student).sum(dim=3) + 1 - target.sum(dim=3)
     else:
         rows = mse_loss(student, target, reduction="none").sum(dim=3)  # one pass forth and one back
@@ -145,6 +148,7 @@ class AttentionTarget:
 
 def pair_distance(student: PairAttention, target: TargetMaps, options: MapOptions) -> Tensor:
     """Return the distance of one layer: the average over pairs of the average of both directions."""
+    # A pair with an empty text has no map and is left out of the average.
     tensors = student[:4]
     first_lengths, second_lengths = student.first_lengths, student.second_lengths
     full = (first_lengths > 0) & (second_lengths > 0)
@@ -204,6 +208,7 @@ class _EvaluateWithGradient(torch.autograd.Function):
     def forward(
         ctx: Any, evaluate: Callable[..., Tensor], blocks: list[Block], gradients: bool, *tensors: Tensor
     ) -> Tensor:
+        # What waits for the backward pass is no map, but one gradient of the size of the queries and keys.
         total = tensors[0].new_zeros(())
         kept = [torch.zeros_like(tensor) for tensor in tensors] if gradients else []
         for block in blocks:

@@ -69,6 +69,7 @@ class TeacherMaps:
                 f"{theirs.num_attention_heads}; heads='mean' compares the means over them"
             )
         check_tokenizers(student.tokenizer, teacher.tokenizer)
+        # This class is no module, so that the teacher is in nobody's parameters, checkpoints or training mode.
         self.model = teacher
         self.options = MapOptions(heads, target, distance)
         self.depths: tuple[int, int] = (ours.num_hidden_layers, theirs.num_hidden_layers)
@@ -187,6 +188,7 @@ def map_layers(layers: Any, student_depth: int, teacher_depth: int) -> dict[int,
         }
     elif layers == "all" or (isinstance(layers, Iterable) and not isinstance(layers, str)):
         indices = range(student_depth) if layers == "all" else layers
+        # Layer s of L (from 1) learns from ceil(s · L' / L) of the teacher's L': the last one from the last one.
         own = sorted({_index(index, student_depth, "student") for index in indices})
         chosen = {index: -((index + 1) * teacher_depth // -student_depth) - 1 for index in own}
     else:
