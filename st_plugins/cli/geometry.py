@@ -52,10 +52,11 @@ def geometry(
     import json
 
     from st_plugins.cli.console import geometry_table, print_warnings
+    from st_plugins.core.encoding import encode_longest_first
     from st_plugins.core.host import check_prompt
     from st_plugins.core.writing.atomic import file_target
     from st_plugins.data.own import read_texts
-    from st_plugins.evaluation.encoding import distinct, encode_longest_first
+    from st_plugins.evaluation.encoding import distinct
     from st_plugins.evaluation.measuring import way_of_texts
     from st_plugins.geometry.embeddings import geometry as describe
 

@@ -1,4 +1,4 @@
-"""What goes into a pair model: pairs of texts, prompts, and token vectors as lists of matrices without padding."""
+"""What goes into a pair model: pairs of texts, prompts, and token vectors as a caller gives them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import batch_to_device
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from st_plugins.core.texts import text_fault
-from st_plugins.core.tokens import content_tokens
 
 __all__ = [
     "TokenVectors",
@@ -22,9 +19,6 @@ __all__ = [
     "check_documents",
     "checked",
     "distinct",
-    "encode",
-    "encode_batch",
-    "padded",
     "resolve_prompt",
 ]
 
@@ -88,46 +82,6 @@ def resolve_prompt(model: SentenceTransformer, name: str | None, prompt: str | N
     if name not in model.prompts:
         raise ValueError(f"prompt_name must be one of {list(model.prompts)}, got {name!r}; or give the prompt itself")
     return model.prompts[name]
-
-
-def encode_batch(
-    model: SentenceTransformer, texts: list[str], special_ids: Sequence[int], prompt: str | None
-) -> list[Tensor]:
-    """Encode one batch; gradients and dropout are as the caller has set them."""
-    features = batch_to_device(model.preprocess(texts, prompt=prompt), model.device)
-    tokens, mask = content_tokens(model(features), special_ids)
-    return list(tokens[mask].split(mask.sum(dim=1).tolist()))
-
-
-def encode(
-    model: SentenceTransformer,
-    texts: list[str],
-    special_ids: Sequence[int],
-    prompt: str | None,
-    batch_size: int,
-    dtype: torch.dtype | None = None,
-) -> list[Tensor]:
-    """Encode texts, longest first."""
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
-    found: dict[int, Tensor] = {}
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        batch = encode_batch(model, [texts[row] for row in rows], special_ids, prompt)
-        for row, vectors in zip(rows, batch, strict=True):
-            found[row] = vectors if dtype is None else vectors.to(dtype)
-            if not found[row].isfinite().all():
-                raise ValueError(
-                    f"the token vectors of text {row}, {texts[row][:80]!r}, hold NaN or infinity in "
-                    f"{found[row].dtype}; try float32 or bfloat16, or check the model's weights"
-                )
-    return [found[row] for row in range(len(texts))]
-
-
-def padded(texts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Put texts into one tensor."""
-    lengths = torch.tensor([len(tokens) for tokens in texts], device=device)
-    batch = pad_sequence(list(texts), batch_first=True).to(device)
-    return batch, torch.arange(batch.shape[1], device=device) < lengths[:, None]
 
 
 def checked(texts: Sequence[TokenVectors], width: int, name: str) -> list[Tensor]:

@@ -11,16 +11,20 @@ from torch import Tensor
 
 from st_plugins.core.nonfinite import NonFiniteRowsError
 
-__all__ = ["content_tokens", "counted_tokens", "left_aligned", "padded", "refuse_non_finite", "special_token_ids"]
+__all__ = ["content_tokens", "counted_tokens", "left_aligned", "refuse_non_finite", "special_token_ids", "unflattened"]
 
 _ROLES = ("bos", "eos", "sep", "cls", "pad", "mask")
 
 
+def unflattened(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Return features of shape (batch, n, …), also for a batch that flash attention flattened."""
+    found = dict(features)
+    return repad_flattened_features(found) if "cu_seq_lens_q" in found else found
+
+
 def content_tokens(features: Mapping[str, Any], special_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the token vectors of a batch and which of them are content: no padding, special token or prompt."""
-    found = dict(features)
-    if "cu_seq_lens_q" in found:
-        found = repad_flattened_features(found)
+    found = unflattened(features)
     tokens, ids = found.get("token_embeddings"), found.get("input_ids")
     if tokens is None or ids is None or tokens.shape[:-1] != ids.shape:
         shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (tokens, ids)]
@@ -35,17 +39,11 @@ def content_tokens(features: Mapping[str, Any], special_ids: Sequence[int]) -> t
     return tokens, mask & ~torch.isin(ids, torch.tensor(special_ids, device=ids.device, dtype=ids.dtype))
 
 
-def padded(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Return features of shape (batch, n, …), also for a batch that flash attention flattened."""
-    found = dict(features)
-    return repad_flattened_features(found) if "cu_seq_lens_q" in found else found
-
-
 def counted_tokens(
     features: Mapping[str, Any], width: int, module: str, include_prompt: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return the token embeddings of a batch, and which of them count."""
-    features = padded(features)
+    features = unflattened(features)
     tokens = features.get("token_embeddings")
     if tokens is None:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Encode each distinct sentence once, longest first."""
+"""Encode each distinct sentence once in each way that it is wanted."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from st_plugins.core.encoding import encode_longest_first
 from st_plugins.evaluation.floor import token_ids
 from st_plugins.evaluation.measuring import Way, length_of
 
-__all__ = ["Encoded", "distinct", "encode_longest_first", "encode_ways", "same_input", "watch_input"]
+__all__ = ["Encoded", "distinct", "encode_ways", "same_input", "watch_input"]
 
-_BATCHES_A_CALL = 16
 _SPECIAL = 8  # more than any tokenizer adds to a text
 
 
@@ -30,49 +29,6 @@ def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[NDArray[
     row: dict[str, int] = {}
     indices = [np.array([row.setdefault(text, len(row)) for text in column], dtype=np.intp) for column in columns]
     return list(row), indices
-
-
-def encode_longest_first(
-    model: SentenceTransformer,
-    sentences: Sequence[str],
-    lengths: Sequence[int],
-    *,
-    batch_size: int,
-    show_progress_bar: bool,
-    description: str = "Encoding",
-    arguments: Mapping[str, Any] | None = None,
-) -> NDArray[np.float32]:
-    """Encode sentences in batches of like length, in evaluation mode; the model's mode is restored."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    was_training = model.training
-    embeddings: NDArray[np.float32] | None = None
-    try:
-        with tqdm(total=len(order), desc=description, unit="texts", disable=not show_progress_bar) as bar:
-            for start in range(0, len(order), _BATCHES_A_CALL * batch_size):
-                rows = order[start : start + _BATCHES_A_CALL * batch_size]
-                batch = model.encode(
-                    [sentences[row] for row in rows],
-                    batch_size=batch_size,
-                    show_progress_bar=False,
-                    convert_to_tensor=True,
-                    **(arguments or {}),
-                )
-                vectors = batch.to(device="cpu", dtype=torch.float32).numpy()
-                if embeddings is None:
-                    embeddings = np.empty((len(order), vectors.shape[1]), dtype=np.float32)
-                embeddings[rows] = vectors
-                bar.update(len(rows))
-    finally:
-        model.train(was_training)
-    if embeddings is None:
-        raise ValueError("sentences is empty; give at least one sentence to encode")
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if bad.size:
-        raise ValueError(
-            f"the model gave NaN or infinity for {bad.size} of {len(order)} sentences, the first is row {bad[0]}: "
-            f"{sentences[bad[0]][:80]!r}; try dtype float32 or check the model's weights"
-        )
-    return embeddings
 
 
 @dataclass(frozen=True)

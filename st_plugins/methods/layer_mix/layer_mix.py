@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from st_plugins.core.all_layers import return_all_layers
 from st_plugins.core.module import StoredModule
-from st_plugins.core.tokens import padded
+from st_plugins.core.tokens import unflattened
 
 __all__ = ["RECIPES", "LayerMix", "recipe_weights"]
 
@@ -244,7 +244,7 @@ class LayerMix(StoredModule):
 
 def _normalised(layer: Tensor, features: Mapping[str, Any]) -> Tensor:
     """Return a layer with mean 0 and variance 1 over all numbers of a text that are no padding."""
-    batch = padded({**features, "token_embeddings": layer})
+    batch = unflattened({**features, "token_embeddings": layer})
     values = batch["token_embeddings"]
     mask = batch.get("attention_mask", values.new_ones(values.shape[:2])).bool()
     inside = mask[:, :, None]

@@ -16,9 +16,10 @@ from torch.nn.utils.parametrize import cached
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from st_plugins.core.encoding import padded
 from st_plugins.core.host import evaluating
 from st_plugins.core.labeled import check_classes, read_train_and_dev
-from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct, padded
+from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
 from st_plugins.core.pair_metrics import check_metric
 from st_plugins.core.pair_model import (
     Activation,

@@ -11,8 +11,8 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
+from st_plugins.core.encoding import longest_first, padded, unpadded
 from st_plugins.core.nonfinite import NonFiniteRowsError
-from st_plugins.core.pair_inputs import padded
 from st_plugins.methods.re2.config import RE2Config
 from st_plugins.methods.re2.network import RE2
 
@@ -30,8 +30,7 @@ class EncodedText(NamedTuple):
 
 def token_vectors(source: Any, features: Any, device: torch.device) -> list[Tensor]:
     """Compute the token vectors of a batch; gradients and dropout are as the caller has set them."""
-    vectors, mask = source(batch_to_device(dict(features), device))
-    return list(vectors[mask].split(mask.sum(dim=1).tolist()))
+    return unpadded(*source(batch_to_device(dict(features), device)))
 
 
 def encode_texts(
@@ -39,10 +38,8 @@ def encode_texts(
 ) -> list[EncodedText]:
     """Compute what depends on one text only, longest texts first."""
     device = next(network.parameters()).device
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
     found: dict[int, EncodedText] = {}
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
+    for rows in longest_first([len(text) for text in texts], batch_size):
         features = source.tokenize([texts[row] for row in rows], network.config.max_length)
         vectors = token_vectors(source, features, device)
         encodings = network.first_encoding(*padded(vectors, device))

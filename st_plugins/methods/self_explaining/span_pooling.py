@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins.core.module import StoredModule
-from st_plugins.core.tokens import counted_tokens, padded, refuse_non_finite, special_token_ids
+from st_plugins.core.tokens import counted_tokens, refuse_non_finite, special_token_ids, unflattened
 from st_plugins.methods.self_explaining.product_attention import product_attention
 from st_plugins.methods.self_explaining.span_attention import SpanAttention, span_attention
 
@@ -194,7 +194,7 @@ class SpanPooling(StoredModule):
             ValueError: The token embeddings have another width or hold NaN, the masks do not fit them, or the special
                 tokens are not known.
         """
-        inputs = padded(features)
+        inputs = unflattened(features)
         mask = self.span_mask(inputs)
         tokens: Tensor = inputs["token_embeddings"]
         # Whatever padding holds (NaN from an attention without any key, say) must not reach a projection.
@@ -217,7 +217,7 @@ class SpanPooling(StoredModule):
         Raises:
             ValueError: As for `forward`, NaN excepted.
         """
-        features = padded(features)
+        features = unflattened(features)
         _, admitted = counted_tokens(features, self.embedding_dimension, type(self).__name__, self.include_prompt)
         if self.include_special_tokens:
             return admitted
@@ -249,7 +249,7 @@ class SpanPooling(StoredModule):
         """
         table: Any = token_embeddings
         if isinstance(table, Mapping):
-            table = padded(table)["token_embeddings"]
+            table = unflattened(table)["token_embeddings"]
             if len(table) != 1:
                 raise ValueError(f"features must be those of one text, got {len(table)}; give one row of them")
             table = table[0]

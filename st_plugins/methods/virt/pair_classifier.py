@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from st_plugins import __version__
+from st_plugins.core.encoding import encode_batch, encode_tokens, padded
 from st_plugins.core.host import evaluating
 from st_plugins.core.loading.encoder import load_encoder
 from st_plugins.core.loading.files import is_there, read_object, read_tensors, shapes
@@ -29,9 +30,6 @@ from st_plugins.core.pair_inputs import (
     check_documents,
     checked,
     distinct,
-    encode,
-    encode_batch,
-    padded,
     resolve_prompt,
 )
 from st_plugins.core.pair_model import (
@@ -190,7 +188,9 @@ class VIRTPairClassifier(nn.Module):
             for begin in tqdm(range(0, len(kept), chunk), desc="Pairs", disable=not shown):
                 part = [pairs[row] for row in kept[begin : begin + chunk]]
                 texts = list(dict.fromkeys(chain.from_iterable(part)))
-                tokens = dict(zip(texts, encode(self.model, texts, self.special_ids, prompt, batch_size), strict=True))
+                tokens = dict(
+                    zip(texts, encode_tokens(self.model, texts, self.special_ids, prompt, batch_size), strict=True)
+                )
                 first, second = ([tokens[pair[side]] for pair in part] for side in (0, 1))
                 found.append(self._score(first, second, batch_size))
         scores = activated(torch.cat(found)[places], activation_fn, apply_softmax)
@@ -225,7 +225,9 @@ class VIRTPairClassifier(nn.Module):
             raise TypeError(f"texts must be a list of texts, got {texts!r}; put it into a list")
         prompt = resolve_prompt(self.model, prompt_name, prompt)
         with torch.no_grad(), evaluating(self):
-            vectors = encode(self.model, list(texts), self.special_ids, prompt, check_batch_size(batch_size), dtype)
+            vectors = encode_tokens(
+                self.model, list(texts), self.special_ids, prompt, check_batch_size(batch_size), dtype
+            )
         return [rows.to("cpu", copy=True) for rows in vectors]  # copies: else a row would keep its whole batch
 
     def predict_from_tokens(
