@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
+from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 from st_plugins.methods.label_token.label_token_model import LabelTokenModel
-from st_plugins.methods.label_token.ranks import initialise_by_rank
+from st_plugins.methods.label_token.ranks import initialize_by_rank
 from st_plugins.methods.label_token.tokens import build_tokenizer
 from st_plugins.methods.re2.config import RE2Config, RE2Schedule
 from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
@@ -15,7 +15,7 @@ from st_plugins.methods.virt.pair_loss import VIRTPairLoss
 
 __all__ = [
     "RE2",
-    "AnonymisedPairs",
+    "AnonymizedPairs",
     "LabelTokenModel",
     "LearnedEmbedding",
     "RE2Config",
@@ -26,5 +26,5 @@ __all__ = [
     "VIRTPairLoss",
     "WordVectors",
     "build_tokenizer",
-    "initialise_by_rank",
+    "initialize_by_rank",
 ]

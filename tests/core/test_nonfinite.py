@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, TrainerControl, TrainerSta
 
 from st_plugins.losses import LayerMixRegularizer, NonFiniteLossError, RDropLoss, VIRTLoss
 from st_plugins.matching import (
-    AnonymisedPairs,
+    AnonymizedPairs,
     LabelTokenModel,
     LearnedEmbedding,
     RE2Config,
@@ -228,7 +228,7 @@ def test_what_a_last_step_ruined_is_no_result(sentences: list[str], tmp_path: Pa
     matcher = RE2Matcher(LearnedEmbedding.from_texts(sentences[:9], 8), RE2Config(hidden=8, blocks=1), ["0", "1"])
     with pytest.raises(NonFiniteLossError, match="what the last step left gives no finite scores"):
         matcher.fit(rows, epochs=1, batch_size=8, learning_rate=1e30, show_progress_bar=False)
-    pairs = AnonymisedPairs(["1 2 3", "3 4 5"] * 2, ["2 1", "1 5"] * 2, ["1", "0"] * 2)
+    pairs = AnonymizedPairs(["1 2 3", "3 4 5"] * 2, ["2 1", "1 5"] * 2, ["1", "0"] * 2)
     tokenizer = build_tokenizer(pairs, max_length=16)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = LabelTokenModel(BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)), tokenizer)

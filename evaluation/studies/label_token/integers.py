@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from st_plugins.matching import AnonymisedPairs
+from st_plugins.matching import AnonymizedPairs
 
 __all__ = ["Source", "as_integers", "words_of"]
 
@@ -14,7 +14,7 @@ Source = tuple[list[str], list[str], list[str]]
 """First texts, second texts, labels."""
 
 
-def as_integers(sets: dict[str, Source], seed: int) -> dict[str, AnonymisedPairs]:
+def as_integers(sets: dict[str, Source], seed: int) -> dict[str, AnonymizedPairs]:
     """Replace words by integers, the same ones in all sets: the position of each in a shuffled list of all words."""
     words = sorted({word for *sides, _ in sets.values() for side in sides for text in side for word in words_of(text)})
     places = np.random.default_rng(seed).permutation(len(words)).tolist()
@@ -23,7 +23,7 @@ def as_integers(sets: dict[str, Source], seed: int) -> dict[str, AnonymisedPairs
     def coded(texts: list[str]) -> list[str]:
         return [" ".join(integer[word] for word in words_of(text)) for text in texts]
 
-    return {name: AnonymisedPairs(coded(a), coded(b), labels) for name, (a, b, labels) in sets.items()}
+    return {name: AnonymizedPairs(coded(a), coded(b), labels) for name, (a, b, labels) in sets.items()}
 
 
 def words_of(text: str) -> list[str]:

@@ -32,7 +32,7 @@ from evaluation.studies.label_token.auc import score_auc
 from evaluation.studies.label_token.integers import Source, as_integers, words_of
 from st_plugins.core.reading.tables import read_table
 from st_plugins.data import read_texts
-from st_plugins.matching import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
+from st_plugins.matching import AnonymizedPairs, LabelTokenModel, build_tokenizer, initialize_by_rank
 
 __all__ = ["Row", "Study"]
 
@@ -46,7 +46,7 @@ class Row(study.Row):
     # "tf-idf" (cosine of TF-IDF vectors), "siamese" (cosine of sentence vectors, trained with CoSENT on the labelled
     # pairs) or "label-token" (LabelTokenModel)
     kind: str
-    start: str = "random"  # weights, or "ranks" for initialise_by_rank
+    start: str = "random"  # weights, or "ranks" for initialize_by_rank
     unlabelled: bool = False  # whether a label-token model sees the test pairs without their labels
     learning_rate: float = 1e-4  # peak; linear warm-up over a tenth of the steps, then linear decay
     base: str = ""  # row that it is compared with, beside the first
@@ -95,7 +95,7 @@ class Study(study.Study[Row]):
         return f"{name}-dev" if self.place.dev_only else name
 
     @cached_property
-    def pairs(self) -> dict[str, AnonymisedPairs]:
+    def pairs(self) -> dict[str, AnonymizedPairs]:
         """The pairs of ``train``, ``dev`` and ``test``."""
         sets: dict[str, Source] = {}
         for part in ("train", "dev", "test"):
@@ -129,7 +129,7 @@ class Study(study.Study[Row]):
         pretrained = AutoModelForMaskedLM.from_pretrained(folder, config=self._config(), local_files_only=True)
         words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         texts = [text for file in self.frequencies for text in read_texts(self.place.data / file)]
-        return initialise_by_rank(pretrained, words, self.tokenizer, texts)
+        return initialize_by_rank(pretrained, words, self.tokenizer, texts)
 
     def _config(self, **changes: Any) -> Any:
         layers = {"num_hidden_layers": self.layers} if self.layers else {}
@@ -182,7 +182,7 @@ class Study(study.Study[Row]):
         return [*lines, "", self.notes, "", facts, "", stamp(found), ""], {}
 
 
-def _tf_idf(train_pairs: AnonymisedPairs, pairs: AnonymisedPairs) -> Array:
+def _tf_idf(train_pairs: AnonymizedPairs, pairs: AnonymizedPairs) -> Array:
     """Return the cosines of TF-IDF vectors, the document frequencies taken from all texts."""
     vectorizer = TfidfVectorizer(analyzer=str.split)
     vectorizer.fit([*train_pairs.first, *train_pairs.second, *pairs.first, *pairs.second])

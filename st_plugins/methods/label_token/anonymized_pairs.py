@@ -14,7 +14,7 @@ from typing_extensions import Self
 from st_plugins.core.reading.content import read_lines
 from st_plugins.core.reading.labels import class_counts
 
-__all__ = ["AnonymisedPairs", "canonical"]
+__all__ = ["AnonymizedPairs", "canonical"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def _fault(token: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class AnonymisedPairs:
+class AnonymizedPairs:
     """Pairs of texts of integer tokens, each with a label or without.
 
     Labelled, unlabelled and test-time pairs are of the same kind and can be added: ``train + test.without_labels()``.
@@ -49,8 +49,8 @@ class AnonymisedPairs:
     Args:
         first: First texts, N of them: integers separated by spaces.
         second: Second texts, N of them.
-        labels: Label of each pair, one of ``classes``; None where it is not known. Empty for none at all.
-        classes: Names of the labels. With two of them the second is the one whose probability is the score.
+        gold: Label of each pair, one of ``labels``; None where it is not known. Empty for none at all.
+        labels: Names of the labels. With two of them the second is the one whose probability is the score.
 
     Raises:
         ValueError: The columns differ in length, a text is empty or has a token that is no integer, a label is
@@ -58,30 +58,30 @@ class AnonymisedPairs:
         TypeError: A column is one string, or a text is none.
 
     Example:
-        >>> train = AnonymisedPairs(["12 7", "3 4"], ["7 12 9", "8"], ["1", "0"])
-        >>> test = AnonymisedPairs(["5 12"], ["12"])
+        >>> train = AnonymizedPairs(["12 7", "3 4"], ["7 12 9", "8"], ["1", "0"])
+        >>> test = AnonymizedPairs(["5 12"], ["12"])
         >>> both = train + test
-        >>> len(both), both.labelled, both.labels
+        >>> len(both), both.labeled, both.gold
         (3, 2, ['1', '0', None])
     """
 
     first: list[str]
     second: list[str]
-    labels: Sequence[str | None] = ()
-    classes: tuple[str, ...] = ("0", "1")
+    gold: Sequence[str | None] = ()
+    labels: tuple[str, ...] = ("0", "1")
 
     def __post_init__(self) -> None:
-        for name in ("first", "second", "labels", "classes"):
+        for name in ("first", "second", "gold", "labels"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a list, got one string: {getattr(self, name)[:40]!r}")
-        for name in ("first", "second", "labels"):
+        for name in ("first", "second", "gold"):
             object.__setattr__(self, name, list(getattr(self, name)))
-        classes, labels = tuple(self.classes), list(self.labels) or [None] * len(self.first)
-        if len(set(classes)) < max(2, len(classes)) or not all(classes):
-            raise ValueError(f"classes must be at least two different names, got {classes}")
-        lengths = {"first": len(self.first), "second": len(self.second), "labels": len(labels)}
+        labels, gold = tuple(self.labels), list(self.gold) or [None] * len(self.first)
+        if len(set(labels)) < max(2, len(labels)) or not all(labels):
+            raise ValueError(f"labels must be at least two different names, got {labels}")
+        lengths = {"first": len(self.first), "second": len(self.second), "gold": len(gold)}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"first, second and labels must be equally long, got {lengths}")
+            raise ValueError(f"first, second and gold must be equally long, got {lengths}")
         for name in ("first", "second"):
             texts = []
             for row, text in enumerate(getattr(self, name)):
@@ -92,29 +92,29 @@ class AnonymisedPairs:
                 except ValueError as error:
                     raise ValueError(f"{name}[{row}]: {error}") from None
             object.__setattr__(self, name, texts)
-        for row, label in enumerate(labels):
-            if label is not None and label not in classes:
-                raise ValueError(f"labels[{row}]: {_unknown(label, classes)}")
+        for row, label in enumerate(gold):
+            if label is not None and label not in labels:
+                raise ValueError(f"gold[{row}]: {_unknown(label, labels)}")
+        object.__setattr__(self, "gold", gold)
         object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "classes", classes)
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def __add__(self, other: AnonymisedPairs) -> AnonymisedPairs:
-        if other.classes != self.classes:
-            raise ValueError(f"pairs with the classes {self.classes} and {other.classes} cannot be added")
+    def __add__(self, other: AnonymizedPairs) -> AnonymizedPairs:
+        if other.labels != self.labels:
+            raise ValueError(f"pairs with the labels {self.labels} and {other.labels} cannot be added")
         first, second = [*self.first, *other.first], [*self.second, *other.second]
-        return AnonymisedPairs(first, second, [*self.labels, *other.labels], self.classes)
+        return AnonymizedPairs(first, second, [*self.gold, *other.gold], self.labels)
 
     @classmethod
-    def read(cls, path: str | Path, classes: tuple[str, ...] = ("0", "1")) -> Self:
+    def read(cls, path: str | Path, labels: tuple[str, ...] = ("0", "1")) -> Self:
         r"""Read pairs from a file with one pair a line and no header.
 
         Args:
             path: A UTF-8 file, with or without ``.gz``: first text, second text and, if the file has labels, the
                 label, separated by tabs. An empty label is one that is not known.
-            classes: Names of the labels.
+            labels: Their names.
 
         Returns:
             The pairs.
@@ -128,8 +128,8 @@ class AnonymisedPairs:
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     path = Path(folder, "train.tsv")
             ...     _ = path.write_text("12 7\t7 12 9\t1\n3 4\t8\t\n")
-            ...     pairs = AnonymisedPairs.read(path)
-            >>> pairs.first, pairs.labels
+            ...     pairs = AnonymizedPairs.read(path)
+            >>> pairs.first, pairs.gold
             (['12 7', '3 4'], ['1', None])
         """
         path = Path(path).expanduser()
@@ -140,7 +140,7 @@ class AnonymisedPairs:
         if columns not in (2, 3):
             raise ValueError(f"{path}:1: {columns} columns; a line has two texts and maybe a label, separated by tabs")
         sides: tuple[list[str], list[str]] = ([], [])
-        labels: list[str | None] = []
+        gold: list[str | None] = []
         for number, line in enumerate(lines, start=1):
             fields = line.split("\t")
             if len(fields) != columns:
@@ -151,18 +151,18 @@ class AnonymisedPairs:
                 except ValueError as error:
                     raise ValueError(f"{path}:{number}: {name} text: {error}") from None
             label = fields[2].strip() if columns == 3 else ""
-            if label and label not in classes:
-                raise ValueError(f"{path}:{number}: {_unknown(label, classes)}")
-            labels.append(label or None)
-        known = [label for label in labels if label is not None]
+            if label and label not in labels:
+                raise ValueError(f"{path}:{number}: {_unknown(label, labels)}")
+            gold.append(label or None)
+        known = [label for label in gold if label is not None]
         if known:
-            logger.info("%s: %s, %d pairs without a label", path, class_counts(known), len(labels) - len(known))
-        return cls(*sides, labels, classes)
+            logger.info("%s: %s, %d pairs without a label", path, class_counts(known), len(gold) - len(known))
+        return cls(*sides, gold, labels)
 
     @property
-    def labelled(self) -> int:
+    def labeled(self) -> int:
         """Number of pairs whose label is known."""
-        return sum(label is not None for label in self.labels)
+        return sum(label is not None for label in self.gold)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -175,10 +175,10 @@ class AnonymisedPairs:
         counts = Counter(token for text in [*self.first, *self.second] for token in text.split())
         return dict(sorted(counts.items(), key=lambda item: (-item[1], int(item[0]))))
 
-    def without_labels(self) -> AnonymisedPairs:
+    def without_labels(self) -> AnonymizedPairs:
         """Return the pairs with no label known."""
-        return AnonymisedPairs(self.first, self.second, classes=self.classes)
+        return AnonymizedPairs(self.first, self.second, labels=self.labels)
 
 
-def _unknown(label: object, classes: tuple[str, ...]) -> str:
-    return f"label {label!r} is unknown; it must be one of {', '.join(map(repr, classes))}, or pass other classes="
+def _unknown(label: object, labels: tuple[str, ...]) -> str:
+    return f"label {label!r} is unknown; it must be one of {', '.join(map(repr, labels))}, or pass other labels="

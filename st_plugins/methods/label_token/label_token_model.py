@@ -27,7 +27,7 @@ from st_plugins.core.loading.staging import staged
 from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.core.pair_inputs import as_pairs
 from st_plugins.core.writing.atomic import atomic_folder
-from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
+from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 from st_plugins.methods.label_token.masking import (
     PairMasking,
     check_masked_language_model,
@@ -54,18 +54,18 @@ class LabelTokenModel(nn.Module):
     among the label tokens (`predict`), and the encoder alone gives sentence vectors (`sentence_transformer`).
 
     `predict` has the manners of the host's ``CrossEncoder``, and its evaluators run on this model. With two classes it
-    gives a score, the probability of the second; with more it gives logits in the order of ``classes``.
+    gives a score, the probability of the second; with more it gives logits in the order of ``labels``.
 
     Args:
         encoder: A masked language model of transformers, with as many embeddings as the tokenizer has tokens: a new
-            one, or what `initialise_by_rank` made; shared, not copied.
+            one, or what `initialize_by_rank` made; shared, not copied.
         tokenizer: The tokenizer, of `build_tokenizer`.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
-        >>> from st_plugins.matching import AnonymisedPairs, build_tokenizer
-        >>> train = AnonymisedPairs(["12 7", "3 4", "8 3"], ["7 12 9", "8", "3 8"], ["1", "0", "1"])
-        >>> test = AnonymisedPairs(["5 12"], ["12"])
+        >>> from st_plugins.matching import AnonymizedPairs, build_tokenizer
+        >>> train = AnonymizedPairs(["12 7", "3 4", "8 3"], ["7 12 9", "8", "3 8"], ["1", "0", "1"])
+        >>> test = AnonymizedPairs(["5 12"], ["12"])
         >>> tokenizer = build_tokenizer(train + test, max_length=32)
         >>> shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         >>> model = LabelTokenModel(BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)), tokenizer)
@@ -92,7 +92,7 @@ class LabelTokenModel(nn.Module):
         if len(table) < len(tokenizer):
             raise ValueError(
                 f"encoder has {len(table)} embeddings, but tokenizer has {len(tokenizer)} tokens; build it with "
-                f"vocab_size={len(tokenizer)}, or call initialise_by_rank"
+                f"vocab_size={len(tokenizer)}, or call initialize_by_rank"
             )
         if config.pad_token_id not in (None, tokenizer.pad_token_id):
             raise ValueError(
@@ -106,7 +106,7 @@ class LabelTokenModel(nn.Module):
                 "the tokenizer with a lower max_length"
             )
         self.encoder, self.tokenizer = encoder, tokenizer
-        self.classes = tuple(ids)
+        self.labels = tuple(ids)
         self.num_labels = 1 if len(ids) == 2 else len(ids)  # as the host's evaluators count
         self.model_card_data = CrossEncoderModelCardData()  # where they leave what they measured
         self._label_ids = list(ids.values())
@@ -119,14 +119,14 @@ class LabelTokenModel(nn.Module):
             features: Tokenized pairs, nothing in them masked but the label.
 
         Returns:
-            ``(N, classes)``.
+            ``(N, labels)``.
         """
         places = label_places(features["input_ids"], self.tokenizer)
         return logits_at(self.encoder, features, places)[:, self._label_ids]
 
     def fit(
         self,
-        pairs: AnonymisedPairs,
+        pairs: AnonymizedPairs,
         *,
         epochs: float = 10.0,
         max_steps: int | None = None,
@@ -169,16 +169,16 @@ class LabelTokenModel(nn.Module):
         from st_plugins.methods.label_token.training import AGAIN, check_settings, train
 
         check_installed()
-        if not isinstance(pairs, AnonymisedPairs):
-            raise TypeError(f"pairs must be AnonymisedPairs, got a {type(pairs).__name__}; use AnonymisedPairs.read")
-        if not pairs.labelled:
+        if not isinstance(pairs, AnonymizedPairs):
+            raise TypeError(f"pairs must be AnonymizedPairs, got a {type(pairs).__name__}; use AnonymizedPairs.read")
+        if not pairs.labeled:
             raise ValueError(
                 f"pairs has no label in {len(pairs)} pairs, so the model cannot learn to predict one; add labelled "
                 "pairs (train + test.without_labels())"
             )
-        unknown = sorted({label for label in pairs.labels if label is not None} - set(self.classes))
+        unknown = sorted({label for label in pairs.gold if label is not None} - set(self.labels))
         if unknown:
-            raise ValueError(f"pairs has the labels {unknown}, but the tokenizer was built for {list(self.classes)}")
+            raise ValueError(f"pairs has the labels {unknown}, but the tokenizer was built for {list(self.labels)}")
         settings: dict[str, Any] = {
             "epochs": epochs,
             "max_steps": max_steps,
@@ -214,14 +214,14 @@ class LabelTokenModel(nn.Module):
             prompt_name: Must be None: integers have no prompts. (The host's evaluators name the argument.)
             batch_size: Pairs read at a time.
             show_progress_bar: Whether to show one; None shows it where logging is at the level INFO.
-            activation_fn: Applied to the logits; None for a sigmoid with two classes, which makes of the difference of
+            activation_fn: Applied to the logits; None for a sigmoid with two labels, which makes of the difference of
                 their logits the probability of the second, and for nothing with more.
             apply_softmax: Whether to give probabilities instead of logits, with more than two classes.
             convert_to_numpy: Whether to return an array; a list of tensors otherwise.
             convert_to_tensor: Whether to return one tensor, whatever ``convert_to_numpy`` says.
 
         Returns:
-            ``(len(inputs),)`` with two classes, ``(len(inputs), classes)`` with more; for one pair its only row.
+            ``(len(inputs),)`` with two labels, ``(len(inputs), labels)`` with more; for one pair its only row.
 
         Raises:
             ValueError: An input is no pair of texts of integers, or there is a prompt.
@@ -231,12 +231,12 @@ class LabelTokenModel(nn.Module):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         given, single = as_pairs(inputs)
-        pairs = AnonymisedPairs([pair[0] for pair in given], [pair[1] for pair in given]).pairs
+        pairs = AnonymizedPairs([pair[0] for pair in given], [pair[1] for pair in given]).pairs
         if show_progress_bar is None:
             show_progress_bar = logger.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
         order = sorted(range(len(pairs)), key=lambda row: -sum(text.count(" ") for text in pairs[row]))
         device = self.encoder.device
-        logits = torch.zeros(len(pairs), len(self.classes), device=device)
+        logits = torch.zeros(len(pairs), len(self.labels), device=device)
         with torch.no_grad(), evaluating(self):
             for begin in tqdm(range(0, len(order), batch_size), desc="Batches", disable=not show_progress_bar):
                 rows = order[begin : begin + batch_size]
@@ -284,7 +284,7 @@ class LabelTokenModel(nn.Module):
         with atomic_folder(path, overwrite=overwrite) as folder:
             self.encoder.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            record = {"library": f"st-plugins {__version__}", "type": type(self).__name__, "classes": self.classes}
+            record = {"library": f"st-plugins {__version__}", "type": type(self).__name__, "labels": self.labels}
             (folder / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
@@ -316,9 +316,9 @@ class LabelTokenModel(nn.Module):
             model = cls(encoder, tokenizer)
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} is damaged or does not hold a {cls.__name__}: {error}") from error
-        if list(model.classes) != record.get("classes"):
+        if list(model.labels) != record.get("labels"):
             raise ValueError(
-                f"{folder / _RECORD} names the classes {record.get('classes')}, but the tokenizer has "
-                f"{list(model.classes)}; copy the folder again"
+                f"{folder / _RECORD} names the labels {record.get('labels')}, but the tokenizer has "
+                f"{list(model.labels)}; copy the folder again"
             )
         return model.eval()

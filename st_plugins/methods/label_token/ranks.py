@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from st_plugins.methods.label_token.masking import check_masked_language_model
 from st_plugins.methods.label_token.tokens import integer_token_ids, label_token_ids
 
-__all__ = ["initialise_by_rank"]
+__all__ = ["initialize_by_rank"]
 
 _ROLES = ("pad", "unk", "cls", "sep", "mask")
 _NOT_A_WORD = re.compile(r"\[.+\]|<.+>")  # [unused7], <extra_id_0>
 _TEXTS_AT_A_TIME = 1000
 
 
-def initialise_by_rank(
+def initialize_by_rank(
     pretrained: PreTrainedModel, pretrained_tokenizer: Any, tokenizer: Any, texts: Iterable[str] | None = None
 ) -> PreTrainedModel:
     """Copy a pretrained masked language model, with its vocabulary exchanged by matching ranks of frequency.
@@ -53,12 +53,12 @@ def initialise_by_rank(
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
-        >>> from st_plugins.matching import AnonymisedPairs, build_tokenizer
-        >>> words = build_tokenizer(AnonymisedPairs(["1 1 1 2 2 3"], ["1"]))
+        >>> from st_plugins.matching import AnonymizedPairs, build_tokenizer
+        >>> words = build_tokenizer(AnonymizedPairs(["1 1 1 2 2 3"], ["1"]))
         >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
         >>> pretrained = BertForMaskedLM(BertConfig(vocab_size=len(words), **shape))
-        >>> integers = build_tokenizer(AnonymisedPairs(["80 80 90"], ["80"]))
-        >>> model = initialise_by_rank(pretrained, words, integers, ["2 2 2 1"])
+        >>> integers = build_tokenizer(AnonymizedPairs(["80 80 90"], ["80"]))
+        >>> model = initialize_by_rank(pretrained, words, integers, ["2 2 2 1"])
         >>> old, new = (found.get_input_embeddings().weight for found in (pretrained, model))
         >>> two, eighty = words.convert_tokens_to_ids("2"), integers.convert_tokens_to_ids("80")
         >>> bool((old[two] == new[eighty]).all())

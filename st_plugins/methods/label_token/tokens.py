@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
+from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 
 __all__ = ["build_tokenizer", "integer_token_ids", "label_token_ids"]
 
@@ -17,7 +17,7 @@ _SHORTEST = 6  # four special tokens in a pair, and a token of each text
 
 
 def build_tokenizer(
-    pairs: AnonymisedPairs, minimum_frequency: int = 1, max_length: int = 128
+    pairs: AnonymizedPairs, minimum_frequency: int = 1, max_length: int = 128
 ) -> PreTrainedTokenizerFast:
     """Make a tokenizer whose vocabulary is the integers of the pairs and their labels.
 
@@ -37,7 +37,7 @@ def build_tokenizer(
         ValueError: No integer is as frequent as that, or ``max_length`` holds no pair.
 
     Example:
-        >>> tokenizer = build_tokenizer(AnonymisedPairs(["12 7"], ["7 7 9"]), minimum_frequency=2)
+        >>> tokenizer = build_tokenizer(AnonymizedPairs(["12 7"], ["7 7 9"]), minimum_frequency=2)
         >>> tokenizer.convert_ids_to_tokens(tokenizer("12 7", "7 9")["input_ids"])
         ['[CLS]', '[MASK]', '[UNK]', '7', '[SEP]', '7', '[UNK]', '[SEP]']
         >>> len(tokenizer), tokenizer.convert_tokens_to_ids(["[LABEL:0]", "[LABEL:1]", "7"])
@@ -55,7 +55,7 @@ def build_tokenizer(
             f"minimum_frequency={minimum_frequency} leaves no token: the most frequent of the {len(frequencies)} "
             f"occurs {highest} times; lower it, or give more pairs"
         )
-    names = [*_SPECIAL.values(), *(f"{_PREFIX}{name}{_SUFFIX}" for name in pairs.classes), *known]
+    names = [*_SPECIAL.values(), *(f"{_PREFIX}{name}{_SUFFIX}" for name in pairs.labels), *known]
     vocabulary = {token: place for place, token in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from st_plugins.core.nonfinite import NonFiniteLossError
-from st_plugins.methods.label_token.anonymized_pairs import AnonymisedPairs
+from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 from st_plugins.methods.label_token.masking import IGNORED, PairMasking, logits_at
 
 __all__ = ["AGAIN", "check_settings", "train"]
@@ -60,7 +60,7 @@ def check_settings(settings: dict[str, Any]) -> None:
 def train(
     model: Any,
     masking: PairMasking,
-    pairs: AnonymisedPairs,
+    pairs: AnonymizedPairs,
     *,
     epochs: float,
     max_steps: int | None,
@@ -72,8 +72,8 @@ def train(
     show_progress_bar: bool,
 ) -> list[dict[str, Any]]:
     """Train a masked language model in place, on the device it is on."""
-    rows = list(zip(pairs.first, pairs.second, pairs.labels, strict=True))
-    logger.info("Training on %d pairs, %d of them labelled", len(pairs), pairs.labelled)
+    rows = list(zip(pairs.first, pairs.second, pairs.gold, strict=True))
+    logger.info("Training on %d pairs, %d of them labelled", len(pairs), pairs.labeled)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -19,7 +19,7 @@ from st_plugins.core.reading.tables import to_score
 from st_plugins.data import Pairs, read_pairs, read_texts
 from st_plugins.evaluation import STSSuiteEvaluator
 from st_plugins.explain import explain_pair
-from st_plugins.matching import AnonymisedPairs, LearnedEmbedding
+from st_plugins.matching import AnonymizedPairs, LearnedEmbedding
 from st_plugins.methods.contrastive.preparation import distinct_texts
 from st_plugins.methods.re2.vectors import read_vectors
 
@@ -283,10 +283,10 @@ def test_what_text_may_hide_is_said(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_pipes_and_folders_are_refused_by_name(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for read in (read_pairs, read_texts, read_vectors, AnonymisedPairs.read):
+    for read in (read_pairs, read_texts, read_vectors, AnonymizedPairs.read):
         with pytest.raises(ValueError, match=r"pipe' is a pipe or a device, .*write what comes from it to a file"):
             read(tmp_path / "pipe")
-    for read in (read_pairs, AnonymisedPairs.read):
+    for read in (read_pairs, AnonymizedPairs.read):
         with pytest.raises(ValueError, match="is a folder; name a file in it"):
             read(tmp_path)
 

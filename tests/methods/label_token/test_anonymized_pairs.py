@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig
 
-from st_plugins.matching import AnonymisedPairs, build_tokenizer
+from st_plugins.matching import AnonymizedPairs, build_tokenizer
 from st_plugins.methods.label_token.masking import IGNORED, PairMasking, features_of
 from st_plugins.methods.label_token.tokens import integer_token_ids, label_token_ids
 
-TRAIN = AnonymisedPairs(["12 7 7 3", "3 4 12"], ["7 12 9", "8 10"], ["1", "0"])
-TEST = AnonymisedPairs(["5 12", "7"], ["12 90 90", "10"])
+TRAIN = AnonymizedPairs(["12 7 7 3", "3 4 12"], ["7 12 9", "8 10"], ["1", "0"])
+TEST = AnonymizedPairs(["5 12", "7"], ["12 90 90", "10"])
 
 
 def _write(folder: Path, text: str, name: str = "pairs.tsv") -> Path:
@@ -28,14 +28,14 @@ def _write(folder: Path, text: str, name: str = "pairs.tsv") -> Path:
 
 @pytest.mark.parametrize("name", ["pairs.tsv", "pairs.tsv.gz"])
 def test_a_file_is_read(tmp_path: Path, name: str) -> None:
-    pairs = AnonymisedPairs.read(_write(tmp_path, "12 7\t 7  9\t1\r\n3\t0\t\r\n4 4\t5\t0\n\n", name))
+    pairs = AnonymizedPairs.read(_write(tmp_path, "12 7\t 7  9\t1\r\n3\t0\t\r\n4 4\t5\t0\n\n", name))
     assert pairs.pairs == [("12 7", "7 9"), ("3", "0"), ("4 4", "5")]
-    assert pairs.labels == ["1", None, "0"] and pairs.labelled == 2 and len(pairs) == 3
-    unlabelled = AnonymisedPairs.read(_write(tmp_path, "1\t2\n3\t4\n"))
-    assert unlabelled.labels == [None, None] and unlabelled.labelled == 0
-    named = AnonymisedPairs.read(_write(tmp_path, "1\t2\tsame\n"), classes=("other", "same"))
-    assert named.labels == ["same"] and named.without_labels().labels == [None]
-    assert named.without_labels().classes == ("other", "same")
+    assert pairs.gold == ["1", None, "0"] and pairs.labeled == 2 and len(pairs) == 3
+    unlabelled = AnonymizedPairs.read(_write(tmp_path, "1\t2\n3\t4\n"))
+    assert unlabelled.gold == [None, None] and unlabelled.labeled == 0
+    named = AnonymizedPairs.read(_write(tmp_path, "1\t2\tsame\n"), labels=("other", "same"))
+    assert named.gold == ["same"] and named.without_labels().gold == [None]
+    assert named.without_labels().labels == ("other", "same")
 
 
 @pytest.mark.parametrize(
@@ -53,29 +53,29 @@ def test_a_file_is_read(tmp_path: Path, name: str) -> None:
         ("1\t2\t0\t9\n", r":1: 4 columns"),
         ("1\t2\t0\n1\t2\n", r":2: 2 columns, but line 1 has 3"),
         ("1\t2\t0\n\n1\t2\t1\n", r":2: 1 columns, but line 1 has 3"),
-        ("1\t2\t0\n1\t2\t2\n", r":2: label '2' is unknown; it must be one of '0', '1', or pass other classes="),
+        ("1\t2\t0\n1\t2\t2\n", r":2: label '2' is unknown; it must be one of '0', '1', or pass other labels="),
         ("", r"there is no line; write one pair a line"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AnonymisedPairs.read(_write(tmp_path, text))
+        AnonymizedPairs.read(_write(tmp_path, text))
 
 
 def test_broken_pairs_are_refused() -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        AnonymisedPairs.read("nowhere.tsv")
+        AnonymizedPairs.read("nowhere.tsv")
     with pytest.raises(ValueError, match=r"second\[1\]: token 'cat' is not an integer"):
-        AnonymisedPairs(["1", "2"], ["3", "cat"])
-    with pytest.raises(ValueError, match=r"must be equally long, got {'first': 2, 'second': 1, 'labels': 2}"):
-        AnonymisedPairs(["1", "2"], ["3"])
+        AnonymizedPairs(["1", "2"], ["3", "cat"])
+    with pytest.raises(ValueError, match=r"must be equally long, got {'first': 2, 'second': 1, 'gold': 2}"):
+        AnonymizedPairs(["1", "2"], ["3"])
     with pytest.raises(ValueError, match=r"labels\[0\]: label 'yes' is unknown"):
-        AnonymisedPairs(["1"], ["3"], ["yes"])
+        AnonymizedPairs(["1"], ["3"], ["yes"])
     for classes in (("1",), ("1", "1"), ("", "1")):
-        with pytest.raises(ValueError, match="classes must be at least two different names"):
-            AnonymisedPairs(["1"], ["3"], classes=classes)
+        with pytest.raises(ValueError, match="labels must be at least two different names"):
+            AnonymizedPairs(["1"], ["3"], labels=classes)
     with pytest.raises(ValueError, match="cannot be added"):
-        _ = TEST + AnonymisedPairs(["1"], ["3"], classes=("a", "b"))
+        _ = TEST + AnonymizedPairs(["1"], ["3"], labels=("a", "b"))
 
 
 def test_the_vocabulary_is_ordered_by_frequency_and_then_by_integer() -> None:
@@ -118,7 +118,7 @@ def test_a_tokenizer_that_cannot_work_is_refused() -> None:
     with pytest.raises(ValueError, match="minimum_frequency=9 leaves no token: the most frequent of the 7 occurs 3"):
         build_tokenizer(TRAIN, 9)
     with pytest.raises(ValueError, match="minimum_frequency=1 leaves no token"):
-        build_tokenizer(AnonymisedPairs([], []))
+        build_tokenizer(AnonymizedPairs([], []))
     with pytest.raises(ValueError, match="minimum_frequency must be at least 1, got 0"):
         build_tokenizer(TRAIN, 0)
     with pytest.raises(ValueError, match="max_length must be at least 6, to hold a pair; got 5"):
@@ -176,7 +176,7 @@ def test_masks_are_what_the_draws_say() -> None:
 
 def test_shares_of_the_masks() -> None:
     tokens = [str(number) for number in range(100, 200)]
-    pairs = AnonymisedPairs([" ".join(tokens)], [" ".join(tokens)])
+    pairs = AnonymizedPairs([" ".join(tokens)], [" ".join(tokens)])
     tokenizer = build_tokenizer(pairs, max_length=512)
     masking = PairMasking(tokenizer, 0.15, False, torch.Generator().manual_seed(0))
     rows: list[tuple[str, str, str | None]] = [(pairs.first[0], pairs.second[0], "1")] * 100
@@ -200,7 +200,7 @@ def test_shares_of_the_masks() -> None:
 def test_classes_are_counted_when_pairs_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "x.tsv").write_text("1\t2\t1\n3\t4\t0\n5\t6\t\n7\t8\t1\n")
     with caplog.at_level("INFO", logger="st_plugins"):
-        AnonymisedPairs.read(tmp_path / "x.tsv")
+        AnonymizedPairs.read(tmp_path / "x.tsv")
     assert "x.tsv: 2 classes: '0' 1, '1' 2, 1 pairs without a label" in caplog.text
 
 
@@ -210,13 +210,13 @@ def test_classes_are_counted_when_pairs_are_read(tmp_path: Path, caplog: pytest.
         (("12", ["3"]), "first must be a list, got one string"),
         ((["1"], [None]), r"second\[0\] is 'None', a NoneType; it must be text"),
         (([1], ["2"]), r"first\[0\] is '1', a int; it must be text"),
-        ((["1"], ["2"], [], "01"), "classes must be a list, got one string"),
+        ((["1"], ["2"], [], "01"), "labels must be a list, got one string"),
     ],
 )
 def test_what_is_no_list_of_texts_is_refused(arguments: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        AnonymisedPairs(*arguments)
+        AnonymizedPairs(*arguments)
 
 
 def test_columns_may_be_read_only_once() -> None:
-    assert AnonymisedPairs((text for text in ["1"]), ["2"]).pairs == [("1", "2")]  # type: ignore[arg-type]
+    assert AnonymizedPairs((text for text in ["1"]), ["2"]).pairs == [("1", "2")]  # type: ignore[arg-type]

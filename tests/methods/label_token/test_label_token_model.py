@@ -37,12 +37,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from st_plugins.matching import AnonymisedPairs, LabelTokenModel, build_tokenizer, initialise_by_rank
+from st_plugins.matching import AnonymizedPairs, LabelTokenModel, build_tokenizer, initialize_by_rank
 from st_plugins.methods.label_token.masking import IGNORED, PairMasking, logits_at
 from st_plugins.methods.label_token.training import _MaskedTrainer
 
-TRAIN = AnonymisedPairs(["12 7 7 3", "3 4 12", "8 3", "4"], ["7 12 9", "8 10", "3 8 8", "9 9"], ["1", "0", "1", "0"])
-TEST = AnonymisedPairs(["5 12", "7 3 3 9 10 4", "3"], ["12 5", "10", "7 8"])
+TRAIN = AnonymizedPairs(["12 7 7 3", "3 4 12", "8 3", "4"], ["7 12 9", "8 10", "3 8 8", "9 9"], ["1", "0", "1", "0"])
+TEST = AnonymizedPairs(["5 12", "7 3 3 9 10 4", "3"], ["12 5", "10", "7 8"])
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -81,7 +81,7 @@ def _encoder(kind: str, vocabulary_size: int, **options: Any) -> Any:
 
 def _model(kind: str = "bert", classes: tuple[str, ...] = ("0", "1"), minimum_frequency: int = 1) -> LabelTokenModel:
     both = TRAIN.without_labels() + TEST
-    pairs = AnonymisedPairs(both.first, both.second, classes=classes)
+    pairs = AnonymizedPairs(both.first, both.second, labels=classes)
     tokenizer = build_tokenizer(pairs, minimum_frequency, max_length=24)
     return LabelTokenModel(_encoder(kind, len(tokenizer)), tokenizer).eval()
 
@@ -97,7 +97,7 @@ def _oracle(model: LabelTokenModel, pair: tuple[str, str]) -> list[float]:
         features["token_type_ids"] = torch.tensor([[0] * (len(first) + 3) + [1] * (len(second) + 1)])
     with torch.no_grad():
         logits = model.encoder(**features).logits[0, 1].tolist()
-    return [logits[vocabulary[f"[LABEL:{name}]"]] for name in model.classes]
+    return [logits[vocabulary[f"[LABEL:{name}]"]] for name in model.labels]
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -191,7 +191,7 @@ def test_the_loss_is_one_mean_over_words_and_labels(tmp_path: Path) -> None:
     model = _model()
     both = TRAIN + TEST
     masking = PairMasking(model.tokenizer, 0.5, True, torch.Generator().manual_seed(0))
-    batch = masking(list(zip(both.first, both.second, both.labels, strict=True)))
+    batch = masking(list(zip(both.first, both.second, both.gold, strict=True)))
     features = {name: values for name, values in batch.items() if name != "labels"}
     with torch.no_grad():
         logits = model.encoder(**features).logits.double()
@@ -206,7 +206,7 @@ def test_the_loss_is_one_mean_over_words_and_labels(tmp_path: Path) -> None:
             total += highest + math.log(sum(math.exp(value - highest) for value in values)) - values[wanted]
             count += 1
             labels += wanted in (5, 6)
-    assert labels == TRAIN.labelled and count > labels
+    assert labels == TRAIN.labeled and count > labels
     trainer = _trainer(model, masking, tmp_path)
     model.eval()
     loss = trainer.compute_loss(model.encoder, dict(batch))
@@ -220,7 +220,7 @@ def test_the_loss_is_one_mean_over_words_and_labels(tmp_path: Path) -> None:
         trainer.compute_loss(model.encoder, dict(batch))
 
 
-def _task(count: int, seed: int) -> AnonymisedPairs:
+def _task(count: int, seed: int) -> AnonymizedPairs:
     """Pairs that match exactly if token 7 occurs in one of them, on one side as often as on the other."""
     generator = np.random.default_rng(seed)
     texts = [[str(token) for token in generator.integers(10, 20, size=4)] for _ in range(2 * count)]
@@ -228,7 +228,7 @@ def _task(count: int, seed: int) -> AnonymisedPairs:
     for row in range(1, count, 2):
         texts[row if row % 4 == 1 else count + row][:3] = ["7"] * 3
     joined = [" ".join(text) for text in texts]
-    return AnonymisedPairs(joined[:count], joined[count:], labels)
+    return AnonymizedPairs(joined[:count], joined[count:], labels)
 
 
 def test_training_learns_the_label_and_is_reproducible(capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +242,7 @@ def test_training_learns_the_label_and_is_reproducible(capsys: pytest.CaptureFix
     model.fit(seen, max_steps=50, batch_size=16, learning_rate=1e-2, show_progress_bar=False)
     assert not model.training
     scores = model.predict(test.pairs)
-    found = {label: scores[[known == label for known in test.labels]] for label in "01"}
+    found = {label: scores[[known == label for known in test.gold]] for label in "01"}
     assert (found["1"][:, None] > found["0"]).mean() > 0.9
     assert capsys.readouterr().out == ""
     options: dict[str, Any] = {"max_steps": 2, "batch_size": 16, "show_progress_bar": False}
@@ -263,9 +263,9 @@ def test_bad_inputs_of_training() -> None:
     model = _model()
     with pytest.raises(ValueError, match="pairs has no label in 3 pairs, so the model cannot learn"):
         model.fit(TEST)
-    with pytest.raises(TypeError, match="pairs must be AnonymisedPairs, got a list"):
+    with pytest.raises(TypeError, match="pairs must be AnonymizedPairs, got a list"):
         model.fit(TRAIN.pairs)  # type: ignore[arg-type]
-    other = AnonymisedPairs(["1", "2"], ["3", "4"], ["no", "1"], classes=("no", "1"))
+    other = AnonymizedPairs(["1", "2"], ["3", "4"], ["no", "1"], labels=("no", "1"))
     with pytest.raises(ValueError, match=r"pairs has the labels \['no'\], but the tokenizer was built for"):
         model.fit(other)
     bad: dict[str, Any] = {
@@ -323,7 +323,7 @@ def test_a_saved_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
     model = _model(minimum_frequency=2)
     model.save(tmp_path / "model")
     record = json.loads((tmp_path / "model" / "label_token_model.json").read_text(encoding="utf-8"))
-    assert record["type"] == "LabelTokenModel" and record["classes"] == ["0", "1"]
+    assert record["type"] == "LabelTokenModel" and record["labels"] == ["0", "1"]
     assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors"}
     code = (
         "import sys; from st_plugins.matching import LabelTokenModel\n"
@@ -352,7 +352,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="is of a 'Other', not of a LabelTokenModel"):
         LabelTokenModel.load(tmp_path / "model")
     record.write_text(content.replace('"1"', '"2"'), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"names the classes \['0', '2'\], but the tokenizer has \['0', '1'\]"):
+    with pytest.raises(ValueError, match=r"names the labels \['0', '2'\], but the tokenizer has \['0', '1'\]"):
         LabelTokenModel.load(tmp_path / "model")
     record.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"label_token_model.json is damaged"):
@@ -389,7 +389,7 @@ def test_ranks_give_the_pretrained_model_with_other_names(
     pretrained = _encoder(kind, len(words), tie_word_embeddings=tied)
     before = copy.deepcopy(pretrained.state_dict())
     tokenizer = build_tokenizer(TRAIN + TEST, max_length=24)
-    model = initialise_by_rank(pretrained, words, tokenizer, texts)
+    model = initialize_by_rank(pretrained, words, tokenizer, texts)
     vocabulary = words.get_vocab()
     ranked = [word for word in vocabulary if word not in words.all_special_tokens]
     ranked.sort(key=lambda word: vocabulary[word])
@@ -416,7 +416,7 @@ def test_ranks_give_the_pretrained_model_with_other_names(
 
 def test_a_start_by_ranks_is_saved_and_trained(words: Any, tmp_path: Path) -> None:
     tokenizer = build_tokenizer(TRAIN + TEST, max_length=24)
-    model = LabelTokenModel(initialise_by_rank(_encoder("bert", len(words)), words, tokenizer, TEXTS), tokenizer)
+    model = LabelTokenModel(initialize_by_rank(_encoder("bert", len(words)), words, tokenizer, TEXTS), tokenizer)
     model.fit(TRAIN + TEST, max_steps=1, batch_size=4, show_progress_bar=False)
     model.save(tmp_path / "model")
     assert np.array_equal(LabelTokenModel.load(tmp_path / "model").predict(TEST.pairs), model.predict(TEST.pairs))
@@ -426,29 +426,29 @@ def test_bad_inputs_of_ranks(words: Any) -> None:
     tokenizer = build_tokenizer(TRAIN, max_length=24)
     size = len(words)
     with pytest.raises(TypeError, match=r"pretrained must be a masked language model .*got a BertModel"):
-        initialise_by_rank(BertModel(BertConfig(vocab_size=size, **SHAPE)), words, tokenizer)
+        initialize_by_rank(BertModel(BertConfig(vocab_size=size, **SHAPE)), words, tokenizer)
     pretrained = _encoder("bert", size)
     with pytest.raises(TypeError, match="texts must be a list of texts, got one string"):
-        initialise_by_rank(pretrained, words, tokenizer, "the dog")
+        initialize_by_rank(pretrained, words, tokenizer, "the dog")
     with pytest.raises(ValueError, match=f"has ids up to {size - 1}, but pretrained has {size - 1} embeddings"):
-        initialise_by_rank(_encoder("bert", size - 1), words, tokenizer)
+        initialize_by_rank(_encoder("bert", size - 1), words, tokenizer)
     with pytest.raises(ValueError, match="counts positions from its padding id 1, but the integers have 0"):
-        initialise_by_rank(_encoder("roberta", size, pad_token_id=1), words, tokenizer)
+        initialize_by_rank(_encoder("roberta", size, pad_token_id=1), words, tokenizer)
     many = " ".join(str(number) for number in range(size))
     with pytest.raises(ValueError, match=f"has {size - 5} words for {size} integers; .*higher minimum_frequency"):
-        initialise_by_rank(pretrained, words, build_tokenizer(AnonymisedPairs([many], ["1"])))
+        initialize_by_rank(pretrained, words, build_tokenizer(AnonymizedPairs([many], ["1"])))
     with pytest.raises(ValueError, match="no tokens for labels; make one with build_tokenizer"):
-        initialise_by_rank(pretrained, words, words)
+        initialize_by_rank(pretrained, words, words)
     words.mask_token = None
     with pytest.raises(ValueError, match="pretrained_tokenizer has no mask token, which pairs need"):
-        initialise_by_rank(pretrained, words, tokenizer)
+        initialize_by_rank(pretrained, words, tokenizer)
 
 
 def test_unused_entries_are_no_words() -> None:
-    unused = build_tokenizer(AnonymisedPairs(["1"], ["2"], classes=("x", "y")))  # label tokens stand for [unused0]
+    unused = build_tokenizer(AnonymizedPairs(["1"], ["2"], labels=("x", "y")))  # label tokens stand for [unused0]
     pretrained = _encoder("bert", len(unused))
-    tokenizer = build_tokenizer(AnonymisedPairs(["30 30"], ["40"]))
-    model = initialise_by_rank(pretrained, unused, tokenizer)
+    tokenizer = build_tokenizer(AnonymizedPairs(["30 30"], ["40"]))
+    model = initialize_by_rank(pretrained, unused, tokenizer)
     old, new = pretrained.get_input_embeddings().weight, model.get_input_embeddings().weight
     assert torch.equal(new[7:], old[7:])
 
