@@ -69,7 +69,7 @@ def test_broken_pairs_are_refused() -> None:
         AnonymizedPairs(["1", "2"], ["3", "cat"])
     with pytest.raises(ValueError, match=r"must be equally long, got {'first': 2, 'second': 1, 'gold': 2}"):
         AnonymizedPairs(["1", "2"], ["3"])
-    with pytest.raises(ValueError, match=r"labels\[0\]: label 'yes' is unknown"):
+    with pytest.raises(ValueError, match=r"gold\[0\]: label 'yes' is unknown"):
         AnonymizedPairs(["1"], ["3"], ["yes"])
     for classes in (("1",), ("1", "1"), ("", "1")):
         with pytest.raises(ValueError, match="labels must be at least two different names"):
