@@ -10,7 +10,8 @@ from st_plugins.methods.contrastive.consert_joint import ConSERTJointLoss
 from st_plugins.methods.contrastive.simcse import SimCSELoss, simcse_loss
 from st_plugins.methods.layer_mix.layer_mix_regularizer import LayerMixRegularizer
 from st_plugins.methods.rdrop.rdrop import RDropLoss, symmetric_kl
-from st_plugins.methods.self_explaining.self_explaining_loss import SelfExplainingLoss, SpanSharpnessRegularizer
+from st_plugins.methods.self_explaining.self_explaining_loss import SelfExplainingLoss
+from st_plugins.methods.self_explaining.span_sharpness_regularizer import SpanSharpnessRegularizer
 from st_plugins.methods.virt.layer_agreement import LayerAgreement, map_agreement
 from st_plugins.methods.virt.virt_loss import VIRTLoss
 

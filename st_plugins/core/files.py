@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from st_plugins import __version__
 
-__all__ = ["LIBRARY", "library_versions", "write_record"]
+__all__ = ["LIBRARY", "library_versions", "write_record", "write_tensors"]
 
 LIBRARY = f"st-plugins {__version__}"
 _PACKAGES = ("sentence-transformers", "torch", "transformers", "numpy", "scipy", "scikit-learn")
@@ -23,6 +26,11 @@ def write_record(file: Path, **values: Any) -> None:
     """Write a JSON object whose ``library`` is this one in its version; `read_object` reads it back."""
     text = json.dumps({"library": LIBRARY, **values}, indent=2, sort_keys=True)
     file.write_text(f"{text}\n", encoding="utf-8")
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, on whatever device and in whatever layout they are."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
 
 
 def library_versions() -> dict[str, str]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from st_plugins.core import headed_loss, own_parameters
 from st_plugins.core.headed_loss import HeadedLoss
-from st_plugins.core.own_parameters import FILE, load_own, own_parameters, save_own
 from st_plugins.core.writing.resumption import Companion, checkpoint_of
 
 __all__ = ["HeadCheckpointCallback"]
-
-_HEAD = "loss_head.safetensors"
 
 
 class HeadCheckpointCallback(TrainerCallback):
@@ -50,16 +49,17 @@ class HeadCheckpointCallback(TrainerCallback):
 
     def __init__(self, loss: nn.Module, resume_from_checkpoint: str | Path | None = None) -> None:
         self.loss = loss
-        self._companion = Companion(_HEAD if isinstance(loss, HeadedLoss) else FILE, resume_from_checkpoint)
+        if isinstance(loss, HeadedLoss):
+            file, self._save, self._load = headed_loss.TENSORS, loss.save_head, loss.load_head
+        else:
+            file = own_parameters.FILE
+            self._save, self._load = partial(own_parameters.save_own, loss), partial(own_parameters.load_own, loss)
+        self._companion = Companion(file, resume_from_checkpoint)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the parameters next to the model just saved."""
         if state.is_world_process_zero:
-            folder = checkpoint_of(args, state)
-            if isinstance(self.loss, HeadedLoss):
-                self.loss.save_head(folder)
-            else:
-                save_own(self.loss, folder)
+            self._save(checkpoint_of(args, state))
             self._companion.stamp(args, state)
 
     def on_train_begin(
@@ -89,11 +89,5 @@ class HeadCheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Clear their gradients, which belong to the step just made."""
-        for parameter in own_parameters(self.loss):
-            parameter.grad = None
-
-    def _load(self, folder: Path) -> None:
-        if isinstance(self.loss, HeadedLoss):
-            self.loss.load_head(folder)
-        else:
-            load_own(self.loss, folder)
+        for tensor in own_parameters.own_state(self.loss).values():
+            tensor.grad = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,21 +9,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from st_plugins import __version__
-from st_plugins.core.labeled import check_classes as check_names
+from st_plugins.core.files import write_record, write_tensors
+from st_plugins.core.labeled import check_classes
 from st_plugins.core.loading.files import is_there, read_object, read_tensors
 from st_plugins.core.loss import Features, GuardedLoss
 from st_plugins.core.wrappers import around
-from st_plugins.core.writing.atomic import atomic_file, write_text
+from st_plugins.core.writing.atomic import atomic_file
 
-__all__ = ["ClassifierLoss", "HeadedLoss", "check_classes", "count_classes", "embedding_dimension"]
+__all__ = [
+    "TENSORS",
+    "ClassifierLoss",
+    "HeadedLoss",
+    "check_targets",
+    "count_classes",
+    "embedding_dimension",
+    "pair_features",
+]
 
-_TENSORS = "loss_head.safetensors"
+TENSORS = "loss_head.safetensors"
 _RECORD = "loss_head.json"
 
 
@@ -60,15 +66,12 @@ class HeadedLoss(GuardedLoss):
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        with atomic_file(folder / _TENSORS) as file:
-            save_file(state, file)
-        record = {
-            "library": f"st-plugins {__version__}",
-            "loss": type(self).__name__,
-            "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
-        }
-        write_text(folder / _RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+        state = self.head.state_dict()
+        with atomic_file(folder / TENSORS) as file:
+            write_tensors(file, state)
+        with atomic_file(folder / _RECORD) as file:
+            shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+            write_record(file, loss=type(self).__name__, shapes=shapes)
 
     def load_head(self, path: str | Path) -> None:
         """Read a head that `save_head` wrote, for example from a checkpoint.
@@ -81,13 +84,13 @@ class HeadedLoss(GuardedLoss):
             ValueError: The head is another loss's, has other shapes, or is damaged; this one is then left as it is.
         """
         folder = Path(path)
-        if not is_there(folder / _TENSORS) or not is_there(folder / _RECORD):
+        if not is_there(folder / TENSORS) or not is_there(folder / _RECORD):
             raise FileNotFoundError(
-                f"{folder} has no {_TENSORS} with its {_RECORD}; write them with save_head, or give "
+                f"{folder} has no {TENSORS} with its {_RECORD}; write them with save_head, or give "
                 "HeadCheckpointCallback to the trainer"
             )
         try:
-            state = read_tensors(folder / _TENSORS)
+            state = read_tensors(folder / TENSORS)
             loss = read_object(folder / _RECORD)["loss"]
         except (ValueError, KeyError) as error:
             raise ValueError(f"the head in {folder} is damaged ({error}); save it again") from error
@@ -178,14 +181,19 @@ class ClassifierLoss(HeadedLoss, ABC):
 def count_classes(labels: Sequence[str] | int) -> int:
     """Return how many classes there are, given their names in order, or just their number."""
     if not isinstance(labels, int):
-        check_names(labels)
+        check_classes(labels)
         return len(labels)
     if labels < 2:
         raise ValueError(f"labels must be the names of at least two classes, or their number, got {labels}")
     return labels
 
 
-def check_classes(labels: Tensor | None, num_labels: int, remedy: str = "") -> None:
+def pair_features(first: Tensor, second: Tensor) -> Tensor:
+    """Return what classifiers of pairs see of two embeddings: ``[u; v; |u - v|]``."""
+    return torch.cat([first, second, (first - second).abs()], dim=-1)
+
+
+def check_targets(labels: Tensor | None, num_labels: int, remedy: str = "") -> None:
     """Raise a ValueError if there is not one class for each row."""
     if labels is None:
         raise ValueError(f"labels are missing: name the dataset's column of classes 'label'{remedy}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Normalize, Router
 from torch import nn
 from torch.nn.parallel import DataParallel
@@ -21,8 +22,10 @@ __all__ = [
     "default_prompt",
     "evaluating",
     "gives_unit_length",
+    "in_mode",
     "inner_model",
     "rebuild",
+    "unwrapped",
 ]
 
 _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
@@ -83,18 +86,26 @@ def default_prompt(model: SentenceTransformer) -> str | None:
 
 def inner_model(model: nn.Module) -> SentenceTransformer:
     """Return the model inside the wrappers that a trainer puts around it."""
-    inner: Any = model
-    while not isinstance(inner, SentenceTransformer):
-        if isinstance(inner, DataParallel):
+    for part in unwrapped(model):
+        if isinstance(part, DataParallel):
             raise ValueError(
                 "model is wrapped in DataParallel (one process, several GPUs), where views cannot work; start one "
                 "process for each GPU with torchrun, or let CUDA_VISIBLE_DEVICES show one GPU"
             )
-        wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if not isinstance(wrapped, nn.Module):
-            raise TypeError(f"model must be a SentenceTransformer or a wrapper of one, got {type(model).__name__}")
-        inner = wrapped
-    return inner
+        if isinstance(part, SentenceTransformer):
+            return part
+    raise TypeError(f"model must be a SentenceTransformer or a wrapper of one, got {type(model).__name__}")
+
+
+def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model and what is inside each wrapper that a trainer puts around it, the model itself last."""
+    part: Any = model
+    while isinstance(part, nn.Module):
+        yield part
+        if isinstance(part, BaseModel):
+            return
+        # DistributedDataParallel and DataParallel call it the one, torch.compile the other.
+        part = getattr(part, "module", None) or getattr(part, "_orig_mod", None)
 
 
 def check_installed() -> None:
@@ -106,11 +117,16 @@ def check_installed() -> None:
         )
 
 
+def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Put a model into evaluation mode for a block."""
+    return in_mode(model, training=False)
+
+
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a block, and every module of it back into its own mode after."""
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model into a mode for a block, and every module of it back into its own mode after."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:

@@ -11,17 +11,18 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from st_plugins.core.host import in_mode, unwrapped
 from st_plugins.core.nonfinite import NonFiniteLossError, NonFiniteRowsError
 from st_plugins.core.wrappers import refuse_around_layers, wrapped
 
-__all__ = ["Features", "GuardedLoss", "Terms", "as_in_training", "damaged_rows", "with_term"]
+__all__ = ["Features", "GuardedLoss", "Terms", "as_in_training", "damaged_rows", "forked_rng", "with_term"]
 
 Features = dict[str, Any]
 T = TypeVar("T")  # a tensor, or tensors by name
 _ADDED = "added"
 
 
-def _forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Put the random state back at the end of the block."""
     if device.type == "cpu":
         return torch.random.fork_rng(devices=[])
@@ -39,22 +40,20 @@ def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
             "the model is in evaluation mode while gradients are computed; call model.train() before training, or "
             "compute an evaluation loss inside torch.no_grad()"
         )
-    modes = {module: module.training for module in model.modules()}
-    with _forked_rng(model.device):
+    # From a fixed seed, so that values at different checkpoints compare.
+    with forked_rng(model.device), in_mode(model, training=True):
         torch.manual_seed(0)
-        try:
-            model.train()
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        yield
 
 
 class GuardedLoss(nn.Module):
     """Base of all losses of this package: each looks at its own value, and raises if that is not finite."""
 
+    # The host's trainer writes 0.0 to its log where a loss is NaN (logging_nan_inf_filter) and goes on, so the loss is
+    # the last place where it can be seen. Looking waits for the device once a batch, as that filter does.
+
     model: Any
-    training_step: int | None = None
+    training_step: int | None = None  # counted from 1; NonFiniteLossCallback tells it
     _batches = 0
     _batch: Sequence[Any] = ()
 
@@ -67,7 +66,7 @@ class GuardedLoss(nn.Module):
             raise self.non_finite(str(error), sorted({row % count for row in error.rows} if count else ())) from error
 
     def begin(self, columns: Sequence[Any], labels: Tensor | None = None) -> None:
-        """Remember the batch, for errors."""
+        """Remember the batch, for errors, and refuse one that no loss could make anything of."""
         if columns and not _rows(columns[0]):
             raise ValueError("the batch has no rows; give the loss at least one")
         batch = [_identity(column) for column in columns]
@@ -110,15 +109,12 @@ class GuardedLoss(nn.Module):
         if not isinstance(column, Mapping):
             return [text if isinstance(text, str) else " | ".join(map(str, text)) for text in column]
         ids, offsets = column.get("input_ids"), column.get("offsets")
-        model: Any = self.model
-        while not hasattr(model, "tokenizer"):
-            model = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-            if model is None:
-                return []
-        if not isinstance(ids, Tensor):
+        *_, inner = unwrapped(self.model)
+        tokenizer: Any = getattr(inner, "tokenizer", None)
+        if tokenizer is None or not isinstance(ids, Tensor):
             return []
         rows = ids if not isinstance(offsets, Tensor) else ids.tensor_split(offsets[1:].cpu())  # static embeddings
-        return [model.tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+        return [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
 
 
 def _identity(column: Any) -> Any:
@@ -155,6 +151,8 @@ def damaged_rows(embeddings: Sequence[Tensor]) -> list[int]:
 
 class Terms(dict[str, Tensor]):
     """The named terms of a loss, which can be weighted and added as if they were their sum."""
+
+    # MatryoshkaLoss and AdaptiveLayerLoss compute with what they take for numbers; so the names stay.
 
     def __mul__(self, factor: Any) -> Self:
         return type(self)({name: value * factor for name, value in self.items()})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
 from sentence_transformers.base.model import BaseModel
 from torch import Tensor, nn
 
+from st_plugins.core.files import write_tensors
 from st_plugins.core.loading.files import is_there, read_tensors
 from st_plugins.core.writing.atomic import atomic_file
 
-__all__ = ["FILE", "load_own", "own_parameters", "own_state", "save_own"]
+__all__ = ["FILE", "load_own", "own_state", "save_own"]
 
 FILE = "loss_parameters.safetensors"
 
@@ -20,6 +20,7 @@ def own_state(loss: nn.Module) -> dict[str, Tensor]:
     """Return a loss's trained parameters, and the buffers beside them, that are in no model."""
     models = [part for part in loss.modules() if isinstance(part, BaseModel)]
     shared = {id(tensor) for model in models for tensor in (*model.parameters(), *model.buffers())}
+    # Buffers count where something is trained: a frozen teacher has some too, and belongs to no checkpoint.
     beside = {
         id(tensor)
         for part in loss.modules()
@@ -34,25 +35,19 @@ def own_state(loss: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def own_parameters(loss: nn.Module) -> list[nn.Parameter]:
-    """Return the trained parameters of a loss that are in no model."""
-    return [tensor for tensor in own_state(loss).values() if isinstance(tensor, nn.Parameter)]
-
-
 def save_own(loss: nn.Module, folder: Path) -> None:
     """Write a loss's own parameters into a folder."""
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in own_state(loss).items()}
     with atomic_file(folder / FILE) as file:
-        save_file(state, file)
+        # safetensors refuses tensors that share their memory, as tied ones do.
+        write_tensors(file, {name: tensor.detach().clone() for name, tensor in own_state(loss).items()})
 
 
 def load_own(loss: nn.Module, folder: Path) -> None:
-    """Read a loss's own parameters that `save_own` wrote."""
+    """Read a loss's own parameters that `save_own` wrote; where they do not fit, the loss is left as it is."""
     path = folder / FILE
     if not is_there(path):
         raise FileNotFoundError(f"{folder} has no {FILE}; give HeadCheckpointCallback to the trainer that writes it")
-    state = read_tensors(path)
-    own = own_state(loss)
+    state, own = read_tensors(path), own_state(loss)
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in own.items()}:
         raise ValueError(
             f"{path} holds {sorted(state)}, but this {type(loss).__name__} trains {sorted(own)}, or in other shapes; "

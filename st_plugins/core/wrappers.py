@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import uses_gradient_cache
 from sentence_transformers.sentence_transformer.losses import (
     Matryoshka2dLoss,
@@ -20,6 +19,8 @@ from sentence_transformers.sentence_transformer.losses import (
     matryoshka,
 )
 from torch import Tensor, nn
+
+from st_plugins.core.host import unwrapped
 
 __all__ = [
     "Around",
@@ -39,10 +40,10 @@ _LAYERS = "all_layer_embeddings"
 class Around(NamedTuple):
     """What is around a loss that is running."""
 
-    truncates: bool = False
-    answers: bool = False
-    layers: bool = False
-    answers_layer: bool = False
+    truncates: bool = False  # MatryoshkaLoss
+    answers: bool = False  # and it answers from what it kept: the model does not run
+    layers: bool = False  # AdaptiveLayerLoss
+    answers_layer: bool = False  # and the Transformer does not run, but answers with a layer from the features
 
     @property
     def name(self) -> str:
@@ -55,18 +56,14 @@ class Around(NamedTuple):
 def around(model: nn.Module) -> Around:
     """Say which of the host's losses stand around the one that is running."""
     truncates = answers = False
-    part: Any = model
-    while True:
-        forward: Any = part.forward
+    inner = model
+    for inner in unwrapped(model):
+        forward: Any = inner.forward
         if isinstance(forward, matryoshka.ForwardDecorator):
             truncates = True
             # The first dimension of a batch fills what the others are answered from.
             answers = forward.cache_dim not in (None, forward.dim)
-        wrapped = getattr(part, "module", None) or getattr(part, "_orig_mod", None)
-        if isinstance(part, SentenceTransformer) or not isinstance(wrapped, nn.Module):
-            break
-        part = wrapped
-    inside: Any = getattr(next(part.children(), None), "forward", None)
+    inside: Any = getattr(next(inner.children(), None), "forward", None)
     layers = isinstance(inside, adaptive_layer.TransformerDecorator)
     return Around(truncates, answers, layers, layers and inside.layer_idx is not None)
 
@@ -80,12 +77,8 @@ def refuse_around(model: nn.Module, loss: str, reason: str, *, truncates: bool =
 
 def refuse_around_layers(model: nn.Module, loss: str) -> None:
     """Raise a ValueError if ``MatryoshkaLoss`` is around ``AdaptiveLayerLoss``, and not inside."""
-    part: Any = model
-    while not isinstance(part, SentenceTransformer):
-        part = getattr(part, "module", None) or getattr(part, "_orig_mod", None)
-        if not isinstance(part, nn.Module):
-            return  # no model of sentences
-    forward: Any = part.forward
+    *_, inner = unwrapped(model)
+    forward: Any = inner.forward
     if isinstance(forward, adaptive_layer.ForwardDecorator) and isinstance(forward.fn, matryoshka.ForwardDecorator):
         raise ValueError(
             f"MatryoshkaLoss cannot be around AdaptiveLayerLoss, here around {loss}: the model runs for the first "

@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from st_plugins.core.wrappers import repeated
 from st_plugins.methods.contrastive.bags import bag_mean, unpack_bags
 from st_plugins.methods.contrastive.encoders import EncoderParts, encoder_parts
 from st_plugins.methods.contrastive.functional import adversarial_delta, shuffle_permutation
@@ -167,9 +169,7 @@ class AugmentedPass:
         self._thread = threading.get_ident()
         self._call: _Call | None = None
         self._warned = False
-        if self.parts.shuffle == "none" and any(
-            isinstance(part, TokenShuffle) for view in self.views for part in view
-        ):
+        if self.parts.shuffle == "none" and any(isinstance(part, TokenShuffle) for part in chain(*self.views)):
             raise ValueError(
                 "TokenShuffle does nothing to static embeddings, which know no order, and to TokenEmbeddings, which "
                 "have no encoder to shuffle for; choose other views, such as TokenCutoff(0.5) ('token-cutoff:0.5') "
@@ -201,24 +201,24 @@ class AugmentedPass:
             raise ValueError(
                 f"gradients has {len(gradients)} entries, but the model was called {len(self._attention_masks)} times"
             )
-        norms = self._norms()
-        steps: list[Tensor | None] = []
-        for gradient, mask in zip(gradients, self._attention_masks, strict=True):
-            if gradient is None:
-                steps.append(None)
-                continue
-            norm = torch.tensor(norms, device=gradient.device).repeat_interleave(len(mask) // len(norms))
-            steps.append(adversarial_delta(gradient, mask & (norm > 0)[:, None], norm))
-        return steps
+        return [
+            None if gradient is None else self._step(gradient, mask)
+            for gradient, mask in zip(gradients, self._attention_masks, strict=True)
+        ]
+
+    def _step(self, gradient: Tensor, mask: Tensor) -> Tensor:
+        norms = torch.tensor(self._norms(), device=gradient.device)
+        norm = norms.repeat_interleave(len(mask) // len(norms))
+        return adversarial_delta(gradient, mask & (norm > 0)[:, None], norm)
 
     def _shuffles(self, kind: str) -> bool:
-        return any(self._is_shuffle(part, kind) for view in self.views for part in view)
+        return any(self._is_shuffle(part, kind) for part in chain(*self.views))
 
     def _is_shuffle(self, part: View, kind: str) -> bool:
         return isinstance(part, TokenShuffle) and kind == (self.parts.shuffle if part.kind == "auto" else part.kind)
 
     def _special_token_ids(self, model: SentenceTransformer) -> list[int]:
-        spared = any(not getattr(part, "include_special_tokens", True) for view in self.views for part in view)
+        spared = any(not getattr(part, "include_special_tokens", True) for part in chain(*self.views))
         if not spared or isinstance(self.parts.embedding, nn.EmbeddingBag):  # bags hold no special tokens
             return []
         tokenizer = model.tokenizer
@@ -241,10 +241,7 @@ class AugmentedPass:
                 "features must hold input_ids and attention_mask, which tell the sentences of a batch apart; if flash "
                 "attention flattens the inputs, set model[0].unpad_inputs = False"
             )
-        count, sentences = len(self.views), len(mask)
-        for key, value in features.items():
-            if isinstance(value, Tensor) and value.dim() and len(value) == sentences:
-                features[key] = value.repeat(count, *[1] * (value.dim() - 1))
+        features = repeated(features, len(self.views))
         real = features["attention_mask"].bool()
         special = torch.zeros_like(real)
         if self._special_ids:
@@ -275,14 +272,15 @@ class AugmentedPass:
         if not self._shuffles(kind):
             return None
         movable = []
-        for view, real, special in zip(self.views, *self._by_view(call), strict=True):
+        for view, real, special in self._by_view(call.attention_mask, call.special_tokens):
             shuffles: list[Any] = [part for part in view if self._is_shuffle(part, kind)]
             whole = any(part.include_special_tokens for part in shuffles)
             movable.append(torch.zeros_like(real) if not shuffles else real if whole else real & ~special)
         return shuffle_permutation(torch.cat(movable))
 
-    def _by_view(self, call: _Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        return call.attention_mask.chunk(len(self.views)), call.special_tokens.chunk(len(self.views))
+    def _by_view(self, *tensors: Tensor) -> Iterator[Any]:
+        """Yield each view with its rows of every tensor."""
+        return zip(self.views, *(tensor.chunk(len(self.views)) for tensor in tensors), strict=True)
 
     def _current(self) -> _Call | None:
         return self._call if threading.get_ident() == self._thread else None
@@ -330,9 +328,7 @@ class AugmentedPass:
         padding = (0, embeddings.shape[1] - expected[1])  # some encoders pad further, up to whole blocks
         call.attention_mask = nn.functional.pad(call.attention_mask, padding)
         call.special_tokens = nn.functional.pad(call.special_tokens, padding)
-        embeddings = self._perturbed(self._augmented(embeddings, call))
-        self.token_embeddings.append(embeddings)
-        self._attention_masks.append(call.attention_mask)
+        embeddings = self._recorded(embeddings, call)
         return embeddings.transpose(0, 1) if tokens_first else embeddings
 
     def _augment_bags(self, module: nn.EmbeddingBag, args: Any, output: Any) -> Tensor | None:
@@ -344,18 +340,19 @@ class AugmentedPass:
         embeddings, mask = unpack_bags(module, *args)
         mask = mask.repeat(len(self.views), 1)
         call = _Call(mask, torch.zeros_like(mask), module.training)
-        embeddings = self._perturbed(self._augmented(embeddings.repeat(len(self.views), 1, 1), call))
+        return bag_mean(self._recorded(embeddings.repeat(len(self.views), 1, 1), call), mask)
+
+    def _recorded(self, embeddings: Tensor, call: _Call) -> Tensor:
+        embeddings = self._perturbed(self._augmented(embeddings, call))
         self.token_embeddings.append(embeddings)
-        self._attention_masks.append(mask)
-        return bag_mean(embeddings, mask)
+        self._attention_masks.append(call.attention_mask)
+        return embeddings
 
     def _augmented(self, embeddings: Tensor, call: _Call) -> Tensor:
         if not call.training:
             return embeddings
         views = []
-        for view, own, real, special in zip(
-            self.views, embeddings.chunk(len(self.views)), *self._by_view(call), strict=True
-        ):
+        for view, own, real, special in self._by_view(embeddings, call.attention_mask, call.special_tokens):
             for part in view:
                 own = part.augment(own, real, special)
             views.append(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from st_plugins.methods.contrastive.view_loss import ViewLoss, Views, read_views
+from st_plugins.core.precision import precise
+from st_plugins.methods.contrastive.view_loss import ViewLoss, Views, check_negatives, check_temperature, read_views
 from st_plugins.methods.contrastive.views import FeatureCutoff, TokenShuffle
 
 __all__ = ["ConSERTLoss", "nt_xent"]
@@ -53,14 +53,9 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1, rows: slice
         raise ValueError(f"first and second must have one shape (N, d), got {shapes}")
     check_temperature(temperature)
     count = len(first)
-    if count < 2:
-        raise ValueError(
-            f"the batch has {count} sentence, but the negatives are the others in it; use larger batches, and "
-            "dataloader_drop_last=True if the last one of an epoch is so small"
-        )
+    check_negatives(count)
     with torch.autocast(first.device.type, enabled=False):
-        vectors = torch.cat([first, second])
-        unit = normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+        unit = normalize(precise(torch.cat([first, second])), dim=-1)
         own = torch.arange(count, device=first.device)[slice(None) if rows is None else rows]
         itself, partner = torch.cat([own, own + count]), torch.cat([own + count, own])
         logits = (unit[itself] @ unit.T).div_(temperature)
@@ -129,13 +124,12 @@ class ConSERTLoss(ViewLoss):
     ) -> None:
         super().__init__(
             model,
-            views,
+            two_views(views, mini_batch_size),
+            temperature,
             gather_across_devices=gather_across_devices,
             mini_batch_size=mini_batch_size,
             encoder_dropout=encoder_dropout,
         )
-        two_views(self.views, mini_batch_size)
-        self.temperature = check_temperature(temperature)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """Add up `nt_xent` over the columns.
@@ -156,10 +150,6 @@ class ConSERTLoss(ViewLoss):
         first, second = sentences.unbind(dim=1)
         return nt_xent(first, second, self.temperature, slice(begin, begin + views.shape[1]))
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
-        return {**super().get_config_dict(), "temperature": self.temperature}
-
     @property
     def citation(self) -> str:
         """BibTeX entry of the paper."""
@@ -173,13 +163,6 @@ class ConSERTLoss(ViewLoss):
     archivePrefix = "arXiv",
 }
 """
-
-
-def check_temperature(temperature: float) -> float:
-    """Return the temperature."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    return temperature
 
 
 def two_views(views: Sequence[Any], mini_batch_size: int | None = None) -> Views:

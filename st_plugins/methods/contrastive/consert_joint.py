@@ -10,10 +10,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.core.headed_loss import HeadedLoss, check_classes, count_classes, embedding_dimension
+from st_plugins.core.headed_loss import HeadedLoss, check_targets, count_classes, embedding_dimension, pair_features
 from st_plugins.core.loss import Features, Terms
+from st_plugins.core.precision import precise
 from st_plugins.methods.contrastive.consert import ConSERTLoss
-from st_plugins.methods.contrastive.views import AdversarialPerturbation, NoAugmentation, TokenCutoff
+from st_plugins.methods.contrastive.view_loss import adversarial_views
+from st_plugins.methods.contrastive.views import NoAugmentation, TokenCutoff
 
 __all__ = ["ConSERTJointLoss"]
 
@@ -110,7 +112,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         """
         if len(columns) != 2:
             raise ValueError(f"ConSERTJointLoss takes two text columns (premise, hypothesis), got {len(columns)}")
-        check_classes(labels, self.num_labels, ", or use ConSERTLoss, which needs no labels")
+        check_targets(labels, self.num_labels, ", or use ConSERTLoss, which needs no labels")
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
         """Compute both terms.
@@ -137,20 +139,14 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         Returns:
             The loss, added over these views.
         """
-        adversarial = [
-            index
-            for index, view in enumerate(self.views)
-            if any(isinstance(part, AdversarialPerturbation) for part in view)
-        ]
-        return torch.stack([self._classify(embeddings, labels, view) for view in adversarial]).sum()
+        return torch.stack([self._classify(embeddings, labels, view) for view in adversarial_views(self.views)]).sum()
 
     def _classify(self, embeddings: list[Tensor], labels: Any, view: int) -> Tensor:
         u, v = (self.widened(column[view], self._width) for column in embeddings)
-        features = [u, v, (u - v).abs()]
+        features = pair_features(u, v)
         if self.add_max_square:
-            features.append(torch.maximum(u, v).square())
-        logits = self.apply_head(torch.cat(features, dim=-1))
-        return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+            features = torch.cat([features, torch.maximum(u, v).square()], dim=-1)
+        return cross_entropy(precise(self.apply_head(features)), labels)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""

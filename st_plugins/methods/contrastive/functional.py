@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from st_plugins.core.precision import precise
+
 __all__ = ["adversarial_delta", "embedding_dropout", "feature_cutoff", "shuffle_permutation", "token_cutoff"]
 
 
@@ -85,7 +87,7 @@ def adversarial_delta(gradient: Tensor, attention_mask: Tensor, norm: float | Te
         >>> adversarial_delta(gradient, torch.tensor([[1, 1, 0]]), norm=0.5).tolist()
         [[[0.3..., 0.4...], [0.0, 0.0], [0.0, 0.0]]]
     """
-    wide = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
+    wide = precise(gradient.detach())
     if isinstance(norm, Tensor):
         norm = norm[:, None, None]
     length: Tensor = torch.linalg.vector_norm(wide, dim=2, keepdim=True)

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from st_plugins.core.headed_loss import HeadedLoss, embedding_dimension
 from st_plugins.core.loss import Features
-from st_plugins.methods.contrastive.consert import check_temperature
-from st_plugins.methods.contrastive.view_loss import ViewLoss
+from st_plugins.core.precision import precise
+from st_plugins.methods.contrastive.view_loss import ViewLoss, check_negatives, check_temperature
 from st_plugins.methods.contrastive.views import NoAugmentation
 
 __all__ = ["SimCSELoss", "simcse_loss"]
@@ -67,19 +67,14 @@ def simcse_loss(
             f"offset {offset} and {len(anchors)} anchors point outside the {len(positives)} positives; give one "
             "positive for each anchor"
         )
-    if len(positives) * len(candidates) < 2:
-        raise ValueError(
-            "the batch has 1 sentence, but the negatives are the others in it; use larger batches, and "
-            "dataloader_drop_last=True if the last one of an epoch is so small"
-        )
+    check_negatives(len(positives) * len(candidates))
     with torch.autocast(anchors.device.type, enabled=False):
-        dtype = torch.promote_types(anchors.dtype, torch.float32)
-        unit = normalize(torch.cat(candidates).to(dtype), dim=-1)
-        logits = normalize(anchors.to(dtype), dim=-1) @ unit.T / temperature
+        queries = normalize(precise(anchors), dim=-1)
+        logits = queries @ normalize(torch.cat(candidates).to(queries.dtype), dim=-1).T / temperature
         target = torch.arange(len(anchors), device=anchors.device) + offset
         if negatives is not None and hard_negative_weight:
             own = target[:, None] + len(positives)
-            logits = logits.scatter_add(1, own, torch.full_like(own, hard_negative_weight, dtype=dtype))
+            logits = logits.scatter_add(1, own, torch.full_like(own, hard_negative_weight, dtype=logits.dtype))
         return cross_entropy(logits, target)
 
 
@@ -144,10 +139,10 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         super().__init__(
             model,
             (NoAugmentation(), NoAugmentation()),
+            temperature,
             gather_across_devices=gather_across_devices,
             mini_batch_size=mini_batch_size,
         )
-        self.temperature = check_temperature(temperature)
         self.hard_negative_weight = hard_negative_weight
         self.mlp_head = mlp_head
         self._width = width = embedding_dimension(model)

@@ -26,7 +26,7 @@ from st_plugins.evaluation.comparison import compare
 from st_plugins.evaluation.suite import STSSuiteEvaluator
 from st_plugins.geometry.callback import GeometryCallback
 from st_plugins.methods.contrastive.card import add_section, consert_section, selection_in_words
-from st_plugins.methods.contrastive.consert import ConSERTLoss, check_temperature, two_views
+from st_plugins.methods.contrastive.consert import ConSERTLoss, two_views
 from st_plugins.methods.contrastive.notation import view_config
 from st_plugins.methods.contrastive.preparation import (
     check_ranges,
@@ -40,6 +40,7 @@ from st_plugins.methods.contrastive.preparation import (
     training_length,
 )
 from st_plugins.methods.contrastive.result import TrainingResult
+from st_plugins.methods.contrastive.view_loss import check_temperature
 
 __all__ = ["train_consert"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 
 from st_plugins.core.dropout import dropout_probabilities, without_dropout
 from st_plugins.core.host import inner_model
-from st_plugins.core.loss import Features, GuardedLoss, _forked_rng, as_in_training
+from st_plugins.core.loss import Features, GuardedLoss, as_in_training, forked_rng
 from st_plugins.core.wrappers import around, keep_layers, refuse_around, repeated
 from st_plugins.methods.contrastive.augmented_pass import AugmentedPass, augmented
 from st_plugins.methods.contrastive.gradient_cache import embed_in_mini_batches
 from st_plugins.methods.contrastive.notation import as_view, view_config
 from st_plugins.methods.contrastive.views import AdversarialPerturbation, NoAugmentation, View
 
-__all__ = ["ViewLoss"]
+__all__ = ["ViewLoss", "Views", "adversarial_views", "check_negatives", "check_temperature", "read_views"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class ViewLoss(GuardedLoss, ABC):
         self,
         model: SentenceTransformer,
         views: Sequence[Any],
+        temperature: float,
         *,
         gather_across_devices: bool = False,
         mini_batch_size: int | None = None,
@@ -45,6 +47,7 @@ class ViewLoss(GuardedLoss, ABC):
         super().__init__()
         self.model: nn.Module = model
         self.views: Views = read_views(views, mini_batch_size)
+        self.temperature = check_temperature(temperature)
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size
         self.encoder_dropout = encoder_dropout
@@ -86,7 +89,7 @@ class ViewLoss(GuardedLoss, ABC):
         inner = inner_model(self.model)
         self._check_surroundings(inner, views)
         with as_in_training(inner):
-            if _adversarial(views):
+            if adversarial_views(views):
                 steps = self._adversarial_steps(inner, columns, labels, views)
                 return [
                     self._augmented(self.model, features, views, step)[0]
@@ -133,12 +136,13 @@ class ViewLoss(GuardedLoss, ABC):
     @property
     def adversarial(self) -> bool:
         """Whether a view is an `AdversarialPerturbation`, for which the batch is embedded twice."""
-        return _adversarial(self.views)
+        return bool(adversarial_views(self.views))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
         return {
             "views": [view_config(view) for view in self.views],
+            "temperature": self.temperature,
             "gather_across_devices": self.gather_across_devices,
             "mini_batch_size": self.mini_batch_size,
             "encoder_dropout": self.encoder_dropout,
@@ -147,20 +151,20 @@ class ViewLoss(GuardedLoss, ABC):
     def _encode(self, model: nn.Module, features: Features, views: Views) -> Tensor:
         host = around(model)
         if not host.answers and not host.answers_layer:
-            embeddings, _ = self._augmented(model, features, views)
-            return embeddings
+            return self._augmented(model, features, views)[0]
         # The same views again, as the host kept them: their embeddings, or the layers that make others.
-        dropout = contextlib.nullcontext() if self.encoder_dropout else without_dropout(inner_model(model))
-        with dropout:
+        with self._dropout(inner_model(model)):
             kept: Tensor = model(features if host.answers else repeated(features, len(views)))["sentence_embedding"]
         return _by_view(kept, views)
+
+    def _dropout(self, inner: SentenceTransformer) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.encoder_dropout else without_dropout(inner)
 
     def _augmented(
         self, model: nn.Module, features: Features, views: Views, step: Tensor | None = None
     ) -> tuple[Tensor, AugmentedPass]:
         inner = inner_model(model)
-        dropout = contextlib.nullcontext() if self.encoder_dropout else without_dropout(inner)
-        with dropout, augmented(inner, views, None if step is None else [step]) as pass_:
+        with self._dropout(inner), augmented(inner, views, None if step is None else [step]) as pass_:
             output = model(features)
         keep_layers(features, output, around(model))
         return _by_view(output["sentence_embedding"], views), pass_
@@ -169,7 +173,7 @@ class ViewLoss(GuardedLoss, ABC):
         self, inner: SentenceTransformer, columns: list[Features], labels: Tensor | None, views: Views
     ) -> list[Tensor | None]:
         """Find the perturbations in a first pass, with the random numbers that the second pass will draw again."""
-        with torch.enable_grad(), _forked_rng(inner.device):
+        with torch.enable_grad(), forked_rng(inner.device):
             first = [self._augmented(inner, features, views) for features in columns]
             tokens = [pass_.token_embeddings[0] for _, pass_ in first]
             if not all(token.requires_grad for token in tokens):
@@ -180,11 +184,10 @@ class ViewLoss(GuardedLoss, ABC):
             objective = self.adversarial_objective([embeddings for embeddings, _ in first], labels)
             # With respect to the token embeddings only: no parameter's .grad is touched.
             gradients = torch.autograd.grad(objective, tokens)
-            passes = [pass_ for _, pass_ in first]
-        return [pass_.perturbations([g])[0] for pass_, g in zip(passes, gradients, strict=True)]
+        return [pass_.perturbations([g])[0] for (_, pass_), g in zip(first, gradients, strict=True)]
 
     def _check_surroundings(self, inner: SentenceTransformer, views: Views) -> None:
-        if _adversarial(views):
+        if adversarial_views(views):
             refuse_around(
                 self.model,
                 type(self).__name__,
@@ -223,7 +226,7 @@ def read_views(views: Sequence[Any], mini_batch_size: int | None = None) -> View
     if mini_batch_size is not None and mini_batch_size < 1:
         raise ValueError(f"mini_batch_size must be at least 1, or None for the whole batch; got {mini_batch_size}")
     read = tuple(map(as_view, views))
-    if _adversarial(read) and mini_batch_size is not None:
+    if adversarial_views(read) and mini_batch_size is not None:
         raise ValueError(
             "AdversarialPerturbation needs the gradient of the whole batch before its second pass, which "
             "mini_batch_size is there to avoid; choose another view, or mini_batch_size=None"
@@ -231,5 +234,24 @@ def read_views(views: Sequence[Any], mini_batch_size: int | None = None) -> View
     return read
 
 
-def _adversarial(views: Views) -> bool:
-    return any(isinstance(part, AdversarialPerturbation) for view in views for part in view)
+def adversarial_views(views: Views) -> list[int]:
+    """Return which of the views have an `AdversarialPerturbation`."""
+    return [
+        position for position, view in enumerate(views) if any(isinstance(p, AdversarialPerturbation) for p in view)
+    ]
+
+
+def check_temperature(temperature: float) -> float:
+    """Return the temperature."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    return temperature
+
+
+def check_negatives(candidates: int) -> None:
+    """Raise a ValueError if there is nothing to tell a sentence apart from."""
+    if candidates < 2:
+        raise ValueError(
+            f"the batch has {candidates} sentence, but the negatives are the others in it; use larger batches, and "
+            "dataloader_drop_last=True if the last one of an epoch is so small"
+        )

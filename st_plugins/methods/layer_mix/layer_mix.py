@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from st_plugins.core.all_layers import return_all_layers
 from st_plugins.core.module import StoredModule
+from st_plugins.core.precision import precise
 from st_plugins.core.tokens import unflattened
 
 __all__ = ["RECIPES", "LayerMix", "recipe_weights"]
@@ -198,12 +199,11 @@ class LayerMix(StoredModule):
                 "AdaptiveLayerLoss and Matryoshka2dLoss cannot train a model with a LayerMix, which reads all layers "
                 "at once, so that it would give the same embedding for each layer; leave out the one or the other"
             )
-        precise = torch.promote_types(states[-1].dtype, torch.float32)
-        weights = (self.gamma * self._softmax()).to(precise) if self.learned else self._fixed
-        mixed = torch.zeros_like(states[-1], dtype=precise)
+        mixed = torch.zeros_like(states[-1], dtype=torch.promote_types(states[-1].dtype, torch.float32))
+        weights = (self.gamma * self._softmax()).to(mixed.dtype) if self.learned else self._fixed
         for weight, state in zip(weights, states, strict=True):  # never all layers in one tensor
             if self.learned or weight:
-                layer = state.to(precise)
+                layer = state.to(mixed.dtype)
                 mixed = mixed + weight * (_normalised(layer, features) if self.layer_norm else layer)
         features["token_embeddings"] = mixed.to(states[-1].dtype)
         return features
@@ -232,14 +232,14 @@ class LayerMix(StoredModule):
         """
         if not self.learned:
             raise ValueError(f"LayerMix with recipe={self.recipe!r} has no weights to learn; use recipe='learned'")
-        return self.scalars.to(torch.promote_types(self.scalars.dtype, torch.float32)).square().sum()
+        return precise(self.scalars).square().sum()
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the output."""
         return self.embedding_dimension
 
     def _softmax(self) -> Tensor:
-        return self.scalars.to(torch.promote_types(self.scalars.dtype, torch.float32)).softmax(dim=0)
+        return precise(self.scalars).softmax(dim=0)
 
 
 def _normalised(layer: Tensor, features: Mapping[str, Any]) -> Tensor:

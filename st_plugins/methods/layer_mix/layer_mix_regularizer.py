@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
 
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss
 from torch import Tensor, nn
 
 from st_plugins.core.host import inner_model
-from st_plugins.core.loss import Features, GuardedLoss, with_term
+from st_plugins.core.loss import Features, with_term
 from st_plugins.core.wrappers import refuse_around
+from st_plugins.core.wrapping_loss import WrappingLoss
 from st_plugins.methods.layer_mix.layer_mix import LayerMix
 
 __all__ = ["LayerMixRegularizer"]
@@ -31,7 +31,7 @@ _CITATION = """
 """
 
 
-class LayerMixRegularizer(GuardedLoss):
+class LayerMixRegularizer(WrappingLoss):
     """Add to any loss of a model with a learned `LayerMix` a term that draws its layers towards equal weights.
 
     The wrapped loss plus ``weight · ‖s‖²``, with s the numbers whose softmax weighs the layers; it is 0 at first,
@@ -67,23 +67,14 @@ class LayerMixRegularizer(GuardedLoss):
         Peters et al., "Deep contextualized word representations" (NAACL 2018), arXiv 1802.05365, section 3.4.
     """
 
+    paper = _CITATION
+
     def __init__(self, loss: nn.Module, weight: float) -> None:
-        super().__init__()
-        if not isinstance(getattr(loss, "model", None), nn.Module):
-            raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
-        if not weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {weight}")
+        super().__init__(loss, weight)
         for part in loss.modules():
             if isinstance(part, AdaptiveLayerLoss):
                 raise ValueError(f"{type(part).__name__} cannot be inside LayerMixRegularizer: {_ALL_LAYERS}")
-        LayerMix.of(cast("nn.Module", loss.model)).penalty()  # fixed recipes are refused now
-        self.loss = loss
-        self.weight = weight
-
-    @property
-    def model(self) -> nn.Module:
-        """The model of the wrapped loss, where a trainer may have put a wrapper around it."""
-        return cast("nn.Module", self.loss.model)
+        LayerMix.of(self.model).penalty()  # fixed recipes are refused now
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the wrapped loss and the term.
@@ -104,13 +95,3 @@ class LayerMixRegularizer(GuardedLoss):
         refuse_around(self.model, "LayerMixRegularizer", _ALL_LAYERS, truncates=False)
         penalty = self.weight * LayerMix.of(inner_model(self.model)).penalty()
         return self.guarded(with_term(self.loss, self.loss(columns, labels), _TERM, penalty))
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the weight, and name and configuration of the wrapped loss."""
-        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
-        return {"loss": type(self.loss).__name__, "loss_config": inner, "weight": self.weight}
-
-    @property
-    def citation(self) -> str:
-        """BibTeX entries of the paper and of the wrapped loss."""
-        return f"{_CITATION}{getattr(self.loss, 'citation', '')}"

@@ -19,8 +19,10 @@ from sentence_transformers.util import cos_sim, pairwise_cos_sim
 from torch import Tensor, nn
 
 from st_plugins.core.dropout import dropout_probabilities
-from st_plugins.core.loss import GuardedLoss, Terms, as_in_training
+from st_plugins.core.loss import Terms, as_in_training
+from st_plugins.core.precision import precise
 from st_plugins.core.wrappers import refuse_around
+from st_plugins.core.wrapping_loss import WrappingLoss
 from st_plugins.methods.rdrop.two_passes import TwoPasses, two_passes
 from st_plugins.methods.rdrop.wrapped import (
     Consistency,
@@ -72,14 +74,14 @@ def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
             f"predictions must have the same shape (N, C) or (N,), got {tuple(first.shape)} and {tuple(second.shape)}"
         )
     with torch.autocast(first.device.type, enabled=False):
-        one, two = (_precise(logits) for logits in (first, second))
+        one, two = (precise(logits) for logits in (first, second))
         if one.ndim == 1 or one.shape[1] == 1:
             return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).flatten().mean()
         one, two = one.log_softmax(dim=1), two.log_softmax(dim=1)
         return 0.5 * ((one.exp() - two.exp()) * (one - two)).sum(dim=1).mean()
 
 
-class RDropLoss(GuardedLoss):
+class RDropLoss(WrappingLoss):
     """Train with a loss on two dropout passes of each batch, and pull what the passes predict together.
 
     Every text column goes through the model once, with each row twice, so that both copies get their own dropout
@@ -141,6 +143,17 @@ class RDropLoss(GuardedLoss):
     """
 
     marks_missing = True
+    paper = """
+@inproceedings{liang-etal-2021-r-drop,
+    title = "{R-Drop}: Regularized Dropout for Neural Networks",
+    author = "Liang, Xiaobo and Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and
+              Zhang, Min and Liu, Tie-Yan",
+    booktitle = "Advances in Neural Information Processing Systems",
+    year = "2021",
+    eprint = "2106.14448",
+    archivePrefix = "arXiv",
+}
+"""
 
     def __init__(
         self,
@@ -151,7 +164,6 @@ class RDropLoss(GuardedLoss):
         scale: float = 20.0,
         unlabeled: int = -1,
     ) -> None:
-        super().__init__()
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be a number of at least 0, got {weight}")
         if scaling not in get_args(Scaling):
@@ -160,9 +172,9 @@ class RDropLoss(GuardedLoss):
             raise ValueError(f"consistency must be 'auto' or one of {get_args(Consistency)}, got {consistency!r}")
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale must be a number above 0, got {scale}")
+        super().__init__(loss, weight)
         inner = check_wrapped(loss)
-        self.loss = loss
-        self.weight, self.scaling, self.scale, self.unlabeled = weight, scaling, scale, unlabeled
+        self.scaling, self.scale, self.unlabeled = scaling, scale, unlabeled
         self.consistency: Consistency = consistency_of(loss) if consistency == "auto" else consistency
         embeds, head = isinstance(inner, SentenceTransformer), classifier_of(loss)
         if (self.consistency == "classes" and embeds and head is None) or (
@@ -177,11 +189,6 @@ class RDropLoss(GuardedLoss):
                 "The model has no dropout, so that both passes will be equal and R-Drop does nothing. Set dropout in "
                 "the model's configuration."
             )
-
-    @property
-    def model(self) -> nn.Module:
-        """The model of the wrapped loss, where a trainer may have put a wrapper around it."""
-        return cast("nn.Module", self.loss.model)
 
     def forward(self, sentence_features: Iterable[Any], labels: Tensor | None = None, **kwargs: Any) -> Terms:
         """Compute the wrapped loss for both passes, and how far their predictions differ.
@@ -282,7 +289,7 @@ class RDropLoss(GuardedLoss):
             return tuple(activation(passes.outputs[0]["scores"]).chunk(2))
         if outputs and self.consistency != "similarities":
             return tuple(outputs)
-        embeddings = [_precise(both).chunk(2) for both in passes.embeddings()]
+        embeddings = [precise(both).chunk(2) for both in passes.embeddings()]
         predict = self._scores if self.consistency == "scores" else self._similarities
         with torch.autocast(embeddings[0][0].device.type, enabled=False):
             return tuple(predict([column[half] for column in embeddings]) for half in (0, 1))
@@ -311,41 +318,19 @@ class RDropLoss(GuardedLoss):
     def _divergence(self, first: Tensor, second: Tensor) -> Tensor:
         if self.consistency != "scores":
             return symmetric_kl(first, second)
-        return (_precise(first) - _precise(second)).square().mean()
+        return (precise(first) - precise(second)).square().mean()
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the arguments, and name and configuration of the wrapped loss."""
-        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
         return {
-            "loss": type(self.loss).__name__,
-            "loss_config": inner,
-            "weight": self.weight,
+            **super().get_config_dict(),
             "scaling": self.scaling,
             "consistency": self.consistency,
             "scale": self.scale,
             "unlabeled": self.unlabeled,
         }
 
-    @property
-    def citation(self) -> str:
-        """BibTeX entries of the paper and of the wrapped loss."""
-        return f"""
-@inproceedings{{liang-etal-2021-r-drop,
-    title = "{{R-Drop}}: Regularized Dropout for Neural Networks",
-    author = "Liang, Xiaobo and Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and
-              Zhang, Min and Liu, Tie-Yan",
-    booktitle = "Advances in Neural Information Processing Systems",
-    year = "2021",
-    eprint = "2106.14448",
-    archivePrefix = "arXiv",
-}}
-{getattr(self.loss, "citation", "")}"""
-
 
 def _filled(labels: Tensor, missing: Tensor) -> Tensor:
     """Return labels that the wrapped loss accepts; what it makes of the invented ones is not used."""
     return labels.masked_fill(missing.view(-1, *[1] * (labels.ndim - 1)), 0)
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

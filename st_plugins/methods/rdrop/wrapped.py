@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss, MSELoss
@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import nn
 
 from st_plugins.core.headed_loss import HeadedLoss
+from st_plugins.core.host import unwrapped
 from st_plugins.core.loss import GuardedLoss
 from st_plugins.core.wrappers import gradient_cached, wrapped, written
 
@@ -50,8 +51,6 @@ def check_columns(loss: nn.Module, count: int) -> None:
 
 def check_wrapped(loss: nn.Module) -> SentenceTransformer | CrossEncoder:
     """Return the model of a loss that can be wrapped."""
-    if not isinstance(loss, nn.Module) or not isinstance(getattr(loss, "model", None), nn.Module):
-        raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
     name, inner = type(loss).__name__, inner_of(cast("nn.Module", loss.model))
     if (cached := gradient_cached(loss)) is not None:
         raise ValueError(
@@ -100,12 +99,9 @@ def classifier_of(loss: nn.Module) -> nn.Module | None:
 
 def inner_of(model: nn.Module) -> SentenceTransformer | CrossEncoder:
     """Return the model inside the wrappers of a trainer, DataParallel among them: it keeps the order of the rows."""
-    inner: Any = model
-    while not isinstance(inner, SentenceTransformer | CrossEncoder):
-        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            raise TypeError(
-                f"loss.model must be a SentenceTransformer, a CrossEncoder or a wrapper of one, got "
-                f"{type(model).__name__}"
-            )
+    *_, inner = unwrapped(model)
+    if not isinstance(inner, SentenceTransformer | CrossEncoder):
+        raise TypeError(
+            f"loss.model must be a SentenceTransformer, a CrossEncoder or a wrapper of one, got {type(model).__name__}"
+        )
     return inner

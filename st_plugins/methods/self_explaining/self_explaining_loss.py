@@ -1,10 +1,10 @@
-"""Losses that make span pooling say what it looked at: few spans with large weights."""
+"""A classifier that says what it looked at: few spans with large weights."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -12,16 +12,22 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.core.headed_loss import ClassifierLoss, check_classes, count_classes, embedding_dimension
+from st_plugins.core.headed_loss import (
+    ClassifierLoss,
+    check_targets,
+    count_classes,
+    embedding_dimension,
+    pair_features,
+)
 from st_plugins.core.host import default_prompt, evaluating, inner_model
-from st_plugins.core.loss import Features, GuardedLoss, Terms, with_term
-from st_plugins.core.wrappers import around, gradient_cached, refuse_around, written
+from st_plugins.core.loss import Features, Terms
+from st_plugins.core.precision import precise
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
-__all__ = ["SelfExplainingLoss", "SpanSharpnessRegularizer"]
+__all__ = ["CITATION", "TERM", "SelfExplainingLoss", "check_weight"]
 
-_TERM = "span_sharpness"
-_CITATION = """
+TERM = "span_sharpness"
+CITATION = """
 @article{sun-etal-2020-self-explaining,
     title = "Self-Explaining Structures Improve {NLP} Models",
     author = "Sun, Zijun and Fan, Chun and Han, Qinghong and Sun, Xiaofei and Meng, Yuxian and Wu, Fei and Li, Jiwei",
@@ -97,7 +103,7 @@ class SelfExplainingLoss(ClassifierLoss):
         if pairs not in ("joint", "siamese"):
             raise ValueError(f"pairs must be 'joint' or 'siamese', got {pairs!r}")
         self.labels, self.num_labels = labels, count_classes(labels)
-        self.weight, self.pairs = _check_weight(weight), pairs
+        self.weight, self.pairs = check_weight(weight), pairs
         if self.weight:
             SpanPooling.of(model)
         self._width = embedding_dimension(model)
@@ -122,13 +128,13 @@ class SelfExplainingLoss(ClassifierLoss):
                 f"SelfExplainingLoss with pairs={self.pairs!r} takes {wanted} text column(s), got {len(columns)}; "
                 f"{remedy}"
             )
-        check_classes(labels, self.num_labels)
+        check_targets(labels, self.num_labels)
 
     def embed(self, columns: list[Features]) -> tuple[list[Tensor], Tensor | None]:
         """Return the embeddings of the columns, and the sharpness of the spans of all their texts."""
         with SpanPooling.of(self.model).returning_spans() if self.weight else contextlib.nullcontext():
             outputs = [self.model(features) for features in columns]
-        sharpness = torch.cat([output[_TERM] for output in outputs]) if self.weight else None
+        sharpness = torch.cat([output[TERM] for output in outputs]) if self.weight else None
         return [output["sentence_embedding"] for output in outputs], sharpness
 
     def compute_loss_from_embeddings(
@@ -151,7 +157,7 @@ class SelfExplainingLoss(ClassifierLoss):
             raise ValueError("labels are missing: give a class for each row")
         terms = Terms(classification=cross_entropy(self.logits(embeddings), labels))
         if sharpness is not None:
-            terms[_TERM] = -self.weight * sharpness.mean()
+            terms[TERM] = -self.weight * sharpness.mean()
         return terms
 
     def predict(self, texts: Sequence[Any], batch_size: int = 32, prompt: str | None = None) -> Tensor:
@@ -185,11 +191,7 @@ class SelfExplainingLoss(ClassifierLoss):
     def logits(self, embeddings: list[Tensor]) -> Tensor:
         """Return the logits of the classes, ``(N, num_labels)``, in float32 at least."""
         columns = [self.widened(embedding, self._width) for embedding in embeddings]
-        if self.pairs == "siamese":
-            u, v = columns
-            columns = [u, v, (u - v).abs()]
-        logits = self.apply_head(torch.cat(columns, dim=1))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return precise(self.apply_head(columns[0] if self.pairs == "joint" else pair_features(*columns)))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
@@ -198,130 +200,11 @@ class SelfExplainingLoss(ClassifierLoss):
     @property
     def citation(self) -> str:
         """BibTeX entry of the paper."""
-        return _CITATION
+        return CITATION
 
 
-class SpanSharpnessRegularizer(GuardedLoss):
-    """Add to any loss of a model with `SpanPooling` a term that makes its span weights sharp.
-
-    The wrapped loss minus ``weight`` times the sharpness ``Σ α²``, averaged over all texts that the loss embeds: every
-    column, and every view of it. So embeddings trained for similarity can be explained by few spans as well. The terms
-    are returned by name: ``span_sharpness`` (weighted, negative) beside those of the wrapped loss, or beside one with
-    the name of its class. A trainer logs each and trains on their sum.
-
-    Losses that embed with gradients are supported, ours with ``mini_batch_size`` too. Those that embed without
-    gradients and again in the backward pass (the host's ``Cached...`` losses, ``MegaBatchMarginLoss``) are refused,
-    because the term would not reach the model, and so are adversarial views, whose first pass is not trained on.
-
-    Args:
-        loss: A loss with the model at ``loss.model``, such as ``CoSENTLoss``, ``MultipleNegativesRankingLoss`` or
-            `ConSERTLoss`.
-        weight: λ of the paper, at least 0.
-
-    Inputs:
-        Those of the wrapped loss.
-
-    Example:
-        >>> from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
-        >>> from st_plugins.miniature import corpus, untrained_encoder
-        >>> model = SentenceTransformer(modules=[untrained_encoder()[0], SpanPooling(64)], device="cpu").train()
-        >>> loss = SpanSharpnessRegularizer(CosineSimilarityLoss(model), weight=0.5)
-        >>> terms = loss([model.preprocess(corpus(4)), model.preprocess(corpus(4, seed=1))], torch.rand(4))
-        >>> list(terms), bool(-0.5 < terms["span_sharpness"] < 0)
-        (['CosineSimilarityLoss', 'span_sharpness'], True)
-
-    Reference:
-        Sun et al., arXiv 2012.01786, section 3.3, the second term; that it regularises other losses than the
-        classifier's is our extension.
-    """
-
-    def __init__(self, loss: nn.Module, weight: float) -> None:
-        super().__init__()
-        if not isinstance(getattr(loss, "model", None), nn.Module):
-            raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
-        SpanPooling.of(cast("nn.Module", loss.model))
-        if getattr(loss, "adversarial", False):
-            raise ValueError(
-                "SpanSharpnessRegularizer cannot wrap a loss with an AdversarialPerturbation, whose first pass is not "
-                "trained on; choose other views"
-            )
-        if (cached := gradient_cached(loss)) is not None:
-            raise ValueError(
-                f"SpanSharpnessRegularizer cannot wrap {cached}, which embeds texts without gradients (gradient "
-                "caching), and a second time for the gradients: their sharpness would not be trained; use the form of "
-                "the loss without caching, and gradient accumulation for memory"
-            )
-        self.loss = loss
-        self.weight = _check_weight(weight)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model of the wrapped loss, where a trainer may have put a wrapper around it."""
-        return cast("nn.Module", self.loss.model)
-
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the wrapped loss and the sharpness of what it embedded.
-
-        Args:
-            sentence_features: One tokenized batch for each text column.
-            labels: As for the wrapped loss.
-
-        Returns:
-            The terms by name.
-
-        Raises:
-            TypeError: The wrapped loss returned neither a tensor nor terms.
-            ValueError: The wrapped loss has a term of our name, or its embeddings have no gradient while gradients
-                are computed.
-        """
-        columns = list(sentence_features)
-        self.begin(columns, labels)
-        refuse_around(
-            self.model,
-            "SpanSharpnessRegularizer",
-            "it runs the model's SpanPooling once for all dimensions; write "
-            f"SpanSharpnessRegularizer({around(self.model).name}(model, {written(self.loss)}, …), …)",
-            layers=False,
-        )
-        pooling = SpanPooling.of(inner_model(self.model))
-        with pooling.returning_spans(), _recorded_sharpness(pooling) as sharpness:
-            value = self.loss(columns, labels)
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in pooling.parameters())
-        if not sharpness or (trains and not all(part.requires_grad for part in sharpness)):
-            raise ValueError(
-                f"{type(self.loss).__name__} embeds texts without gradients (gradient caching), or not through the "
-                "model's SpanPooling, so that their sharpness cannot be trained; use the form of the loss without "
-                "caching, and gradient accumulation for memory"
-            )
-        return self.guarded(with_term(self.loss, value, _TERM, -self.weight * torch.cat(sharpness).mean()))
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the weight, and name and configuration of the wrapped loss."""
-        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
-        return {"loss": type(self.loss).__name__, "loss_config": inner, "weight": self.weight}
-
-    @property
-    def citation(self) -> str:
-        """BibTeX entries of the paper and of the wrapped loss."""
-        return f"{_CITATION}{getattr(self.loss, 'citation', '')}"
-
-
-def _check_weight(weight: float) -> float:
+def check_weight(weight: float) -> float:
+    """Return a weight of the sharpness."""
     if not weight >= 0:
         raise ValueError(f"weight must be at least 0, got {weight}; sharpness is subtracted from the loss")
     return weight
-
-
-@contextlib.contextmanager
-def _recorded_sharpness(pooling: SpanPooling) -> Iterator[list[Tensor]]:
-    """Collect the sharpness of every pass inside the block; losses hand their features to no one."""
-    found: list[Tensor] = []
-
-    def record(module: nn.Module, inputs: Any, features: Features) -> None:
-        found.append(features[_TERM])
-
-    handle = pooling.register_forward_hook(record)
-    try:
-        yield found
-    finally:
-        handle.remove()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from st_plugins.core.headed_loss import ClassifierLoss, check_classes
+from st_plugins.core.headed_loss import ClassifierLoss, check_targets
 from st_plugins.core.loss import Features
 from st_plugins.core.wrappers import refuse_around
 from st_plugins.methods.virt.interaction import pair_means
@@ -83,7 +83,7 @@ class VIRTPairLoss(ClassifierLoss):
         if len(columns) != 2:
             raise ValueError(f"VIRTPairLoss takes 2 text columns, got {len(columns)}; give both texts of each pair")
         if self.num_labels > 1:
-            check_classes(labels, self.num_labels)
+            check_targets(labels, self.num_labels)
             return
         if labels is None:
             raise ValueError("labels are missing: name the dataset's column of scores 'label'")

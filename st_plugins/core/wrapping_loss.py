@@ -1,0 +1,41 @@
+"""Losses that add a term to another loss."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from torch import nn
+
+from st_plugins.core.loss import GuardedLoss
+
+__all__ = ["WrappingLoss"]
+
+
+class WrappingLoss(GuardedLoss):
+    """Base of losses around another loss, whose model is theirs."""
+
+    paper: ClassVar[str]  # BibTeX
+
+    def __init__(self, loss: nn.Module, weight: float) -> None:
+        super().__init__()
+        if not isinstance(loss, nn.Module) or not isinstance(getattr(loss, "model", None), nn.Module):
+            raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
+        if not weight >= 0:  # so that NaN is refused, too
+            raise ValueError(f"weight must be at least 0, got {weight}")
+        self.loss = loss
+        self.weight = weight
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of the wrapped loss, where a trainer may have put a wrapper around it."""
+        return cast("nn.Module", self.loss.model)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the weight, and name and configuration of the wrapped loss."""
+        inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
+        return {"loss": type(self.loss).__name__, "loss_config": inner, "weight": self.weight}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entries of the paper and of the wrapped loss."""
+        return f"{self.paper}{getattr(self.loss, 'citation', '')}"
