@@ -23,12 +23,12 @@ from st_plugins.methods.whitening.whitening import Whitening, check_output_dimen
 __all__ = ["first_last_avg", "fit_flow", "pooling", "whiten"]
 
 _MODALITIES = ("text", "image", "audio", "video", "message")  # routes that the host chooses by what it is given
-_BLOCK = 4096  # sentences encoded before they are added to the statistics and forgotten
+_BLOCK = 4096  # texts encoded before they are added to the statistics and forgotten
 
 
 def whiten(
     model: SentenceTransformer,
-    sentences: Sequence[str],
+    texts: Sequence[str],
     output_dimension: int | None = None,
     *,
     shrinkage: float | str = 0.0,
@@ -40,9 +40,9 @@ def whiten(
     source: str = "",
     show_progress_bar: bool | None = None,
 ) -> SentenceTransformer:
-    """Return the model with a Whitening, fitted on unlabelled sentences.
+    """Return the model with a Whitening, fitted on unlabeled texts.
 
-    The sentences are encoded block by block, so that only O(d²) numbers are kept; duplicates count as often as they
+    The texts are encoded block by block, so that only O(d²) numbers are kept; duplicates count as often as they
     occur. With the default prompt of the model, if it has one, as its users will encode. Whitening can hurt a model
     that was trained with cosine similarity on text like yours: compare before and after.
 
@@ -53,24 +53,24 @@ def whiten(
 
     Args:
         model: The model; left as it is, the new one has copies of its weights.
-        sentences: Text like that the model will see; a few thousand at least, more than the model has dimensions.
-        output_dimension: Dimensions to keep; None keeps all that the sentences span. A ``truncate_dim`` of the model
+        texts: Texts like those the model will see; a few thousand at least, more than the model has dimensions.
+        output_dimension: Dimensions to keep; None keeps all that the texts span. A ``truncate_dim`` of the model
             that would cut what is asked for here is lifted.
         shrinkage: As for `Whitening`.
         rcond: As for `Whitening`.
         normalize: Whether the new embeddings have unit length also when those of the model have not.
-        prompt: What goes before the sentences; None is the model's default prompt, if it has one.
-        route: Whose sentences these are in a model with routes, "query" or "document" for example.
-        batch_size: Sentences encoded at a time.
-        source: Where the sentences come from, for the record saved with the module.
+        prompt: What goes before the texts; None is the model's default prompt, if it has one.
+        route: Whose texts these are in a model with routes, "query" or "document" for example.
+        batch_size: Texts encoded at a time.
+        source: Where the texts come from, for the record saved with the module.
         show_progress_bar: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
         The new model.
 
     Raises:
-        TypeError: ``sentences`` is one string, or something in it is no string.
-        ValueError: There are too few sentences, ``output_dimension`` exceeds the model's dimension or the rank, or the
+        TypeError: ``texts`` is one string, or something in it is no string.
+        ValueError: There are too few texts, ``output_dimension`` exceeds the model's dimension or the rank, or the
             model has routes and ``route`` names none of them.
 
     Example:
@@ -82,24 +82,19 @@ def whiten(
         True
     """
     check_output_dimension(output_dimension)
-    check_prompt(prompt)
-    sentences = _checked(sentences, 2, "a covariance")
-    _check_route(model, route)
-    result, tail = _open(model)
-    dimension = _dimension(result)
+    texts, result, tail, dimension = _prepared(model, texts, 2, "a covariance", prompt, route)
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
-    different = len(set(sentences))
+    different = len(set(texts))
     if output_dimension is not None and output_dimension >= different and not shrinkage:
-        repeated = "" if different == len(sentences) else f", {different} of them different,"
+        repeated = "" if different == len(texts) else f", {different} of them different,"
         raise ValueError(
-            f"output_dimension is {output_dimension}, but {len(sentences)} sentences{repeated} have rank "
-            f"{different - 1} at most; give more sentences, choose a smaller output_dimension, or set "
-            "shrinkage='ledoit-wolf'"
+            f"output_dimension is {output_dimension}, but {len(texts)} texts{repeated} have rank {different - 1} at "
+            "most; give more texts, choose a smaller output_dimension, or set shrinkage='ledoit-wolf'"
         )
     normalize = (normalize or gives_unit_length(model[-1])) and not tail
     whitening = Whitening(dimension, output_dimension, shrinkage=shrinkage, rcond=rcond, normalize=normalize)
-    for block in _encoded(result, sentences, batch_size, "Whitening", show_progress_bar, prompt, route):
+    for block in _encoded(result, texts, batch_size, "Whitening", show_progress_bar, prompt, route):
         whitening.partial_fit(block, source)
     whitening.affine()  # a rank that does not suffice is reported here, not at the first encode()
     truncated = model.truncate_dim
@@ -110,7 +105,7 @@ def whiten(
 
 def fit_flow(
     model: SentenceTransformer,
-    sentences: Sequence[str],
+    texts: Sequence[str],
     preset: str = "paper",
     *,
     epochs: int | None = None,
@@ -123,7 +118,7 @@ def fit_flow(
     show_progress_bar: bool | None = None,
     **options: Any,
 ) -> SentenceTransformer:
-    """Return the model with a NormalizingFlow, fitted on unlabelled sentences (BERT-flow).
+    """Return the model with a NormalizingFlow, fitted on unlabeled texts (BERT-flow).
 
     The encoder is not trained. All embeddings are kept in memory while the flow is fitted. As with `whiten` the new
     module comes last, but before a final Normalize, the model's default prompt is used, and models trained with cosine
@@ -132,7 +127,7 @@ def fit_flow(
 
     Args:
         model: The model; left as it is, the new one has copies of its weights.
-        sentences: Text like that the model will see; a few thousand at least.
+        texts: Texts like those the model will see; a few thousand at least.
         preset: ``"paper"`` or ``"code"``, the published architectures; or ``"published"``, the authors' whole recipe,
             with their training; see `NormalizingFlow`.
         epochs: Passes over the embeddings, at most: 30, where a held-out likelihood that no longer improves ends it
@@ -140,8 +135,8 @@ def fit_flow(
         learning_rate: Of Adam; None: 1e-3.
         prompt: As for `whiten`.
         route: As for `whiten`.
-        batch_size: Sentences encoded at a time.
-        source: Where the sentences come from, for the record saved with the module.
+        batch_size: Texts encoded at a time.
+        source: Where the texts come from, for the record saved with the module.
         generator: Where random numbers come from; None: a new one with seed 0.
         show_progress_bar: Whether to show progress bars; None shows them on a terminal.
         **options: Arguments of `NormalizingFlow`, which override the preset's: ``coupling="affine"`` or
@@ -151,8 +146,8 @@ def fit_flow(
         The new model.
 
     Raises:
-        TypeError: ``sentences`` is one string, or something in it is no string.
-        ValueError: There are too few sentences, they all have the same embedding, or an option is not allowed.
+        TypeError: ``texts`` is one string, or something in it is no string.
+        ValueError: There are too few texts, they all have the same embedding, or an option is not allowed.
 
     Example:
         >>> from st_plugins.miniature import corpus, untrained_encoder
@@ -164,14 +159,11 @@ def fit_flow(
     Reference:
         Li et al., arXiv 2011.05864; see `NormalizingFlow`.
     """
-    check_prompt(prompt)
-    sentences = _checked(sentences, 3, "a flow")
-    _check_route(model, route)
-    result, tail = _open(model)
+    texts, result, tail, dimension = _prepared(model, texts, 3, "a flow", prompt, route)
     normalize = options.pop("normalize", False) or gives_unit_length(model[-1])
     options["normalize"] = normalize and not tail
-    module = NormalizingFlow.from_preset(preset, _dimension(result), **options).to(result.device)
-    embeddings = list(_encoded(result, sentences, batch_size, "Encoding", show_progress_bar, prompt, route))
+    module = NormalizingFlow.from_preset(preset, dimension, **options).to(result.device)
+    embeddings = list(_encoded(result, texts, batch_size, "Encoding", show_progress_bar, prompt, route))
     module.fit(
         embeddings,
         source,
@@ -234,40 +226,36 @@ def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
     return rebuild(model, [transformer, changed, *rest])
 
 
-def _checked(sentences: Sequence[str], least: int, what: str) -> list[str]:
-    sentences = check_texts(sentences, "sentences")
-    if len(sentences) < least:
-        raise ValueError(f"sentences has {len(sentences)} entries, but {what} needs at least {least}; give more text")
-    if len(set(sentences)) < 2:
-        raise ValueError(f"the {len(sentences)} sentences are all equal, but {what} needs different ones")
-    return sentences
-
-
-def _check_route(model: SentenceTransformer, route: str | None) -> None:
-    """Refuse to fit on one route of several without being told which."""
+def _prepared(
+    model: SentenceTransformer, texts: Sequence[str], least: int, what: str, prompt: str | None, route: str | None
+) -> tuple[list[str], SentenceTransformer, list[nn.Module], int]:
+    """Check what is to be fitted on; return it, a copy of the model to fit behind, what comes last, and the width."""
+    check_prompt(prompt)
+    texts = check_texts(texts, "texts")
+    if len(texts) < least:
+        raise ValueError(f"texts has {len(texts)} entries, but {what} needs at least {least}; give more text")
+    if len(set(texts)) < 2:
+        raise ValueError(f"the {len(texts)} texts are all equal, but {what} needs different ones")
     routers = [module for module in model.modules() if isinstance(module, Router)]
     named = {name for router in routers for name in router.sub_modules if name not in _MODALITIES}
     routes = sorted(named | {task for router in routers for task, _ in router.route_mappings if task})
     if routes and route not in routes:
         raise ValueError(
             f"route is {route!r}, but the model has the routes {', '.join(map(repr, routes))}: say with which of them "
-            "the sentences are encoded"
+            "the texts are encoded"
         )
     if route is not None and not routes:
         raise ValueError(f"route is {route!r}, but the model has no routes; leave it out")
-
-
-def _open(model: SentenceTransformer) -> tuple[SentenceTransformer, list[nn.Module]]:
-    """Return a copy without the Normalize at the end and without truncation, and the modules left out."""
+    # What is fitted goes before a Normalize at the end, with a Dropout around it, which encodes nothing.
     modules = list(model)
     head = list(modules)
-    while len(head) > 1 and isinstance(head[-1], Normalize | Dropout):  # Dropout encodes nothing
+    while len(head) > 1 and isinstance(head[-1], Normalize | Dropout):
         head.pop()
     if not any(isinstance(module, Normalize) for module in modules[len(head) :]):
         head = modules
     result = rebuild(model, head)
-    result.truncate_dim = None
-    return result, [copy.deepcopy(module) for module in modules[len(head) :]]
+    result.truncate_dim = None  # else the end of each embedding would not be fitted on
+    return texts, result, [copy.deepcopy(module) for module in modules[len(head) :]], _dimension(result)
 
 
 def _closed(result: SentenceTransformer, module: nn.Module, tail: list[nn.Module]) -> SentenceTransformer:
@@ -278,7 +266,7 @@ def _closed(result: SentenceTransformer, module: nn.Module, tail: list[nn.Module
 
 def _encoded(
     model: SentenceTransformer,
-    sentences: list[str],
+    texts: list[str],
     batch_size: int,
     title: str,
     show_progress_bar: bool | None,
@@ -287,18 +275,11 @@ def _encoded(
 ) -> Iterator[Tensor]:
     """Yield the embeddings block by block under a progress bar."""
     hidden = None if show_progress_bar is None else not show_progress_bar  # None: tqdm looks for a terminal
-    task: dict[str, Any] = {} if route is None else {"task": route}
-    with tqdm(total=len(sentences), desc=title, unit="texts", disable=hidden) as bar:
-        for start in range(0, len(sentences), _BLOCK):
-            block = sentences[start : start + _BLOCK]
-            yield model.encode(
-                block,
-                prompt=prompt,
-                batch_size=batch_size,
-                show_progress_bar=False,
-                convert_to_tensor=True,
-                **task,
-            )
+    options: dict[str, Any] = {"batch_size": batch_size} | ({} if route is None else {"task": route})
+    with tqdm(total=len(texts), desc=title, unit="texts", disable=hidden) as bar:
+        for start in range(0, len(texts), _BLOCK):  # in their order, by which the fit names a bad row
+            block = texts[start : start + _BLOCK]
+            yield model.encode(block, prompt=prompt, show_progress_bar=False, convert_to_tensor=True, **options)
             bar.update(len(block))
 
 

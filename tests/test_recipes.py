@@ -177,9 +177,9 @@ def test_full_rank_and_its_limits(model: SentenceTransformer, sentences: list[st
     few = sentences[:9]
     assert whiten(model, few, None).get_embedding_dimension() == 8
     assert whiten(model, few, 16, shrinkage=0.1).encode(few).shape == (9, 16)
-    with pytest.raises(ValueError, match="output_dimension is 9, but 9 sentences have rank 8 at most"):
+    with pytest.raises(ValueError, match="output_dimension is 9, but 9 texts have rank 8 at most"):
         whiten(model, few, 9)
-    with pytest.raises(ValueError, match="15 sentences, 3 of them different, have rank 2 at most"):
+    with pytest.raises(ValueError, match="15 texts, 3 of them different, have rank 2 at most"):
         whiten(model, few[:3] * 5, 4)
     assert whiten(model, sentences).get_embedding_dimension() == 15  # of 16: LayerNorm takes one
     with pytest.raises(ValueError, match="output_dimension is 256, but the model's embeddings have only 16"):
@@ -195,11 +195,11 @@ def test_empty_strings_are_sentences(model: SentenceTransformer, sentences: list
 def test_bad_sentences(model: SentenceTransformer) -> None:
     with pytest.raises(TypeError, match="got one string"):
         whiten(model, "a dog", 4)
-    with pytest.raises(TypeError, match=r"sentences\[1\] is a int"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is a int"):
         whiten(model, ["a dog", 3], 4)  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="sentences has 0 entries"):
+    with pytest.raises(ValueError, match="texts has 0 entries"):
         whiten(model, [], 4)
-    with pytest.raises(ValueError, match="sentences has 1 entries"):
+    with pytest.raises(ValueError, match="texts has 1 entries"):
         whiten(model, ["a dog"], 4)
 
 
@@ -249,7 +249,7 @@ def test_a_flow_of_a_half_precision_model_with_prompt_and_truncation(
 def test_bad_input_of_a_flow(model: SentenceTransformer, sentences: list[str]) -> None:
     with pytest.raises(TypeError, match="got one string"):
         fit_flow(model, "a dog")
-    with pytest.raises(ValueError, match="sentences has 2 entries, but a flow needs at least 3"):
+    with pytest.raises(ValueError, match="texts has 2 entries, but a flow needs at least 3"):
         fit_flow(model, ["a dog", "a cat"])
     with pytest.raises(ValueError, match="preset must be one of"):
         fit_flow(model, sentences, "glow")

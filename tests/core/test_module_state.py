@@ -27,11 +27,11 @@ OTHERS = np.random.default_rng(1).normal(-1.0, [0.3, 2.0, 1.5, 1.2, 1.0, 0.1], s
 def fitted(kind: str, points: Any = POINTS) -> Any:
     if kind == "whitening":
         return Whitening(6, 4).fit(points, "first")
-    return NormalizingFlow(6, levels=1, depth=2, width=4).fit(points, "first", epochs=2)
+    return NormalizingFlow(6, levels=1, depth=2, hidden_dimension=4).fit(points, "first", epochs=2)
 
 
 def unfitted(kind: str) -> Any:
-    return Whitening(6, 4) if kind == "whitening" else NormalizingFlow(6, levels=1, depth=2, width=4)
+    return Whitening(6, 4) if kind == "whitening" else NormalizingFlow(6, levels=1, depth=2, hidden_dimension=4)
 
 
 @pytest.mark.parametrize("assign", [False, True])

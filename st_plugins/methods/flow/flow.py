@@ -25,7 +25,7 @@ class Flow(nn.Module):
         dimension: int,
         levels: int = 2,
         depth: int = 3,
-        width: int = 32,
+        hidden_dimension: int = 32,
         coupling: CouplingKind = "additive",
         permutation: PermutationKind = "random",
         published: bool = False,
@@ -33,8 +33,8 @@ class Flow(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        if hidden_dimension < 1:
+            raise ValueError(f"hidden_dimension must be at least 1, got {hidden_dimension}")
         if coupling not in get_args(CouplingKind):
             raise ValueError(f"coupling must be one of {get_args(CouplingKind)}, got {coupling!r}")
         if permutation not in get_args(PermutationKind):
@@ -48,7 +48,7 @@ class Flow(nn.Module):
                 for layer in (
                     ActNorm(size, published),
                     _permutation(permutation, size),
-                    kind(size, width, coupling),
+                    kind(size, hidden_dimension, coupling),
                 )
             )
             for size in self.widths

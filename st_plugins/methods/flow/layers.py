@@ -198,12 +198,15 @@ class LULinear(FlowLayer):
 class Coupling(FlowLayer):
     """Change the second half of the dimensions by what a small network makes of the first half."""
 
-    def __init__(self, dimension: int, width: int = 32, kind: Literal["additive", "affine"] = "additive") -> None:
+    def __init__(
+        self, dimension: int, hidden_dimension: int = 32, kind: Literal["additive", "affine"] = "additive"
+    ) -> None:
         super().__init__()
         self.affine = kind == "affine"
         self.kept = dimension // 2
         outputs = (dimension - self.kept) * (2 if self.affine else 1)
-        self._build([(width, self.kept), (width, width), (outputs, width)])
+        hidden = hidden_dimension
+        self._build([(hidden, self.kept), (hidden, hidden), (outputs, hidden)])
 
     def _build(self, sizes: list[tuple[int, int]]) -> None:
         """Make the network's parameters."""

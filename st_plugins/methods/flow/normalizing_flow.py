@@ -41,7 +41,7 @@ additive couplings with 32 units."""
 _DEFAULTS = {
     "levels": 2,
     "depth": 3,
-    "width": 32,
+    "hidden_dimension": 32,
     "coupling": "additive",
     "permutation": "random",
     "normalize": False,
@@ -70,7 +70,7 @@ class NormalizingFlow(StoredModule):
         embedding_dimension: Width d of the embeddings, at least 2; any width will do, odd ones too.
         levels: Number of levels; after each but the last, half of the dimensions are done.
         depth: Steps (actnorm, permutation, coupling) in each level.
-        width: Units in each of the two hidden layers of a coupling's network.
+        hidden_dimension: Units in each of the two hidden layers of a coupling's network.
         coupling: ``"additive"``, volume-preserving: then only the actnorms (and learned permutations) scale. Or
             ``"affine"``.
         permutation: ``"random"`` and ``"reverse"`` are fixed orders of the dimensions. ``"learned"`` and
@@ -126,7 +126,7 @@ class NormalizingFlow(StoredModule):
         embedding_dimension: int,
         levels: int = 2,
         depth: int = 3,
-        width: int = 32,
+        hidden_dimension: int = 32,
         *,
         coupling: CouplingKind = "additive",
         permutation: PermutationKind = "random",
@@ -137,10 +137,10 @@ class NormalizingFlow(StoredModule):
         if embedding_dimension < 2:
             raise ValueError(f"embedding_dimension must be at least 2, got {embedding_dimension}")
         self.embedding_dimension = embedding_dimension
-        self.levels, self.depth, self.width = levels, depth, width
+        self.levels, self.depth, self.hidden_dimension = levels, depth, hidden_dimension
         self.coupling, self.permutation, self.normalize = coupling, permutation, normalize
         self.published = published
-        self.flow = Flow(embedding_dimension, levels, depth, width, coupling, permutation, published)
+        self.flow = Flow(embedding_dimension, levels, depth, hidden_dimension, coupling, permutation, published)
         self._sources: dict[str, int] = {}
         self._history: list[dict[str, float]] = []
         self._improved = False

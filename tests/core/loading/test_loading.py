@@ -211,7 +211,7 @@ def test_files_that_loading_does_not_use_are_not_looked_at(model: SentenceTransf
     [
         (lambda: Dense(16, 4), "in_features"),
         (lambda: LayerNorm(16), "dimension"),
-        (lambda: NormalizingFlow(16, levels=1, depth=1), "width"),
+        (lambda: NormalizingFlow(16, levels=1, depth=1), "hidden_dimension"),
         (lambda: NormalizingFlow(16, levels=1, depth=1), "depth"),
         (lambda: SpanPooling(16), "embedding_dimension"),
         (lambda: SpanPooling(16, max_span_length=3), "max_span_length"),

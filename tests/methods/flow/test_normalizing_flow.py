@@ -36,7 +36,7 @@ def curved(rows: int = 300, width: int = 6, seed: int = 0) -> Any:
 
 def perturbed(dimension: int, seed: int = 0, **options: Any) -> Flow:
     """A flow in float64 none of whose parameters is zero."""
-    flow = Flow(dimension, **{"width": 4, **options})
+    flow = Flow(dimension, **{"hidden_dimension": 4, **options})
     flow.reset(generator(seed))
     with torch.no_grad():
         for parameter in flow.parameters():

@@ -28,7 +28,7 @@ PERMUTATIONS: Any = ["reverse", "random", "learned", "learned-lu"]
 
 def test_save_and_load_in_a_new_process_are_exact(tmp_path: Path) -> None:
     module = NormalizingFlow(
-        7, levels=2, depth=2, width=8, coupling="affine", permutation="learned-lu", normalize=True
+        7, levels=2, depth=2, hidden_dimension=8, coupling="affine", permutation="learned-lu", normalize=True
     )
     module.fit(curved(width=7), "here", epochs=2)
     folder, points = saved(module, tmp_path / "flow"), curved(20, 7, seed=1)
@@ -47,7 +47,7 @@ def test_save_and_load_in_a_new_process_are_exact(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text()) == {
         "embedding_dimension": 7,
         "depth": 2,
-        "width": 8,
+        "hidden_dimension": 8,
         "coupling": "affine",
         "permutation": "learned-lu",
         "normalize": True,
@@ -72,8 +72,8 @@ def test_in_a_pipeline(model: SentenceTransformer, sentences: list[str], tmp_pat
 
 def test_presets() -> None:
     paper, code = (NormalizingFlow.from_preset(name, 32) for name in ("paper", "code"))
-    assert (paper.levels, paper.depth, paper.width, paper.permutation) == (2, 3, 32, "random")
-    assert (code.levels, code.depth, code.width, code.permutation) == (3, 3, 32, "reverse")
+    assert (paper.levels, paper.depth, paper.hidden_dimension, paper.permutation) == (2, 3, 32, "random")
+    assert (code.levels, code.depth, code.hidden_dimension, code.permutation) == (3, 3, 32, "reverse")
     assert paper.coupling == code.coupling == "additive"
     assert NormalizingFlow.from_preset("code", 32, depth=1, coupling="affine").depth == 1
     with pytest.raises(ValueError, match=r"preset must be one of \['code', 'paper', 'published'\], got"):
@@ -87,7 +87,7 @@ def test_presets() -> None:
         ({"levels": 0}, "levels must be at least 1, got 0"),
         ({"levels": 4}, "with levels=4 level 4 would have 1 of 6; choose levels <= 3"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"hidden_dimension": 0}, "hidden_dimension must be at least 1, got 0"),
         ({"coupling": "spline"}, "coupling must be one of .* got 'spline'"),
         ({"permutation": "shuffle"}, "permutation must be one of .* got 'shuffle'"),
     ],

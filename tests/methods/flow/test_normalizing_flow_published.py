@@ -49,7 +49,7 @@ def test_the_optimiser_is_its_formula() -> None:
 
 def test_the_coupling_is_its_formula() -> None:
     rows = torch.randn(50, 7, generator=generator(3), dtype=torch.float64)
-    layer = PublishedCoupling(7, width=5).double()
+    layer = PublishedCoupling(7, hidden_dimension=5).double()
     layer.reset(generator())
     assert torch.cat([weight.flatten() for weight in list(layer.weights)[:2]]).std().item() == pytest.approx(
         0.05, rel=0.5
@@ -74,7 +74,7 @@ def test_the_coupling_is_its_formula() -> None:
 
 
 def test_the_hidden_layers_start_normalised() -> None:
-    flow, rows = Flow(8, levels=2, depth=2, width=6, published=True), torch.from_numpy(curved(100, 8))
+    flow, rows = Flow(8, levels=2, depth=2, hidden_dimension=6, published=True), torch.from_numpy(curved(100, 8))
     flow.reset(generator())
     flow.initialise(rows)
     outputs: list[Any] = []
