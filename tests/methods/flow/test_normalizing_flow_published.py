@@ -116,7 +116,7 @@ def test_one_step_of_the_published_fit_is_that_of_the_code() -> None:
 
 def test_the_preset_is_the_recipe(tmp_path: Path) -> None:
     module = NormalizingFlow.from_preset("published", 32)
-    assert (module.levels, module.depth, module.width) == (3, 3, 32)
+    assert (module.levels, module.depth, module.hidden_dimension) == (3, 3, 32)
     assert (module.coupling, module.permutation, module.published) == ("additive", "reverse", True)
     assert FlowTraining.as_published() == FlowTraining(1, 64, 1e-3, 0.0, published=True)
     module.fit(normal(32, 300))
