@@ -14,6 +14,7 @@ from st_plugins.cli.options import (
     DataOption,
     DeviceOption,
     DtypeOption,
+    FirstOption,
     LengthOption,
     ModelArgument,
     PairsOption,
@@ -21,12 +22,11 @@ from st_plugins.cli.options import (
     PromptOption,
     RoutesOption,
     ScoreOption,
+    SecondOption,
     SeedOption,
     SimilarityOption,
     SplitOption,
     TasksOption,
-    Text1Option,
-    Text2Option,
     refuse_unused,
 )
 from st_plugins.report.terminal import say, terminal
@@ -35,7 +35,7 @@ __all__ = ["compare", "evaluate"]
 
 # What a stored result was measured with is in it.
 _MEASURED_BEFORE = (
-    *("data", "tasks", "pairs", "text1", "text2", "score", "split", "similarity"),
+    *("data", "tasks", "pairs", "first", "second", "score", "split", "similarity"),
     *("prompt", "prompt_name", "routes"),
     *("dtype", "device", "batch_size", "max_seq_length"),
 )
@@ -47,8 +47,8 @@ def evaluate(
     data: DataOption = None,
     tasks: TasksOption = "en",
     pairs: PairsOption = None,
-    text1: Text1Option = "sentence1",
-    text2: Text2Option = "sentence2",
+    first: FirstOption = "sentence1",
+    second: SecondOption = "sentence2",
     score: ScoreOption = "score",
     split: SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="Folder for result.json, .csv, .md and report.html.")] = None,
@@ -76,7 +76,7 @@ def evaluate(
 
       st-plugins evaluate ./my-model --tasks zh --data ./data
 
-      st-plugins evaluate ./my-model --pairs pairs.csv --text1 question --text2 answer --score rating
+      st-plugins evaluate ./my-model --pairs pairs.csv --first question --second answer --score rating
     """
     from st_plugins.cli.console import print_result
     from st_plugins.evaluation.report import report_targets, write_reports
@@ -99,7 +99,7 @@ def evaluate(
         data=data,
         tasks=tasks,
         pairs=pairs,
-        columns=(text1, text2, score),
+        columns=(first, second, score),
         split=split,
         texts=texts,
         column=column,
@@ -127,8 +127,8 @@ def compare(
     data: DataOption = None,
     tasks: TasksOption = "en",
     pairs: PairsOption = None,
-    text1: Text1Option = "sentence1",
-    text2: Text2Option = "sentence2",
+    first: FirstOption = "sentence1",
+    second: SecondOption = "sentence2",
     score: ScoreOption = "score",
     split: SplitOption = "test",
     output: Annotated[Path | None, typer.Option(help="JSON file to write the comparison to.")] = None,
@@ -180,7 +180,7 @@ def compare(
             data=data,
             tasks=tasks,
             pairs=pairs,
-            columns=(text1, text2, score),
+            columns=(first, second, score),
             split=split,
             floor=False,
             confidence=confidence,

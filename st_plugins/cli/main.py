@@ -35,7 +35,7 @@ for command in (evaluate, compare, whiten, geometry, explain):
     app.command()(command)
 app.add_typer(train.app, name="train")
 train.app.command("re2")(re2.train)
-app.command()(re2.predict)
+app.command()(re2.match)
 app.command()(demo)
 
 _state = {"debug": False}

@@ -57,12 +57,12 @@ def refuse_unused_measuring(
     """Refuse options of the measuring that go with other options than those given."""
     if pairs is None and data is None and not always:
         measuring = (name for name in MEASURING if not name.startswith("prompt"))  # the texts are encoded with it too
-        options = ("tasks", "split", "text1", "text2", "score", "seed", *measuring)
+        options = ("tasks", "split", "first", "second", "score", "seed", *measuring)
         refuse_unused(context, "without scored pairs (--pairs or --data)", *options)
     elif pairs is not None:
         refuse_unused(context, "beside --pairs", "tasks", "split", "data")
     else:
-        refuse_unused(context, "without --pairs", "text1", "text2", "score")
+        refuse_unused(context, "without --pairs", "first", "second", "score")
 
 
 def load_model(name: str, dtype: Dtype | None, device: str | None, max_seq_length: int | None) -> SentenceTransformer:

@@ -15,6 +15,7 @@ __all__ = [
     "DeviceOption",
     "Dtype",
     "DtypeOption",
+    "FirstOption",
     "LengthOption",
     "ModelArgument",
     "PairsOption",
@@ -23,12 +24,11 @@ __all__ = [
     "RouteOption",
     "RoutesOption",
     "ScoreOption",
+    "SecondOption",
     "SeedOption",
     "SimilarityOption",
     "SplitOption",
     "TasksOption",
-    "Text1Option",
-    "Text2Option",
     "encodable",
     "refuse_unused",
 ]
@@ -50,8 +50,8 @@ TasksOption = Annotated[str, typer.Option(help="'en', 'zh', or names such as 'st
 PairsOption = Annotated[
     Path | None, typer.Option(help="Your own scored pairs (TSV, CSV or JSONL) instead of tasks.", show_default=False)
 ]
-Text1Option = Annotated[str, typer.Option(help="Column of the first text in --pairs.")]
-Text2Option = Annotated[str, typer.Option(help="Column of the second text in --pairs.")]
+FirstOption = Annotated[str, typer.Option(help="Column of the first text in --pairs.")]
+SecondOption = Annotated[str, typer.Option(help="Column of the second text in --pairs.")]
 ScoreOption = Annotated[str, typer.Option(help="Column of the gold score in --pairs.")]
 ColumnOption = Annotated[
     str | None, typer.Option(help="Column of the texts, when --texts is a table.", show_default=False)

@@ -1,4 +1,4 @@
-"""``st-plugins train re2`` and ``st-plugins predict``: argument parsing only; each calls public functions."""
+"""``st-plugins train re2`` and ``st-plugins match``: argument parsing only; each calls public functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from st_plugins.core.reading.tables import Table
     from st_plugins.methods.re2.config import RE2Config
 
-__all__ = ["predict", "train"]
+__all__ = ["match", "train"]
 
 
 class Configuration(str, Enum):
@@ -31,8 +31,8 @@ class Configuration(str, Enum):
     wikiqa = "wikiqa"
 
 
-_Text1 = Annotated[str, typer.Option(help="Column of the first text.")]
-_Text2 = Annotated[str, typer.Option(help="Column of the second text.")]
+_First = Annotated[str, typer.Option(help="Column of the first text.")]
+_Second = Annotated[str, typer.Option(help="Column of the second text.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")]
 
 
@@ -73,8 +73,8 @@ def train(
     train_vectors: Annotated[
         bool, typer.Option("--train-vectors", help="Train --vectors or --encoder along; they are frozen otherwise.")
     ] = False,
-    text1: _Text1 = "sentence1",
-    text2: _Text2 = "sentence2",
+    first: _First = "sentence1",
+    second: _Second = "sentence2",
     label: Annotated[str, typer.Option(help="Column of the class, or with --score of the score.")] = "label",
     score: Annotated[bool, typer.Option("--score", help="Learn a score from 0 to 1 instead of classes.")] = False,
     metric: Annotated[
@@ -101,7 +101,7 @@ def train(
 
       st-plugins train re2 --train snli.jsonl --dev-share 0.1 --config snli --output ./matcher
 
-      st-plugins train re2 --train qa.tsv --dev qa-dev.tsv --text1 question --text2 answer --score --metric map \
+      st-plugins train re2 --train qa.tsv --dev qa-dev.tsv --first question --second answer --score --metric map \
 --config wikiqa --encoder ./my-model --output ./reranker
     """
     import dataclasses
@@ -132,7 +132,7 @@ def train(
         refuse_unused(context, "without --dev or --dev-share", "metric", "patience")
     if encoder is not None:
         check_model(encoder)
-    columns = (text1, text2, label)
+    columns = (first, second, label)
     rows, labels = _labelled(read_table(train), columns, score)
     judged = None if dev is None else _labelled(read_table(dev), columns, score, labels, "dev")[0]
     chosen = config.value if config is not None else configuration_for(len(rows))
@@ -170,15 +170,15 @@ def train(
         matcher.save(folder)
     found.remove_checkpoints()
     say(found.summary())
-    say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins predict use it")
+    say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins match use it")
 
 
-def predict(
+def match(
     model: Annotated[Path, typer.Argument(help="A folder that 'train re2' wrote.")],
     pairs: Annotated[Path, typer.Argument(help="Pairs (TSV, CSV, JSONL).")],
     output: Annotated[Path, typer.Option(help="Table to write: .tsv, .csv or .jsonl, also with .gz.")],
-    text1: _Text1 = "sentence1",
-    text2: _Text2 = "sentence2",
+    first: _First = "sentence1",
+    second: _Second = "sentence2",
     batch_size: Annotated[int, typer.Option(help="Pairs in a batch.", min=1)] = 64,
     device: DeviceOption = None,
     overwrite: _Overwrite = False,
@@ -190,7 +190,7 @@ def predict(
 
     [bold]Example[/bold]
 
-      st-plugins predict ./matcher pairs.tsv --output scored.tsv
+      st-plugins match ./matcher pairs.tsv --output scored.tsv
     """
     from st_plugins.core.reading.tables import read_table
     from st_plugins.core.texts import text_fault
@@ -199,7 +199,7 @@ def predict(
 
     target = table_target(output, name="--output", overwrite=overwrite, inputs=(model, pairs), column="predicted")
     table = read_table(pairs)
-    texts = list(zip(table.texts(text1, "--text1"), table.texts(text2, "--text2"), strict=True))
+    texts = list(zip(table.texts(first, "--first"), table.texts(second, "--second"), strict=True))
     for number, row in enumerate(table.rows):  # all columns are written again, after the work
         if fault := next(filter(None, map(text_fault, map(str, row))), ""):
             raise table.error(number, f"a field {fault}")
@@ -226,8 +226,8 @@ def _labelled(
     from st_plugins.core.labeled import LabelledPairs
     from st_plugins.core.reading.labels import class_counts, class_labels
 
-    text1, text2, label = columns
-    texts = table.texts(text1, "--text1"), table.texts(text2, "--text2")
+    first, second, label = columns
+    texts = table.texts(first, "--first"), table.texts(second, "--second")
     labels: list[Any] = table.scores(label, "--label") if score else class_labels(table, label, "--label")
     if not score:
         _check_not_scores(table, label)

@@ -50,8 +50,8 @@ def consert(
     dev: Annotated[
         Path | None, typer.Option(help="Scored pairs (TSV, CSV, JSONL) to evaluate on.", show_default=False)
     ] = None,
-    text1: Annotated[str, typer.Option(help="Column of the first text in --dev.")] = "sentence1",
-    text2: Annotated[str, typer.Option(help="Column of the second text in --dev.")] = "sentence2",
+    first: Annotated[str, typer.Option(help="Column of the first text in --dev.")] = "sentence1",
+    second: Annotated[str, typer.Option(help="Column of the second text in --dev.")] = "sentence2",
     score: Annotated[str, typer.Option(help="Column of the gold score in --dev.")] = "score",
     eval_steps: Annotated[
         int | None, typer.Option(help="Steps between evaluations and checkpoints (default: ten in a run).")
@@ -94,7 +94,7 @@ def consert(
     from st_plugins.methods.contrastive.train import train_consert
 
     if dev is None:
-        refuse_unused(context, "without --dev", "text1", "text2", "score")
+        refuse_unused(context, "without --dev", "first", "second", "score")
     check_model(model)
     read = (model, texts, dev)
     # Before the texts are read:
@@ -114,7 +114,7 @@ def consert(
         max_seq_length=max_seq_length,
         prompt=prompt,
         mini_batch_size=mini_batch_size,
-        dev=None if dev is None else read_pairs(dev, text1, text2, score),
+        dev=None if dev is None else read_pairs(dev, first, second, score),
         eval_steps=eval_steps,
         select=select,
         seed=seed,

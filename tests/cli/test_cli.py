@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-COLUMNS = ("--text1", "left", "--text2", "right", "--score", "gold")
+COLUMNS = ("--first", "left", "--second", "right", "--score", "gold")
 
 
 def test_evaluate_writes_what_it_prints(run: Run, model_folder: str, pairs: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ COMMANDS = {  # with an option that gets the output; {} is the model
     "whiten": ("whiten", "{}", "--texts", "texts.txt", "--output-dimension", "4", "--output"),
     "consert": ("train", "consert", "{}", "--texts", "texts.txt", "--output"),
     "re2": ("train", "re2", "--train", "pairs.tsv", "--encoder", "{}", "--score", "--label", "score", "--output"),
-    "predict": ("predict", "{}", "pairs.tsv", "--output"),
+    "match": ("match", "{}", "pairs.tsv", "--output"),
     "demo": ("demo", "--output"),
 }
 FOLDERS = ("evaluate", "whiten", "consert", "re2", "demo")
@@ -67,7 +67,7 @@ def test_a_bad_output_is_refused_before_the_model_is_opened(run: Run, command: s
     (tmp_path / "mine").mkdir()
     for taken in ("result.json", "explanation.html"):
         (tmp_path / "mine" / taken).write_text("mine", encoding="utf-8")
-    end = {"predict": ".tsv"}.get(command, "")
+    end = {"match": ".tsv"}.get(command, "")
     (tmp_path / "file.tsv").write_text("mine", encoding="utf-8")
     outputs = [
         f"/proc/out{end}",
@@ -76,7 +76,7 @@ def test_a_bad_output_is_refused_before_the_model_is_opened(run: Run, command: s
         "mine" if command in FOLDERS else f"file{end}",
     ]
     if command != "demo":  # it reads nothing
-        outputs.append("pairs.tsv" if command == "predict" else "damaged" if command in FOLDERS else "damaged/out")
+        outputs.append("pairs.tsv" if command == "match" else "damaged" if command in FOLDERS else "damaged/out")
     before = tree(tmp_path)
     for output in outputs:
         for more in ((), ("--overwrite",)):

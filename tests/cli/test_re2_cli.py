@@ -1,4 +1,4 @@
-"""``st-plugins train re2`` and ``st-plugins predict`` as a user meets them."""
+"""``st-plugins train re2`` and ``st-plugins match`` as a user meets them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pairs(sentences: list[str], tmp_path: Path) -> Path:
 FAST = ("--epochs", 1, "--batch-size", 20, "--max-seq-length", 6, "--device", "cpu")
 
 
-def test_train_and_predict_classes(run: Run, pairs: Path, tmp_path: Path) -> None:
+def test_train_and_match_classes(run: Run, pairs: Path, tmp_path: Path) -> None:
     output = tmp_path / "matcher"
     code, out, err = run(
         "train", "re2", "--train", pairs, "--dev", pairs, "--output", output, "--embedding-dimension", 8, *FAST
@@ -65,7 +65,7 @@ def test_train_and_predict_classes(run: Run, pairs: Path, tmp_path: Path) -> Non
     texts = list(zip(table.texts("sentence1"), table.texts("sentence2"), strict=True))
     expected = matcher.predict(texts, apply_softmax=True)
     for name in ("scored.tsv", "scored.csv.gz", "scored.jsonl"):
-        code, out, err = run("predict", output, pairs, "--output", tmp_path / name, "--device", "cpu")
+        code, out, err = run("match", output, pairs, "--output", tmp_path / name, "--device", "cpu")
         assert code == 0, err
         assert "scored" in out and "40 pairs" in out
         found = read_table(tmp_path / name)
@@ -74,14 +74,14 @@ def test_train_and_predict_classes(run: Run, pairs: Path, tmp_path: Path) -> Non
         assert found.texts("predicted") == [["no", "yes"][k] for k in expected.argmax(1)]
         numbers = [found.scores(column) for column in found.columns[-2:]]
         np.testing.assert_allclose(np.transpose(numbers), expected, atol=1e-6)
-    code, _, err = run("predict", output, pairs, "--output", tmp_path / "scored.tsv")
+    code, _, err = run("match", output, pairs, "--output", tmp_path / "scored.tsv")
     assert code == 1 and "exists; choose another file" in err
-    assert run("predict", output, pairs, "--output", tmp_path / "scored.tsv", "--overwrite")[0] == 0
+    assert run("match", output, pairs, "--output", tmp_path / "scored.tsv", "--overwrite")[0] == 0
     half = pairs.with_name("half.jsonl")
     half.write_text('{"sentence1": "a dog", "sentence2": "a cat", "note": "\\ud83d"}\n', encoding="utf-8")
-    code, _, err = run("predict", output, half, "--output", tmp_path / "half.tsv")
+    code, _, err = run("match", output, half, "--output", tmp_path / "half.tsv")
     assert code == 1 and "half.jsonl:1: a field holds half a character" in err
-    code, _, err = run("predict", output, tmp_path / "scored.tsv", "--output", tmp_path / "again.tsv")
+    code, _, err = run("match", output, tmp_path / "scored.tsv", "--output", tmp_path / "again.tsv")
     assert code == 1 and "there is a column 'predicted' already; rename it" in err
     code, _, err = run("train", "re2", "--train", pairs, "--output", output)
     assert code == 1 and "not empty" in err
@@ -103,7 +103,7 @@ def test_train_a_score_on_word_vectors(run: Run, pairs: Path, tmp_path: Path) ->
         assert isinstance(matcher.source, WordVectors) and matcher.labels is None
         rows = len(matcher.source.embedding.weight)
         assert rows == (11 if extra else 10) and matcher.source.embedding.weight.requires_grad == bool(extra)
-    code, _, err = run("predict", output, pairs, "--output", tmp_path / "scored.csv")
+    code, _, err = run("match", output, pairs, "--output", tmp_path / "scored.csv")
     assert code == 0, err
     found = read_table(tmp_path / "scored.csv")
     assert found.columns[-1] == "predicted" and all(0 <= score <= 1 for score in found.scores("predicted"))
@@ -177,8 +177,8 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
         (train("pairs.tsv", "--vectors", "a", "--encoder", "b"), "--vectors and --encoder are both given; choose one"),
         (train("pairs.tsv", "--dev", "a", "--dev-share", 0.1), "--dev and --dev-share are both given; choose one"),
         (train("pairs.tsv", "--dev-share", 3), "must lie above 0 and below 1"),
-        (("predict", tmp_path / "none", pairs, "--output", tmp_path / "o.tsv"), "has no matcher.json"),
-        (("predict", tmp_path / "none", pairs, "--output", tmp_path / "o.txt"), "is none of .tsv, .csv, .jsonl"),
+        (("match", tmp_path / "none", pairs, "--output", tmp_path / "o.tsv"), "has no matcher.json"),
+        (("match", tmp_path / "none", pairs, "--output", tmp_path / "o.txt"), "is none of .tsv, .csv, .jsonl"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for args, words in cases:
@@ -229,7 +229,7 @@ def test_a_killed_prediction_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(re2_matcher, "score_pairs", interrupted)
-    code, _, err = run("predict", tmp_path / "matcher", pairs, "--output", tmp_path / "out.tsv")
+    code, _, err = run("match", tmp_path / "matcher", pairs, "--output", tmp_path / "out.tsv")
     assert code == 130 and "Traceback" not in err, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["matcher", "pairs.tsv"]
 
@@ -242,26 +242,26 @@ def test_a_table_that_speaks_of_what_is_predicted_is_no_prediction(
     output = tmp_path / name
     content = b'{"text": "rain was predicted"}\n' if name == "out.jsonl" else b"text\nrain was predicted\n"
     output.write_bytes(content)
-    code, _, err = run("predict", tmp_path / "matcher", pairs, "--output", output, "--overwrite")
+    code, _, err = run("match", tmp_path / "matcher", pairs, "--output", output, "--overwrite")
     assert code == 1 and "is a file that st-plugins did not write" in err and output.read_bytes() == content
     output.unlink()
     for more in ((), ("--overwrite",)):
-        assert run("predict", tmp_path / "matcher", pairs, "--output", output, *more)[0] == 0
+        assert run("match", tmp_path / "matcher", pairs, "--output", output, *more)[0] == 0
 
 
 def test_jsonl_with_line_breaks_is_not_written_as_tsv(run: Run, tmp_path: Path) -> None:
     RE2Matcher(LearnedEmbedding.from_texts(["a dog", "a cat"], 4), "wikiqa").save(tmp_path / "matcher")
     row = {"sentence1": "a\ndog", "sentence2": "a\tcat", "id": 7}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
-    code, _, err = run("predict", tmp_path / "matcher", tmp_path / "pairs.jsonl", "--output", tmp_path / "out.tsv")
+    code, _, err = run("match", tmp_path / "matcher", tmp_path / "pairs.jsonl", "--output", tmp_path / "out.tsv")
     assert code == 1 and "which .tsv cannot say; write .csv or .jsonl" in err
-    code, _, err = run("predict", tmp_path / "matcher", tmp_path / "pairs.jsonl", "--output", tmp_path / "out.jsonl")
+    code, _, err = run("match", tmp_path / "matcher", tmp_path / "pairs.jsonl", "--output", tmp_path / "out.jsonl")
     assert code == 0, err
     found = json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
     assert found["id"] == 7 and found["sentence1"] == "a\ndog" and 0 < found["predicted"] < 1
 
 
-@pytest.mark.parametrize("command", ["train re2", "predict"])
+@pytest.mark.parametrize("command", ["train re2", "match"])
 def test_help_has_examples(run: Run, command: str) -> None:
     code, out, err = run(*command.split(), "--help")
     assert code == 0, err

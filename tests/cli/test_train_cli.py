@@ -56,7 +56,7 @@ def pairs(sentences: list[str], tmp_path: Path) -> str:
     return str(path)
 
 
-COLUMNS = ("--text1", "left", "--text2", "right", "--score", "gold")
+COLUMNS = ("--first", "left", "--second", "right", "--score", "gold")
 
 
 def test_the_command_writes_a_plain_model_and_judges_it(run: Run, texts: str, pairs: str, tmp_path: Path) -> None:

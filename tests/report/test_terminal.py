@@ -85,7 +85,7 @@ def test_every_command_shows_names_as_they_are(run: Run, model: SentenceTransfor
         ("explain", name, f"{HOSTILE} dog", *fast),
         ("evaluate", f"./{name}/none", "--pairs", f"{name}.tsv"),
         ("evaluate", name, "--pairs", f"{name} none.tsv"),
-        ("evaluate", name, "--pairs", f"{name}.tsv", "--text1", name),
+        ("evaluate", name, "--pairs", f"{name}.tsv", "--first", name),
     ]
     for number, args in enumerate(commands):
         code, out, err = run(*args)
