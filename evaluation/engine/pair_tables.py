@@ -35,6 +35,7 @@ def verdicts(sides: Mapping[str, tuple[Scores, Scores]]) -> dict[str, str]:
     judged = {}
     for name, pair in sides.items():
         value, reference = (mean(found["value"][0] for found in side) for side in pair)
+        # The mean over seeds of each resample: the interval tells of other pairs, not of other seeds.
         resamples, references = (np.mean([unpacked(found) for found in side], axis=0) for side in pair)
         judged[name] = difference(value - reference, resamples - references, CONFIDENCE)
     return {name: f"{100 * found.value:+.2f} {found.verdict}" for name, found in holm(judged, CONFIDENCE).items()}
@@ -56,6 +57,7 @@ def main_table(
         found = [_tests(results, task, row, test) for task, test in columns]
         if missing is None and not any(found):
             continue
+        # Sets may have been measured with different numbers of seeds.
         seeds = sorted({len(scores) for scores in found if scores})
         cells = [row, " to ".join(map(str, seeds[:1] + seeds[1:][-1:])), *map(cell, found)]
         lines.append(line(text or missing or "" for text in cells))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +14,15 @@ from typing_extensions import Self
 from evaluation.engine.study import Record, Row, Study
 from st_plugins.core.reading.tables import read_table
 
+if TYPE_CHECKING:
+    from evaluation.engine.setting import Setting
+
 __all__ = [
     "Answer",
     "Array",
     "Examples",
     "PairRow",
     "PairStudy",
-    "Setting",
     "Task",
     "read_examples",
     "training_and_dev",
@@ -96,26 +97,17 @@ Answer = Callable[[Examples], Array]
 AnyRow = TypeVar("AnyRow", bound=PairRow)
 
 
-class Setting(Protocol[AnyRow]):  # type: ignore[misc]
-    """A task and a seed: its pairs, and what the rows make of them."""
-
-    name: str
-    seed: int
-
-    def measure(self, row: AnyRow) -> Record:
-        """Train and score a row."""
-
-
 @dataclass(kw_only=True)
 class PairStudy(Study[AnyRow], Generic[AnyRow]):
     """A study with ``[task.<name>]`` tables, whose rows share what a task and a seed need."""
 
     task_type: ClassVar[type[Task]] = Task
+    setting_type: ClassVar[type[Setting]]
     keeps_rows_together: ClassVar[bool] = True
 
     tasks: dict[str, Any]
     eval_limit: int = 2000  # dev sets are cut to so many pairs; 0 leaves them whole. Reported sets are never cut
-    _open: Setting[AnyRow] | None = field(default=None, init=False, repr=False)
+    _open: Setting | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_tables(cls, raw: dict[str, Any]) -> Self:
@@ -152,14 +144,11 @@ class PairStudy(Study[AnyRow], Generic[AnyRow]):
         """Return the tasks that a row is measured on."""
         return row.tasks or self.task_names
 
-    @abstractmethod
-    def setting(self, task: str, seed: int) -> Setting[AnyRow]:
-        """Return what the rows of a task and a seed share."""
-
     def measure(self, row: AnyRow, task: str, seed: int) -> Record:
         """Train and score a row."""
+        # Only the last one is kept: a teacher and its pairs need memory, and the next task has others.
         if self._open is None or (self._open.name, self._open.seed) != (task, seed):
-            self._open = self.setting(task, seed)
+            self._open = self.setting_type(self, task, seed)
         return self._open.measure(row)
 
     def summary(self, record: Record) -> str:
@@ -193,6 +182,7 @@ def training_and_dev(task: Task, data: Path, batch_size: int, limit: int = 0) ->
     """Read a task's training pairs, and its dev pairs cut to a limit; both are the same for all seeds and rows."""
     training = read_examples(task, task.train, data)
     generator = np.random.default_rng(0)
+    # Files may be sorted, and what is dev must not depend on a row's seed.
     order = generator.permutation(len(training))
     if task.dev:
         dev = read_examples(task, [task.dev], data)

@@ -64,6 +64,7 @@ def build_model(row: Pipeline, models: Path, seed: int) -> SentenceTransformer:
         torch.manual_seed(seed)
         transformer.model = AutoModel.from_config(AutoConfig.from_pretrained(folder, **kept))
     tokenizer = transformer.tokenizer
+    # A decoder has no token to pad with, and batches need one; it is masked, so any will do.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or AutoTokenizer.from_pretrained(folder).unk_token
     embedding: Any = transformer.model.get_input_embeddings()

@@ -35,8 +35,10 @@ def run(
     for jobs in pending(study, folder, only, shard, place.dry_run, again):
         for job in jobs:
             record = study.record(job.row, job.task, job.seed)
+            # At once: a run that is stopped loses one measurement, and goes on with the next.
             write_text(job.path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             typer.echo(f"{job.path.name}: {study.summary(record)}")
+    # A part of the rows, or rows not meant to be shown, would make a page that looks whole.
     if not only and shard == "0/1" and not (place.dev_only or place.dry_run):
         write_page(recipe, results)
 

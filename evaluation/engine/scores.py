@@ -77,7 +77,8 @@ def ranking_score(name: str, queries: Sequence[str], gold: Array, found: Array) 
     kept = [chosen for chosen in rows.values() if 0 < gold[chosen].sum() < len(chosen)]
     if not kept:
         raise ValueError(f"{name}: no query has both right and wrong second texts")
-    counts = counts_of(len(kept), name)  # whole queries are drawn again, not pairs
+    # Whole queries are drawn again, not pairs: pairs of one query are not independent.
+    counts = counts_of(len(kept), name)
     mrr, average_precision = (
         np.array([measure(metric, found[row, None], gold[row], [""] * len(row)) for row in kept])
         for metric in ("mrr", "map")

@@ -22,7 +22,20 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["STUDIES", "Page", "Place", "Record", "Results", "Row", "Study", "check_choice", "read_study", "stamp"]
+__all__ = [
+    "STUDIES",
+    "Page",
+    "Place",
+    "Record",
+    "Results",
+    "Row",
+    "Study",
+    "by_row",
+    "check_choice",
+    "read_study",
+    "stamp",
+    "versions_of",
+]
 
 STUDIES = Path(__file__).parents[1] / "studies"
 Record = dict[str, Any]
@@ -64,7 +77,8 @@ class Row:
     """One row of a table, which is what a recipe's ``[[row]]`` says."""
 
     name: str
-    seeds: tuple[int, ...] = field(default=(), kw_only=True)  # instead of the study's
+    # Instead of the study's; by keyword, so that fields of subclasses need no default.
+    seeds: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -100,6 +114,10 @@ class Study(Generic[AnyRow]):
         if len(set(names)) != len(names):
             raise ValueError("two rows have one name")
 
+    def find(self, name: str) -> AnyRow:
+        """Return a row by name."""
+        return next(row for row in self.rows if row.name == name)
+
     @property
     def task_names(self) -> Sequence[str]:
         """The tasks; a study without any has one without a name."""
@@ -115,6 +133,7 @@ class Study(Generic[AnyRow]):
 
     def file_name(self, row: str, task: str, seed: int) -> str:
         """Return the name of a record's file, without its ending."""
+        # The point stays: rows may differ in a number alone.
         slug = re.sub(r"[^a-z0-9.]+", "-", row.lower()).strip("-")
         return f"{task}-{slug}-seed{seed}".removeprefix("-")
 
@@ -149,11 +168,19 @@ def check_choice(where: str, key: str, value: object, allowed: Iterable[object])
         raise ValueError(f"{where} {key}={value!r} must be one of {', '.join(map(str, allowed))}")
 
 
+def by_row(results: Results) -> dict[str, list[Record]]:
+    """Return the records by row, in a study without tasks."""
+    return {row: records for (_, row), records in results.items()}
+
+
+def versions_of(record: Record) -> str:
+    """Return the versions that a record was made with, and the kind of machine."""
+    return ", ".join(f"{key} {value}" for key, value in record["versions"].items()) + "."
+
+
 def stamp(record: Record, what: str = "Trained") -> str:
-    """Return the line of machine and versions."""
-    return (
-        f"{what} on: {record['device']}. {', '.join(f'{key} {value}' for key, value in record['versions'].items())}."
-    )
+    """Return the line of device and versions."""
+    return f"{what} on: {record['device']}. {versions_of(record)}"
 
 
 def read_study(path: Path) -> Any:
@@ -161,9 +188,11 @@ def read_study(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"recipe {str(path)!r} does not exist")
     try:
+        # Dataclasses refuse keys that they do not have, with a TypeError; a missing one is a TypeError or KeyError.
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
         name = raw.pop("study")
         check_choice("recipe:", "study", name, sorted(file.parent.name for file in STUDIES.glob("*/study.py")))
+        # Imported when wanted: a study of pairs need not wait for what a study of texts imports.
         study: Study[Any] = importlib.import_module(f"evaluation.studies.{name}.study").Study.from_tables(raw)
         study.check()
     except KeyError as error:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bounds", "head", "heat_map", "line", "mean", "paper", "spread", "svg"]
+__all__ = ["bounds", "head", "heat_map", "line", "mean", "paper", "section", "spread", "svg"]
 
 
 def head(*titles: str) -> list[str]:
@@ -28,6 +28,11 @@ def line(cells: Iterable[str]) -> str:
 def mean(values: Iterable[float]) -> float:
     """Return the mean."""
     return float(statistics.mean(values))
+
+
+def section(title: str, text: str, table: Iterable[str]) -> list[str]:
+    """Return a section of a page."""
+    return [f"## {title}", "", text, "", *table, ""]
 
 
 def spread(values: Sequence[float], sign: bool = False) -> str:

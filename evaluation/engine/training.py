@@ -48,6 +48,7 @@ def train(
     cross = isinstance(model, CrossEncoder)
     host: Any = CrossEncoderTrainer if cross else SentenceTransformerTrainer
     arguments_of_host: Any = CrossEncoderTrainingArguments if cross else SentenceTransformerTrainingArguments
+    # What all studies share; a study that differs says so in its call.
     usual = {
         "warmup_steps": 0.1,  # a share of the steps
         "weight_decay": 0.01,
@@ -70,6 +71,7 @@ def train(
             evaluator=evaluator,
             callbacks=list(callbacks),
         )
+        # Where there is no progress bar it would print all that is logged.
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     model.eval()
@@ -96,6 +98,7 @@ def predict(model: CrossEncoder | VIRTPairClassifier | RE2Matcher, examples: Exa
 
 def compare(model: SentenceTransformer, score: Callable[[Tensor, Tensor], Tensor], examples: Any) -> Array:
     """Return what ``score`` makes of the vectors of first and second texts; each distinct text is encoded once."""
+    # Texts of real pairs come again and again, a question with each of its answers.
     places = {text: place for place, text in enumerate(dict.fromkeys([*examples.first, *examples.second]))}
     vectors = model.encode(list(places), batch_size=_EVALUATION_BATCH, show_progress_bar=False, convert_to_tensor=True)
     sides = (vectors[[places[text] for text in side]] for side in (examples.first, examples.second))

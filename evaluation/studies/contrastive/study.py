@@ -17,7 +17,7 @@ from evaluation.engine import study
 from evaluation.engine.corpus import draw_texts
 from evaluation.engine.pipelines import NEW_POOLINGS, Pipeline, build_model
 from evaluation.engine.study import Page, Record, Results, check_choice
-from evaluation.engine.tables import mean
+from evaluation.engine.tables import mean, section
 from evaluation.studies.contrastive import tables
 from evaluation.studies.contrastive.after import AFTER, RANDOM
 from evaluation.studies.contrastive.training import PAIR_METHODS, RULES, State, choose, train
@@ -106,10 +106,6 @@ class Study(study.Study[Row]):
                 raise ValueError(f"{where} data={row.data!r} has no pairs, which method={row.method!r} needs")
             names.append(row.name)
 
-    def find(self, name: str) -> Row:
-        """Return a row by name."""
-        return next(row for row in self.rows if row.name == name)
-
     def chain(self, row: Row) -> list[Row]:
         """Return the rows that lead to a row, the first trained first, itself last."""
         return [*(self.chain(self.find(row.start)) if row.start else []), row]
@@ -145,10 +141,7 @@ class Study(study.Study[Row]):
         }
 
     def measure(self, row: Row, task: str, seed: int) -> Record:
-        """Train a row and evaluate the checkpoints that the rules choose.
-
-        Rules that need no labels are for rows that use none; with labels, only the one chosen on dev is evaluated.
-        """
+        """Train a row and evaluate the checkpoints that the rules choose."""
         model = build_model(self.pipeline_of(row), self.place.models, seed).to(self.place.on)
         begin = self.place.clock()
         log, states = self._train(row, seed, model)
@@ -161,6 +154,7 @@ class Study(study.Study[Row]):
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
         suites = {split: suite for split, suite in self.suites.items() if split == "dev" or not row.dev_only}
+        # Rules that need no labels are for rows that use none.
         wanted = [found["chosen"]["dev"]] if self.uses_labels(row) and log else found["chosen"].values()
         for step in sorted(set(wanted)) or [0]:
             if states:
@@ -179,6 +173,7 @@ class Study(study.Study[Row]):
             }
         if states:
             model.load_state_dict(states[found["chosen"]["dev"]])
+        # What is read off the module is of the model that is reported, the one chosen on dev.
         for module in model:
             if isinstance(module, LayerMix):
                 found["layers"] = module.report()
@@ -193,6 +188,7 @@ class Study(study.Study[Row]):
         """Train the rows that lead to a row, which several may share, and then itself."""
         log: list[dict[str, float]] = []
         states: dict[int, State] = {}
+        # In memory, not on disk: a row that starts from another is made in the same process or trains it again.
         for step in self.chain(row):
             key = (step.name, seed)
             if step.method == "none":
@@ -211,11 +207,12 @@ class Study(study.Study[Row]):
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the main table, what choosing a checkpoint costs, and the picture of pairs of views."""
-        found = {name: records for (_, name), records in results.items()}
+        found = study.by_row(results)
         first = next(iter(found.values()))[0]
         lines = [f"# {self.title}", "", tables.INTRODUCTION.format(dev=self.dev_task), ""]
-        lines += [*tables.main_table(self, found), "", "## Choosing a checkpoint", "", tables.CHOOSING, ""]
-        lines += [*tables.rules_table(self, found), "", *tables.sharpness_table(found)]
+        lines += [*tables.main_table(self, found), ""]
+        lines += section("Choosing a checkpoint", tables.CHOOSING, tables.rules_table(self, found))
+        lines += tables.sharpness_table(found)
         picture = tables.views_picture(self, found)
         if picture:
             lines += ["## Pairs of views", "", "![Spearman of each pair of views](views.svg)", ""]

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.engine.study import Record
-from evaluation.engine.tables import bounds, head, heat_map, line, mean, paper, spread, svg
+from evaluation.engine.tables import bounds, head, heat_map, line, mean, paper, section, spread, svg
 from evaluation.studies.contrastive.training import RULES
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def sharpness_table(results: Found) -> list[str]:
     known = {name: [found["sharpness"] for found in seeds if "sharpness" in found] for name, seeds in results.items()}
     rows = [line([name, f"{mean(values):.3f}", str(len(values))]) for name, values in known.items() if values]
     text = f"Mean Σα² over {SHARPNESS_TEXTS} corpus texts: 1 for a single span, nearly 0 for even weights."
-    title = ["## Sharpness of the span weights", "", text, ""]
-    return [*title, *head("run", ">Σα²", ">seeds"), *rows, ""] if rows else []
+    return section("Sharpness of the span weights", text, [*head("run", ">Σα²", ">seeds"), *rows]) if rows else []
 
 
 def rules_table(study: Study, results: Found) -> list[str]:
@@ -138,6 +137,7 @@ def views_picture(study: Study, results: Found) -> str:
     values = np.full((len(labels), len(labels)), np.nan)
     for name, seeds in pairs.items():
         row, column = (labels.index(side) for side in name.split(" x "))
+        # Short runs, scored on dev only: the best checkpoint stands for the pair of views.
         best = [max(numbers["dev"] for numbers in result["log"]) for result in seeds]
         values[row, column] = values[column, row] = 100 * mean(best)
     figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")

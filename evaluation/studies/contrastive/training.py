@@ -109,6 +109,7 @@ def train(
     data = study.place.data
     torch.manual_seed(seed)
     rows = Dataset.from_dict(_columns(study.data[row.data], row.method, data)).shuffle(seed=seed)
+    # A part of the training texts, never of the evaluated ones, for the loss that watches without labels.
     aside = min(_HELD_OUT, len(rows) // 5)
     held_out, rows = rows.select(range(aside)), rows.select(range(aside, len(rows)))
     if len(rows) < row.batch_size:
@@ -139,6 +140,7 @@ def train(
     log: dict[int, dict[str, float]] = {}
     for entry in state.log_history:
         found = {short: float(entry[key]) for key, short in _NUMBERS.items() if key in entry}
+        # Only a step that was evaluated has weights to choose.
         if found and entry["step"] in snapshots.states:
             log.setdefault(int(entry["step"]), {"step": int(entry["step"])}).update(found)
     for numbers in log.values():

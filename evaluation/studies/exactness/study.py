@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from evaluation.engine import study
 from evaluation.engine.pipelines import Pipeline, build_model
-from evaluation.engine.study import Page, Record, Results
+from evaluation.engine.study import Page, Record, Results, versions_of
 from evaluation.engine.tables import head, line
 from st_plugins import whiten
 from st_plugins.data import load_task
@@ -30,6 +30,7 @@ class Row(study.Row):
     """An encoder."""
 
     model: str  # folder below --models
+    max_length: int = 64  # texts are cut to so many tokens
 
 
 @dataclass(kw_only=True)
@@ -56,14 +57,15 @@ class Study(study.Study[Row]):
         order = {text: number for number, text in enumerate(texts)}
         found: dict[str, Any] = {}
         for pooling in ("mean", "span"):
-            plain = build_model(Pipeline(pooling, row.model, pooling), self.place.models, seed).to(self.place.on)
+            pipeline = Pipeline(pooling, row.model, pooling, max_length=row.max_length)
+            plain = build_model(pipeline, self.place.models, seed).to(self.place.on)
             whitened = whiten(plain, texts, None, batch_size=128, show_progress_bar=False)
-            for name, pipeline in ((pooling, plain), (f"{pooling} + whitening", whitened)):
-                vectors = pipeline.encode(texts, batch_size=128, show_progress_bar=False).astype(np.float64)
+            for name, model in ((pooling, plain), (f"{pooling} + whitening", whitened)):
+                vectors = model.encode(texts, batch_size=128, show_progress_bar=False).astype(np.float64)
                 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
                 errors = []
                 for a, b in tqdm(chosen, desc=name, leave=False):
-                    explanation = explain_pair(pipeline, a, b)
+                    explanation = explain_pair(model, a, b)
                     errors.append(abs(float(explanation.contributions.sum()) - vectors[order[a]] @ vectors[order[b]]))
                 found[name] = {"largest": max(errors), "mean": float(np.mean(errors)), "exact": explanation.exact}
         return {"pairs": len(chosen), "error": found}
@@ -75,5 +77,4 @@ class Study(study.Study[Row]):
             for pipeline, error in found["error"].items():
                 cells = [name, f"{found['pairs']} of {task}", pipeline]
                 lines.append(line([*cells, f"{error['largest']:.1e}", f"{error['mean']:.1e}"]))
-        versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
-        return [*lines, "", self.notes, "", f"{versions}.", ""], {}
+        return [*lines, "", self.notes, "", versions_of(found), ""], {}

@@ -10,13 +10,14 @@ import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 
 from evaluation.engine.pair_tables import main_table as pair_table
 from evaluation.engine.runner import load_results, load_seeds
-from evaluation.engine.study import Page, Record, Results, read_study, stamp
-from evaluation.engine.tables import bounds, head, line, mean, spread, svg
+from evaluation.engine.study import Page, Record, Results, by_row, read_study, stamp
+from evaluation.engine.tables import bounds, head, line, mean, section, spread, svg
 from evaluation.studies.contrastive import study
 from evaluation.studies.contrastive.tables import above, chosen, main_table, row_name
 from evaluation.studies.self_explaining.tables import accuracy_table
@@ -52,27 +53,27 @@ class Study(study.Study):
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the page."""
-        found = {name: records for (_, name), records in results.items()}
+        found = by_row(results)
         first, recipes, root = next(iter(found.values()))[0], self.path.parent, folder.parent
         benchmark = root / _COSTS
         costs: Record = {"encoders": {}, "pairs": {}}
         if benchmark.is_file():
             costs = json.loads(benchmark.read_text(encoding="utf-8"))
         methods = self.methods(found, costs["encoders"])
-        page = [f"# {self.title}", "", self.notes, "", "## Sentence vectors", "", _EMBEDDINGS_TEXT, ""]
-        page += [*_embeddings_table(methods), ""]
+        page = [f"# {self.title}", "", self.notes, ""]
+        page += section("Sentence vectors", _EMBEDDINGS_TEXT, _embeddings_table(methods))
         if methods:
             raw, whitened = methods[0].scores[0]["floor"]
             page += [f"The floor: {100 * raw:.2f} raw, {100 * whitened:.2f} whitened on the same corpus sample.", ""]
         picture = _picture(methods, self.title)
         page += ["![Score against cost](cost.svg)", ""] if picture else []
-        page += ["## Models of pairs", "", _PAIRS_TEXT, "", *_pairs_table(recipes, root), ""]
+        page += section("Models of pairs", _PAIRS_TEXT, _pairs_table(recipes, root))
         page += _pair_costs(costs["pairs"])
         name = "sst5-mini-bert-en"
         classification = read_study(recipes / f"{_CLASSES}/recipes/{name}.toml")
         classified = load_results(classification, root / f"{_CLASSES}/results/{name}")
-        accuracies = accuracy_table(classification, {row: seeds for (_, row), seeds in classified.items()})
-        page += ["## Classification", "", _CLASSES_TEXT, "", *accuracies, ""]
+        accuracies = accuracy_table(classification, by_row(classified))
+        page += section("Classification", _CLASSES_TEXT, accuracies)
         own = "../../../label_token/results/qqp/table.md"
         page += ["## Without readable text", "", f"In the table of [its own study]({own}).", ""]
         page += ["## The tasks one by one", "", *main_table(self, found), "", stamp(first), ""]
@@ -167,16 +168,8 @@ def _picture(methods: list[_Method], title: str) -> str:
         places = [method.cost["times_the_first"] for _, method in points], [method.value for _, method in points]
         axes.scatter(*places, marker=marker, color=color, label=_KINDS[kind], zorder=2)
         for (number, _), x, y in zip(points, *places, strict=True):
-            axes.annotate(
-                str(number),
-                (x, y),
-                xytext=(right, 0),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                fontsize=7,
-                color=color,
-            )
+            text: Any = {"xytext": (right, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+            axes.annotate(str(number), (x, y), fontsize=7, color=color, **text)
     for floor, name in zip(shown[0][1].scores[0]["floor"], ("floor", "floor, whitened"), strict=True):
         axes.axhline(100 * floor, color="grey", linestyle=":", zorder=1)
         axes.annotate(name, (0.6, 100 * floor), xycoords=("axes fraction", "data"), color="grey", va="bottom")

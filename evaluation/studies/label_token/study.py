@@ -99,6 +99,7 @@ class Study(study.Study[Row]):
         """The pairs of ``train``, ``dev`` and ``test``."""
         sets: dict[str, Source] = {}
         for part in ("train", "dev", "test"):
+            # A text without any word would become an empty one; its pair is left out.
             source = read_table(self.place.data / getattr(self, part))
             names = ("sentence1", "sentence2", "label")
             keep = [bool(words_of(a) and words_of(b)) for a, b in zip(*map(source.texts, names[:2]), strict=True)]
@@ -148,6 +149,7 @@ class Study(study.Study[Row]):
         if row.kind == "siamese":
             vectors = model.sentence_transformer()
             examples = Examples(labelled.first, labelled.second, [float(label or 0) for label in labelled.labels])
+            # Again: making the model has drawn numbers, if its weights are random.
             torch.manual_seed(seed)
             train(vectors, CoSENTLoss(vectors), examples.columns(examples.gold), seed=seed, **options)
         else:
@@ -173,12 +175,10 @@ class Study(study.Study[Row]):
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the table."""
-        by_row = {name: records for (_, name), records in results.items()}
-        found = next(iter(by_row.values()))[0]
-        facts = (
-            f"{found['test']['pairs']:,} test pairs, {found['known']:,} known tokens; batches of {self.batch_size}."
-        )
-        lines = [f"# {self.title}", "", _INTRODUCTION, "", *_table(by_row, {row.name: row.base for row in self.rows})]
+        found = next(iter(results.values()))[0]
+        test, bases = found["test"], {row.name: row.base for row in self.rows}
+        facts = f"{test['pairs']:,} test pairs, {found['known']:,} known tokens; batches of {self.batch_size}."
+        lines = [f"# {self.title}", "", _INTRODUCTION, "", *_table(study.by_row(results), bases)]
         return [*lines, "", self.notes, "", facts, "", stamp(found), ""], {}
 
 

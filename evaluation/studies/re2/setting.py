@@ -8,35 +8,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.engine.pairs import Answer, Examples, read_examples, training_and_dev
+from evaluation.engine import setting
+from evaluation.engine.pairs import Answer, Examples, training_and_dev
 from evaluation.engine.scores import ranking_score, score
 from evaluation.engine.study import Record
 from evaluation.studies.re2.training import train_matcher, train_siamese
 from st_plugins.matching import RE2Schedule
 
 if TYPE_CHECKING:
-    from evaluation.studies.re2.study import Row, Study
+    from evaluation.studies.re2.study import Row
 
 __all__ = ["Setting"]
 
 _DRY_PAIRS = 64
 
 
-class Setting:
-    """A task and a seed, which is that of weights, order and dropout."""
-
-    def __init__(self, study: Study, name: str, seed: int) -> None:
-        self.study, self.name, self.task, self.seed = study, name, study.tasks[name], seed
-        self.place = study.place
+class Setting(setting.Setting):
+    """A task and a seed."""
 
     def schedule(self, row: Row) -> RE2Schedule:
         """Return a row's schedule; in a dry run an epoch of small batches."""
-        whole = self.study.schedule_of(row, self.name)
+        whole: RE2Schedule = self.study.schedule_of(row, self.name)
         small = {"epochs": 1, "batch_size": min(whole.batch_size, _DRY_PAIRS)}
         return replace(whole, **small) if self.place.dry_run else whole
 
     @cached_property
-    def _pairs(self) -> tuple[Examples, Examples]:
+    def pairs(self) -> tuple[Examples, Examples]:
+        """The training pairs and the dev pairs."""
+        # The largest batch of all rows, so that all are refused or none, and have the same pairs.
         rows = (row for row in self.study.rows if self.name in self.study.tasks_of(row))
         largest = max(self.study.schedule_of(row, self.name).batch_size for row in rows)
         limit = 0 if self.task.ranked else self.study.eval_limit  # a ranking needs all pairs of a text
@@ -45,20 +44,10 @@ class Setting:
     @cached_property
     def training(self) -> Examples:
         """The training pairs."""
-        return self._pairs[0].first_ones(2 * _DRY_PAIRS) if self.place.dry_run else self._pairs[0]
+        return self.pairs[0].first_ones(2 * _DRY_PAIRS) if self.place.dry_run else self.pairs[0]
 
-    @cached_property
-    def dev(self) -> Examples:
-        """The dev pairs."""
-        return self._cut(self._pairs[1])
-
-    @cached_property
-    def tests(self) -> dict[str, Examples]:
-        """The reported sets."""
-        files = self.task.tests.items()
-        return {name: self._cut(read_examples(self.task, [file], self.place.data)) for name, file in files}
-
-    def _cut(self, examples: Examples) -> Examples:
+    def cut(self, examples: Examples) -> Examples:
+        """Return what is read of pairs: in a dry run a few, unless a ranking needs all of a text."""
         return examples.first_ones(_DRY_PAIRS) if self.place.dry_run and not self.task.ranked else examples
 
     def measure(self, row: Row) -> Record:
@@ -77,13 +66,10 @@ class Setting:
             found["config"] = self.study.config_of(row, self.name).to_dict()
         if trained.coverage is not None:
             found["coverage"] = trained.coverage
-        found["dev"] = self._score("dev", self.dev, trained.answer)
-        del found["dev"]["resamples"]
-        if not (self.place.dev_only or row.ablation):
-            found["tests"] = {name: self._score(name, pairs, trained.answer) for name, pairs in self.tests.items()}
-        return found
+        return {**found, **self.scores(trained.answer, row.ablation)}
 
-    def _score(self, name: str, examples: Examples, answer: Answer) -> Record:
+    def score(self, name: str, examples: Examples, answer: Answer) -> Record:
+        """Score answers on a set."""
         found, gold = answer(examples), np.array(examples.gold)
         if self.task.ranked:
             return ranking_score(name, examples.first, gold, found)

@@ -17,6 +17,7 @@ from evaluation.engine import pairs
 from evaluation.engine.pair_tables import difference_table, main_table
 from evaluation.engine.runner import load_seeds
 from evaluation.engine.study import Page, Results, check_choice, stamp
+from evaluation.engine.tables import section
 from evaluation.studies.re2 import tables
 from evaluation.studies.re2.setting import Setting
 from st_plugins.matching import RE2Config, RE2Schedule
@@ -72,6 +73,7 @@ class Study(pairs.PairStudy[Row]):
 
     row_type: ClassVar[type[Row]] = Row
     task_type: ClassVar[type[Task]] = Task
+    setting_type: ClassVar[type[Setting]] = Setting
 
     beside: list[Beside] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)  # values of RE2Config for all tasks
@@ -134,10 +136,6 @@ class Study(pairs.PairStudy[Row]):
         """Return a row's schedule on a task, in the same way."""
         return RE2Schedule.from_dict({**self.schedule, **self.tasks[task].schedule, **row.schedule})
 
-    def setting(self, task: str, seed: int) -> Setting:
-        """Return what the rows of a task and a seed share."""
-        return Setting(self, task, seed)
-
     def page(self, results: Results, folder: Path) -> Page:
         """Return scores beside those of other studies, differences, costs and ablations."""
         others: Results = {
@@ -153,8 +151,8 @@ class Study(pairs.PairStudy[Row]):
         for base in [row.name for row in self.main if row.kind == "siamese"] + beside:
             differences = difference_table(own, base, self.sets, everything)
             lines += [*differences, ""] if len(differences) > 2 else []
-        lines += ["## Dev sets and costs", "", tables.COSTS, "", *tables.cost_table(self, results), ""]
+        lines += section("Dev sets and costs", tables.COSTS, tables.cost_table(self, results))
         ablations = tables.ablation_table(self, results)
         if ablations:
-            lines += ["## Ablations", "", tables.ABLATIONS.format(full=self.full), "", *ablations, ""]
+            lines += section("Ablations", tables.ABLATIONS.format(full=self.full), ablations)
         return [*lines, self.notes, "", stamp(next(iter(results.values()))[0]), ""], {}

@@ -79,7 +79,7 @@ def ablation_table(study: Study, results: Results) -> list[str]:
     rows = [row for row in study.rows if row.ablation]
     if not rows:
         return []
-    full = next(row for row in study.rows if row.name == study.full)
+    full = study.find(study.full)
     tasks = [task for task in study.tasks if any(task in study.tasks_of(row) for row in rows)]
     titles = (title for task in tasks for title in (f">{task} dev", ">− full", ">the paper", ">− full"))
     lines = head("network", ">seeds", *titles)

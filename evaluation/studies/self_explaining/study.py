@@ -23,6 +23,7 @@ from evaluation.engine import study, training
 from evaluation.engine.batching import text_length
 from evaluation.engine.pipelines import Pipeline, build_model
 from evaluation.engine.study import Page, Record, Results, check_choice, stamp
+from evaluation.engine.tables import section
 from evaluation.studies.self_explaining import tables
 from st_plugins.core.reading.tables import read_table
 from st_plugins.explain import Faithfulness, explain, faithfulness
@@ -107,6 +108,7 @@ class Study(study.Study[Row]):
         texts, gold = self.read_labelled(self.place.data / self.test)
         predicted = _predict(loss, texts)
         explained = 2 if self.place.dry_run else self.explained
+        # The same texts for all rows and seeds, whose faithfulness is compared.
         drawn = np.random.default_rng(0).permutation(len(texts))[:explained].tolist()
         spans = row.pooling == "span"
         shown, answers = [texts[place] for place in drawn], [predicted[place] for place in drawn]
@@ -130,6 +132,7 @@ class Study(study.Study[Row]):
         loss = SelfExplainingLoss(model, len(self.labels), row.weight)
         texts, labels = self.read_labelled(self.place.data / self.train)
         dev_texts, dev_labels = self.read_labelled(self.place.data / self.dev)
+        # The host's loader takes texts as they come: sorted ones need little padding.
         order = _by_length(dev_texts)
         examples: Any = [InputExample(texts=cast("Any", [dev_texts[row]]), label=dev_labels[row]) for row in order]
         loader: Any = DataLoader(examples, batch_size=128)
@@ -174,12 +177,12 @@ class Study(study.Study[Row]):
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return accuracies, faithfulness and examples."""
-        found = {name: records for (_, name), records in results.items()}
+        found = study.by_row(results)
         first = next(iter(found.values()))[0]
         explained = len(first["faithfulness"]["random"])
         lines = [f"# {self.title}", "", tables.ACCURACY.format(recipe=self.path.name), ""]
-        lines += [*tables.accuracy_table(self, found), "", "## Faithfulness", ""]
-        lines += [tables.FAITHFULNESS.format(count=explained), "", *tables.faithfulness_table(found), ""]
+        lines += [*tables.accuracy_table(self, found), ""]
+        lines += section("Faithfulness", tables.FAITHFULNESS.format(count=explained), tables.faithfulness_table(found))
         examples, files = tables.examples(self, found)
         return [*lines, *examples, self.notes, "", stamp(first), ""], files
 

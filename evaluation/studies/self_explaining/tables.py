@@ -42,6 +42,7 @@ def _interval(values: NDArray[np.float64], sign: str = "") -> str:
 
     Of a difference, which has a sign, an interval without zero is bold.
     """
+    # Equal values have no spread that a bootstrap could find.
     low = high = values[0]
     if values.min() != values.max():
         low, high = bootstrap(
@@ -60,13 +61,12 @@ def accuracy_table(study: Study, results: Found) -> list[str]:
     reference = next((row.name for row in study.rows if row.pooling == "mean"), "")
     right = {name: np.mean([_correct(found) for found in seeds], axis=0) for name, seeds in results.items()}
     for name, seeds in results.items():
-        row = next(row for row in study.rows if row.name == name)
         cells = [name, str(len(seeds)), spread([max(found["dev"]) for found in seeds])]
         cells += [f"**{spread([found['accuracy'] for found in seeds])}**", _interval(right[name])]
         paired = name != reference and reference in results
         cells.append(_interval(right[name] - right[reference], "+") if paired else "")
         sharp = [found["sharpness"] for found in seeds if "sharpness" in found]
-        lines.append(line([*cells, f"{np.mean(sharp):.2f}" if sharp else "", paper(row.paper)]))
+        lines.append(line([*cells, f"{np.mean(sharp):.2f}" if sharp else "", paper(study.find(name).paper)]))
     return lines
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from evaluation.engine import study
 from evaluation.engine.corpus import draw_texts
 from evaluation.engine.pipelines import Pipeline, build_model
-from evaluation.engine.study import Page, Record, Results, check_choice
+from evaluation.engine.study import Page, Record, Results, check_choice, versions_of
 from evaluation.engine.tables import bounds, head, line
 from st_plugins import whiten
 from st_plugins.data import load_task
@@ -81,7 +81,8 @@ class Study(study.Study[Row]):
 
     def summary(self, record: Record) -> str:
         """Return what the terminal shows of a new record."""
-        return f"average {100 * record['average']['spearman_all']['value']:.2f}"
+        tasks = [f"{task['title']} {100 * task['spearman']['all']['value']:.2f}" for task in record["tasks"]]
+        return f"{', '.join(tasks)}, average {100 * record['average']['spearman_all']['value']:.2f}"
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the table of all pipelines with their distance to the floor."""
@@ -113,10 +114,8 @@ class Study(study.Study[Row]):
                 cells = [f"{100 * scores[task.name].value:.2f}" for task in first.tasks] + [_interval(scores["avg"])]
                 shown.append(f"| *floor, {label}* | {dimension} | {' | '.join(cells)} | | |")
         lines += dict.fromkeys(shown)  # pipelines that share a floor show it once
-        versions = ", ".join(f"{key} {value}" for key, value in first.versions.items())
-        seeds = ", ".join(map(str, self.seeds))
-        lines += ["", f"Made with `python -m evaluation run` and seed {seeds}. {versions}.", "", self.notes, ""]
-        return lines, {}
+        made = f"Made with `python -m evaluation run` and seed {', '.join(map(str, self.seeds))}."
+        return [*lines, "", f"{made} {versions_of(vars(first))}", "", self.notes, ""], {}
 
 
 def target_texts(tasks: str, data: Path) -> dict[str, list[str]]:

@@ -13,7 +13,8 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss
 
-from evaluation.engine.pairs import Answer, Array, Examples, read_examples, training_and_dev
+from evaluation.engine import setting
+from evaluation.engine.pairs import Answer, Array, Examples, training_and_dev
 from evaluation.engine.pipelines import Pipeline, build_model
 from evaluation.engine.scores import score
 from evaluation.engine.study import Record
@@ -24,19 +25,15 @@ from st_plugins.core.writing.atomic import atomic_folder
 from st_plugins.losses import map_agreement
 
 if TYPE_CHECKING:
-    from evaluation.studies.virt.study import Row, Study
+    from evaluation.studies.virt.study import Row
 
 __all__ = ["Setting"]
 
 _DRY_STEPS, _DRY_PAIRS = 2, 48
 
 
-class Setting:
-    """A task and a seed, which is that of weights, pairs, their order and dropout."""
-
-    def __init__(self, study: Study, name: str, seed: int) -> None:
-        self.study, self.name, self.task, self.seed = study, name, study.tasks[name], seed
-        self.place = study.place
+class Setting(setting.Setting):
+    """Here the seed is that of the pairs that are drawn, too."""
 
     @cached_property
     def start(self) -> Path:
@@ -49,25 +46,16 @@ class Setting:
         return build_model(row, self.start.parent, self.seed).to(self.place.on)
 
     @cached_property
-    def _pairs(self) -> tuple[Examples, Examples]:
+    def pairs(self) -> tuple[Examples, Examples]:
+        """The training pairs and the dev pairs."""
         return training_and_dev(self.task, self.place.data, self.study.batch_size, self.study.eval_limit)
-
-    @cached_property
-    def dev(self) -> Examples:
-        """The dev pairs."""
-        return self._cut(self._pairs[1])
-
-    @cached_property
-    def tests(self) -> dict[str, Examples]:
-        """The reported sets."""
-        files = self.task.tests.items()
-        return {name: self._cut(read_examples(self.task, [file], self.place.data)) for name, file in files}
 
     @cached_property
     def _tokenizer(self) -> Any:
         return self.encoder().tokenizer
 
-    def _cut(self, examples: Examples) -> Examples:
+    def cut(self, examples: Examples) -> Examples:
+        """Return what the bi-encoder reads of pairs."""
         few = examples.first_ones(_DRY_PAIRS) if self.place.dry_run else examples
         return trim(few, self._tokenizer, self.task.max_length)
 
@@ -75,14 +63,14 @@ class Setting:
         """Return the length of a training: what a row or the teacher asks for, or 0 for the task's budget."""
         if self.place.dry_run:
             return _DRY_STEPS
-        epoch = len(self._pairs[0]) // self.study.batch_size
+        epoch = len(self.pairs[0]) // self.study.batch_size
         return int(wanted or self.task.steps or max(1, round(self.task.epochs * epoch)))
 
     def seen(self, steps: int) -> Examples:
         """Return the pairs that a training sees, in this seed's order; less than an epoch sees the first ones."""
-        training = self._pairs[0]
+        training = self.pairs[0]
         order = np.random.default_rng(self.seed).permutation(len(training))
-        return self._cut(training.take(order[: steps * self.study.batch_size]))
+        return self.cut(training.take(order[: steps * self.study.batch_size]))
 
     def _train(
         self, model: Any, loss: torch.nn.Module, seen: Examples, targets: list[Any], steps: int, rate: float
@@ -108,6 +96,7 @@ class Setting:
     def _cross_encoder_folder(self) -> Path:
         """Where this seed's cross-encoder is; it is trained if the cache does not have it."""
         classes, rate = len(self.task.classes), self.study.teacher_learning_rate
+        # The name has all that a recipe says of the training: a changed one does not find an old cross-encoder.
         steps, before = self.steps(self.task.teacher_steps), self.task.teacher_from
         source = Setting(self.study, before, self.seed)._cross_encoder_folder if before else self.start
         task = {key: getattr(self.task, key) for key in ("train", "aside", "classes", "scale", "max_length")}
@@ -142,6 +131,7 @@ class Setting:
     @cached_property
     def _answers(self) -> Array:
         """What the teacher says of the training pairs that the task's budget allows for."""
+        # Asked once: rows see the first ones of the same order.
         seen = self.seen(max(self.steps(), *(row.steps for row in self.study.rows)))
         return predict(self.teacher, seen, apply_softmax=bool(self.task.classes))
 
@@ -165,6 +155,7 @@ class Setting:
         else:
             seen, watched = self.seen(steps), self.dev.pairs[: self.study.agreement_pairs]
             model = self.encoder()
+            # Before the head is made, so that rows with the same head begin with the same weights.
             torch.manual_seed(self.seed)
             task_loss, answer = student(row, model, len(self.task.classes))
             before = map_agreement(model, self.teacher, watched)
@@ -178,13 +169,10 @@ class Setting:
                 "before": [layer._asdict() for layer in before],
                 "after": [layer._asdict() for layer in after],
             }
-        found["dev"] = self._score("dev", self.dev, answer)
-        del found["dev"]["resamples"]
-        if not (self.place.dev_only or row.dev_only):
-            found["tests"] = {name: self._score(name, examples, answer) for name, examples in self.tests.items()}
-        return found
+        return {**found, **self.scores(answer, row.dev_only)}
 
-    def _score(self, name: str, examples: Examples, answer: Answer) -> Record:
+    def score(self, name: str, examples: Examples, answer: Answer) -> Record:
+        """Score answers on a set."""
         classes, found = self.task.classes, answer(examples)
         if classes and found.ndim == 2:
             found = found.argmax(axis=1)

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from evaluation.engine import pairs
 from evaluation.engine.pair_tables import difference_table, main_table
 from evaluation.engine.study import Page, Results, check_choice, stamp
+from evaluation.engine.tables import section
 from evaluation.studies.virt import tables
 from evaluation.studies.virt.reading import Reading, reader
 from evaluation.studies.virt.setting import Setting
@@ -90,6 +91,7 @@ class Study(pairs.PairStudy[Row]):
 
     row_type: ClassVar[type[Row]] = Row
     task_type: ClassVar[type[Task]] = Task
+    setting_type: ClassVar[type[Setting]] = Setting
 
     model: str  # folder below --models; cross-encoder and students start from it
     grid: Grid | None = None
@@ -133,10 +135,6 @@ class Study(pairs.PairStudy[Row]):
                     "from the encoder"
                 )
 
-    def setting(self, task: str, seed: int) -> Setting:
-        """Return what the rows of a task and a seed share."""
-        return Setting(self, task, seed)
-
     def prepare(self) -> str:
         """Train the encoder to read two texts at once, if the cache does not have it."""
         return str(reader(self)) if self.reading else ""
@@ -149,8 +147,8 @@ class Study(pairs.PairStudy[Row]):
         for base in kept:
             if base.kind == "siamese" and not base.weight:
                 lines += [*difference_table(names, base.name, self.sets, results), ""]
-        lines += ["## Dev sets", "", tables.DEV, "", *tables.dev_table(self, names, results), ""]
-        lines += ["## Attention maps", "", tables.AGREEMENT, "", *tables.agreement_table(self, names, results), ""]
+        lines += section("Dev sets", tables.DEV, tables.dev_table(self, names, results))
+        lines += section("Attention maps", tables.AGREEMENT, tables.agreement_table(self, names, results))
         picture = tables.grid_picture(self, results)
         if picture:
             lines += ["## Target, layers and weight", "", "![Dev score of each setting](ablation.svg)", ""]
