@@ -111,14 +111,15 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_exactness(sts_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(encoder_folder, tmp_path / "models" / "tiny")
     path = tmp_path / "tiny.toml"
-    text = 'study = "exactness"\ntitle = "tiny"\npairs = 5\n[[row]]\nname = "tiny"\nmodel = "tiny"\nmax_length = 32\n'
+    text = 'study = "exactness"\ntitle = "tiny"\npairs = 20\n[[row]]\nname = "tiny"\nmodel = "tiny"\nmax_length = 32\n'
     path.write_text(text, encoding="utf-8")
     run(path, tmp_path / "models", sts_folder, device="cpu")
     folder = tmp_path / "results" / "tiny"
     found = json.loads((folder / "stsb-tiny-seed0.json").read_text(encoding="utf-8"))
-    assert set(found["error"]) == {"mean", "mean + whitening", "span", "span + whitening"} and found["pairs"] == 5
-    assert all(0 <= error["mean"] <= error["largest"] < 1e-4 for error in found["error"].values())
-    assert "| tiny | 5 of stsb | span + whitening |" in (folder / "table.md").read_text(encoding="utf-8")
+    assert set(found["error"]) == {"mean", "mean + whitening", "span", "span + whitening"} and found["pairs"] == 20
+    for name, error in found["error"].items():  # a whitening fitted to so few texts magnifies rounding
+        assert 0 <= error["mean"] <= error["largest"] < (1e-2 if "whitening" in name else 1e-6), name
+    assert "| tiny | 20 of stsb | span + whitening |" in (folder / "table.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=_name)
@@ -136,7 +137,6 @@ def test_committed_records_are_read(path: Path) -> None:
     assert sum(map(len, runner.load_results(found, folder).values())) == len(files)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", MEASURED, ids=_name)
 def test_committed_tables_are_what_the_records_give(path: Path) -> None:
     found = read_study(path)
