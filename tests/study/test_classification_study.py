@@ -102,10 +102,10 @@ def test_pairs_full_stops_and_unknown_labels(folders: dict[str, Path], tmp_path:
     study = read_study(recipe)
     table = folders["data"] / "pairs.tsv"
     table.write_text("label\ta\tb\ngood\tA dog .\t.\nbad\tA man\tRuns.", encoding="utf-8")
-    assert study.read_labelled(table) == ([["A dog", "."], ["A man", "Runs"]], [1, 0])
+    assert study.read_labeled(table) == ([["A dog", "."], ["A man", "Runs"]], [1, 0])
     table.write_text("label\ta\tb\n-1\tA dog .\t.", encoding="utf-8")
     with pytest.raises(ValueError, match=r"labels \['-1'\] are not among labels=\['bad', 'good'\]"):
-        study.read_labelled(table)
+        study.read_labeled(table)
 
 
 @pytest.mark.parametrize(

@@ -138,22 +138,22 @@ class Study(study.Study[Row]):
 
     def measure(self, row: Row, task: str, seed: int) -> Record:
         """Train and score a row."""
-        labelled, pairs = self.pairs["train"], self.pairs[self.part]
+        labeled, pairs = self.pairs["train"], self.pairs[self.part]
         steps = _DRY_STEPS if self.place.dry_run else self.steps
         found: Record = {"steps": steps, "known": len(self.tokenizer)}
         if row.kind == "tf-idf":
-            return {**found, self.part: self._score(_tf_idf(labelled, pairs))}
+            return {**found, self.part: self._score(_tf_idf(labeled, pairs))}
         model = self._start(row, seed).to(self.place.on)
         options: Any = {"max_steps": steps, "batch_size": self.batch_size, "learning_rate": row.learning_rate}
         begin = self.place.clock()
         if row.kind == "siamese":
             vectors = model.sentence_transformer()
-            examples = Examples(labelled.first, labelled.second, [float(label or 0) for label in labelled.labels])
+            examples = Examples(labeled.first, labeled.second, [float(label or 0) for label in labeled.gold])
             # Again: making the model has drawn numbers, if its weights are random.
             torch.manual_seed(seed)
             train(vectors, CoSENTLoss(vectors), examples.columns(examples.gold), seed=seed, **options)
         else:
-            seen = labelled + pairs.without_labels() if row.unlabelled else labelled
+            seen = labeled + pairs.without_labels() if row.unlabelled else labeled
             model.fit(seen, seed=seed, show_progress_bar=False, **options)
             vectors = model.sentence_transformer()
         found["train_seconds"] = self.place.clock() - begin
@@ -166,7 +166,7 @@ class Study(study.Study[Row]):
         return found
 
     def _score(self, found: Array) -> Record:
-        gold = np.array([label == "1" for label in self.pairs[self.part].labels])
+        gold = np.array([label == "1" for label in self.pairs[self.part].gold])
         return score_auc(self.part, gold, found)
 
     def summary(self, record: Record) -> str:

@@ -85,7 +85,7 @@ class Study(study.Study[Row]):
         if self.pictured and not any(row.name == self.pictured and row.pooling == "span" for row in self.rows):
             raise ValueError(f"pictured={self.pictured!r} must be a row with pooling='span'")
 
-    def read_labelled(self, path: Path) -> tuple[list[Text], list[int]]:
+    def read_labeled(self, path: Path) -> tuple[list[Text], list[int]]:
         """Read texts (or pairs) and the numbers of their classes."""
         table = read_table(path)
         columns = [table.texts(name) for name in self.columns]
@@ -105,7 +105,7 @@ class Study(study.Study[Row]):
         model = build_model(pipeline, self.place.models, seed).to(self.place.on)
         loss, course = self._train(row, seed, model)
         trained = self.place.clock()
-        texts, gold = self.read_labelled(self.place.data / self.test)
+        texts, gold = self.read_labeled(self.place.data / self.test)
         predicted = _predict(loss, texts)
         explained = 2 if self.place.dry_run else self.explained
         # The same texts for all rows and seeds, whose faithfulness is compared.
@@ -130,8 +130,8 @@ class Study(study.Study[Row]):
         """Train a classifier; return it with the weights of the best epoch, and the dev accuracy after each."""
         torch.manual_seed(seed)
         loss = SelfExplainingLoss(model, len(self.labels), row.weight)
-        texts, labels = self.read_labelled(self.place.data / self.train)
-        dev_texts, dev_labels = self.read_labelled(self.place.data / self.dev)
+        texts, labels = self.read_labeled(self.place.data / self.train)
+        dev_texts, dev_labels = self.read_labeled(self.place.data / self.dev)
         # The host's loader takes texts as they come: sorted ones need little padding.
         order = _by_length(dev_texts)
         examples: Any = [InputExample(texts=cast("Any", [dev_texts[row]]), label=dev_labels[row]) for row in order]
