@@ -15,7 +15,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from st_plugins.cli import main as cli
 from st_plugins.core.reading.tables import read_table
 from st_plugins.matching import LearnedEmbedding, RE2Matcher, TransformerTokens, WordVectors
-from st_plugins.methods.re2 import matcher as re2_matcher
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -228,7 +227,7 @@ def test_a_killed_prediction_leaves_nothing(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(re2_matcher, "score_pairs", interrupted)
+    monkeypatch.setattr(RE2Matcher, "_score", interrupted)
     code, _, err = run("match", tmp_path / "matcher", pairs, "--output", tmp_path / "out.tsv")
     assert code == 130 and "Traceback" not in err, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["matcher", "pairs.tsv"]

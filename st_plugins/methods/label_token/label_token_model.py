@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.cross_encoder import CrossEncoderModelCardData
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from sentence_transformers.util import batch_to_device
+from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from typing_extensions import Self
 
-from st_plugins import __version__
-from st_plugins.core.host import evaluating
-from st_plugins.core.loading.files import is_there, read_object
+from st_plugins.core.encoding import longest_first
 from st_plugins.core.loading.staging import staged
 from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
-from st_plugins.core.pair_inputs import as_pairs
-from st_plugins.core.writing.atomic import atomic_folder
+from st_plugins.core.pair_model import PairModel
 from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 from st_plugins.methods.label_token.masking import (
     PairMasking,
@@ -39,13 +33,11 @@ from st_plugins.methods.label_token.tokens import label_token_ids
 
 __all__ = ["LabelTokenModel"]
 
-logger = logging.getLogger(__name__)
-
 _RECORD = "label_token_model.json"
 _LOOKED_AT = 32  # pairs that the finished model has to score
 
 
-class LabelTokenModel(nn.Module):
+class LabelTokenModel(PairModel):
     """Match pairs of integer tokens with one masked language model that has the label among its tokens.
 
     A pair is read as ``[CLS] [MASK] first [SEP] second [SEP]``. Training asks for 15 % of the tokens of both texts and
@@ -83,10 +75,13 @@ class LabelTokenModel(nn.Module):
         unknown tokens are not asked for, and the test pairs' masks stand where labels would.
     """
 
+    labels: list[str]  # there are two at least
+    _record_name, _record_keys = _RECORD, ("labels",)
+
     def __init__(self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
         check_masked_language_model(encoder, "encoder")
         ids = label_token_ids(tokenizer)
+        super().__init__(list(ids))
         config = encoder.config
         table: Any = encoder.get_input_embeddings().weight
         if len(table) < len(tokenizer):
@@ -106,9 +101,7 @@ class LabelTokenModel(nn.Module):
                 "the tokenizer with a lower max_length"
             )
         self.encoder, self.tokenizer = encoder, tokenizer
-        self.labels = tuple(ids)
         self.num_labels = 1 if len(ids) == 2 else len(ids)  # as the host's evaluators count
-        self.model_card_data = CrossEncoderModelCardData()  # where they leave what they measured
         self._label_ids = list(ids.values())
         self._token_types = getattr(config, "type_vocab_size", 0) > 1
 
@@ -178,7 +171,7 @@ class LabelTokenModel(nn.Module):
             )
         unknown = sorted({label for label in pairs.gold if label is not None} - set(self.labels))
         if unknown:
-            raise ValueError(f"pairs has the labels {unknown}, but the tokenizer was built for {list(self.labels)}")
+            raise ValueError(f"pairs has the labels {unknown}, but the tokenizer was built for {self.labels}")
         settings: dict[str, Any] = {
             "epochs": epochs,
             "max_steps": max_steps,
@@ -196,59 +189,20 @@ class LabelTokenModel(nn.Module):
             raise NonFiniteLossError(f"what the last step left predicts no finite scores; {AGAIN}", remedy="")
         return self.eval()
 
-    def predict(
-        self,
-        inputs: Sequence[Any],
-        prompt_name: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        activation_fn: Callable[[Tensor], Tensor] | None = None,
-        apply_softmax: bool | None = False,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-    ) -> Any:
-        """Score or classify pairs, as the host's ``CrossEncoder.predict`` does; the training mode is restored after.
+    def _prompt(self, name: str | None, prompt: str | None) -> str | None:
+        if name is not None or prompt is not None:
+            raise ValueError(f"prompt_name must be None, as texts of integers have no prompts; got {name or prompt!r}")
+        return None
 
-        Args:
-            inputs: Pairs of texts of integers, or one pair. Integers that the tokenizer does not know are all alike.
-            prompt_name: Must be None: integers have no prompts. (The host's evaluators name the argument.)
-            batch_size: Pairs read at a time.
-            show_progress_bar: Whether to show one; None shows it where logging is at the level INFO.
-            activation_fn: Applied to the logits; None for a sigmoid with two labels, which makes of the difference of
-                their logits the probability of the second, and for nothing with more.
-            apply_softmax: Whether to give probabilities instead of logits, with more than two classes.
-            convert_to_numpy: Whether to return an array; a list of tensors otherwise.
-            convert_to_tensor: Whether to return one tensor, whatever ``convert_to_numpy`` says.
-
-        Returns:
-            ``(len(inputs),)`` with two labels, ``(len(inputs), labels)`` with more; for one pair its only row.
-
-        Raises:
-            ValueError: An input is no pair of texts of integers, or there is a prompt.
-        """
-        if prompt_name is not None:
-            raise ValueError(f"prompt_name must be None, as texts of integers have no prompts; got {prompt_name!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        given, single = as_pairs(inputs)
-        pairs = AnonymizedPairs([pair[0] for pair in given], [pair[1] for pair in given]).pairs
-        if show_progress_bar is None:
-            show_progress_bar = logger.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
-        order = sorted(range(len(pairs)), key=lambda row: -sum(text.count(" ") for text in pairs[row]))
-        device = self.encoder.device
-        logits = torch.zeros(len(pairs), len(self.labels), device=device)
-        with torch.no_grad(), evaluating(self):
-            for begin in tqdm(range(0, len(order), batch_size), desc="Batches", disable=not show_progress_bar):
-                rows = order[begin : begin + batch_size]
-                features = features_of(self.tokenizer, [pairs[row] for row in rows], self._token_types)
-                logits[rows] = self({name: values.to(device) for name, values in features.items()}).float()
-        if self.num_labels == 1:
-            scores = (activation_fn or torch.sigmoid)(logits[:, 1] - logits[:, 0])
-        else:
-            scores = (activation_fn or nn.Identity())(logits)
-            scores = scores.softmax(dim=1) if apply_softmax else scores
-        found = scores if convert_to_tensor else scores.cpu().numpy() if convert_to_numpy else list(scores)
-        return found[0] if single else found
+    def _logits(self, pairs: list[tuple[str, str]], prompt: str | None, batch_size: int, shown: bool) -> Tensor:
+        pairs = AnonymizedPairs([pair[0] for pair in pairs], [pair[1] for pair in pairs]).pairs
+        logits = torch.zeros(len(pairs), len(self.labels), device=self.device)
+        lengths = [sum(text.count(" ") for text in pair) for pair in pairs]
+        for rows in longest_first(lengths, batch_size, description="Batches", show_progress_bar=shown):
+            features = features_of(self.tokenizer, [pairs[row] for row in rows], self._token_types)
+            logits[rows] = self(batch_to_device(features, self.device)).float()
+        # The sigmoid of the difference is the probability of the second class.
+        return logits[:, 1:] - logits[:, :1] if self.num_labels == 1 else logits
 
     def sentence_transformer(self, pooling_mode: str = "mean") -> SentenceTransformer:
         """Return the encoder as a plain SentenceTransformer; it reads texts of integers as this model does.
@@ -271,42 +225,15 @@ class LabelTokenModel(nn.Module):
         pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling_mode)
         return SentenceTransformer(modules=[transformer, pooling], device=str(self.encoder.device)).eval()
 
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the model, its tokenizer and ``label_token_model.json``.
+    def _write(self, folder: Path) -> None:
+        self.encoder.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
-        Args:
-            path: The folder; it is there whole or, after an error, as it was.
-            overwrite: Whether to replace a folder that was written so before; one with other files is left alone.
-
-        Raises:
-            FileExistsError: The folder is not empty, and not to be replaced.
-        """
-        with atomic_folder(path, overwrite=overwrite) as folder:
-            self.encoder.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            record = {"library": f"st-plugins {__version__}", "type": type(self).__name__, "labels": self.labels}
-            (folder / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def _record(self) -> dict[str, Any]:
+        return {"labels": self.labels}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a model that `save` wrote, running no code from the folder.
-
-        Args:
-            path: The folder.
-
-        Returns:
-            The model, on the CPU, in evaluation mode.
-
-        Raises:
-            FileNotFoundError: There is no such folder, or no such model in it.
-            ValueError: A file is damaged, or the files do not fit each other; the message names the folder.
-        """
-        folder = Path(path).expanduser()
-        if not is_there(folder / _RECORD):
-            raise FileNotFoundError(f"{folder} has no {_RECORD}; give a folder that LabelTokenModel.save wrote")
-        record = read_object(folder / _RECORD)
-        if record.get("type") != cls.__name__:
-            raise ValueError(f"{folder / _RECORD} is of a {record.get('type')!r}, not of a {cls.__name__}")
+    def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:
         try:
             with staged(folder) as stage:
                 encoder = AutoModelForMaskedLM.from_pretrained(
@@ -316,9 +243,9 @@ class LabelTokenModel(nn.Module):
             model = cls(encoder, tokenizer)
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} is damaged or does not hold a {cls.__name__}: {error}") from error
-        if list(model.labels) != record.get("labels"):
+        if model.labels != record.get("labels"):
             raise ValueError(
                 f"{folder / _RECORD} names the labels {record.get('labels')}, but the tokenizer has "
-                f"{list(model.labels)}; copy the folder again"
+                f"{model.labels}; copy the folder again"
             )
-        return model.eval()
+        return model.to(device or "cpu")

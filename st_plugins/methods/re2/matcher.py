@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import logging
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sentence_transformers.cross_encoder import CrossEncoderModelCardData
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.parametrize import cached
-from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from st_plugins.core.encoding import padded
+from st_plugins.core.files import write_tensors
 from st_plugins.core.host import evaluating
 from st_plugins.core.labeled import check_classes, read_train_and_dev
+from st_plugins.core.loading.files import read_tensors, shapes
+from st_plugins.core.loading.records import described
+from st_plugins.core.loading.sizes import check_sizes
 from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
 from st_plugins.core.pair_metrics import check_metric
-from st_plugins.core.pair_model import (
-    Activation,
-    activated,
-    check_batch_size,
-    check_ranks,
-    converted,
-    ranking,
-    shows_progress,
-)
-from st_plugins.core.writing.atomic import atomic_folder
+from st_plugins.core.pair_model import LateInteractionModel, activated, check_batch_size, refuse_non_finite_pairs
 from st_plugins.methods.re2.config import CONFIGURATIONS, RE2Config, RE2Schedule
 from st_plugins.methods.re2.layers import fold_weight_norm
+from st_plugins.methods.re2.learned_embedding import LearnedEmbedding
 from st_plugins.methods.re2.network import RE2
-from st_plugins.methods.re2.scoring import EncodedText, encode_texts, saying_cut, score_pairs, token_vectors
-from st_plugins.methods.re2.storage import SOURCES, Source, StoredMatcher, read_weights, write
+from st_plugins.methods.re2.scoring import EncodedText, encode_texts, saying_cut, token_vectors
+from st_plugins.methods.re2.transformer_tokens import TransformerTokens
+from st_plugins.methods.re2.word_vectors import WordVectors
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -45,13 +41,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RE2Matcher"]
 
-logger = logging.getLogger(__name__)
+Source = LearnedEmbedding | TransformerTokens | WordVectors
+SOURCES: dict[str, Any] = {kind.__name__: kind for kind in (LearnedEmbedding, TransformerTokens, WordVectors)}
+_RECORD, _TENSORS, _SOURCE = "matcher.json", "matcher.safetensors", "source"
 
-# So many batches of pairs have their distinct texts encoded before they are scored; it bounds the vectors held.
-_BATCHES_A_CHUNK = 16
 
-
-class RE2Matcher(nn.Module):
+class RE2Matcher(LateInteractionModel):
     """Classify or score pairs of texts with RE2: word vectors, convolutions and alignment, fast on a CPU.
 
     Token vectors come from a source: word vectors from a file or a static model, learned subword vectors, or the
@@ -88,28 +83,25 @@ class RE2Matcher(nn.Module):
         its cross-encoders, is ours; the authors rank by the probability of a second class.
     """
 
+    _batch_size, _texts_a_pair = 64, 2
+    _record_name, _files = _RECORD, (_TENSORS, _SOURCE)
+    _record_keys = ("config", "labels", "schedule", "source", "trained")
+    _given = (str, EncodedText)
+
     def __init__(self, source: Source, config: RE2Config | str = "small", labels: Sequence[str] | None = None) -> None:
-        super().__init__()
         if type(source).__name__ not in SOURCES:
             raise TypeError(f"source must be {', '.join(SOURCES)}, got {type(source).__name__}")
         if isinstance(config, str) and config not in CONFIGURATIONS:
             raise ValueError(f"config must be {', '.join(map(repr, CONFIGURATIONS))} or an RE2Config, got {config!r}")
         if labels is not None:
             check_classes(labels)
+        super().__init__(labels)
         self.source = source
         self.config = RE2Config.named(config) if isinstance(config, str) else config
         self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
-        self.labels = None if labels is None else list(labels)
-        self.num_labels = 1 if labels is None else len(labels)
         network: Any = fold_weight_norm(RE2(self.config, source.width, self.num_labels))
         self.network: RE2 = network
         self.trained: dict[str, Any] | None = None  # what the last `fit` did and measured; saved with the matcher
-        self.model_card_data = CrossEncoderModelCardData()  # where the host's evaluators leave what they measured
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
 
     def forward(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
         """Compute the logits of a batch of pairs, with gradients.
@@ -231,57 +223,6 @@ class RE2Matcher(nn.Module):
             overwrite=overwrite,
         )
 
-    def predict(
-        self,
-        inputs: Sequence[Any],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 64,
-        show_progress_bar: bool | None = None,
-        activation_fn: Activation | None = None,
-        apply_softmax: bool | None = False,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-    ) -> Any:
-        """Classify or score pairs, as the host's ``CrossEncoder.predict`` does; the training mode is restored after.
-
-        Args:
-            inputs: Pairs of texts, or one pair. A text may be empty. Equal pairs get equal numbers.
-            prompt_name: As the host's evaluators pass it; there are no prompts, so None.
-            prompt: None.
-            batch_size: Pairs scored at a time.
-            show_progress_bar: Whether to show one; None shows it where logging is at the level INFO.
-            activation_fn: Applied to the logits; None for a sigmoid with a score, and for nothing with classes.
-            apply_softmax: Whether to give probabilities instead of logits, with classes.
-            convert_to_numpy: Whether to return an array; a list of tensors otherwise.
-            convert_to_tensor: Whether to return one tensor, whatever ``convert_to_numpy`` says.
-
-        Returns:
-            ``(len(inputs), num_labels)``, or ``(len(inputs),)`` with a score; for one pair its only row.
-
-        Raises:
-            ValueError: An input is no pair of texts, a prompt is given, or the logits are NaN.
-        """
-        pairs, single = as_pairs(inputs)
-        if prompt_name is not None or prompt is not None:
-            raise ValueError(f"an RE2Matcher has no prompts, got {prompt_name or prompt!r}; leave it out")
-        shown = shows_progress(show_progress_bar, logger)
-        chunk = _BATCHES_A_CHUNK * check_batch_size(batch_size)
-        found = [torch.zeros(0, self.num_labels, device=self.device)]
-        rows, places = distinct(pairs)
-        with torch.no_grad(), evaluating(self), cached(), saying_cut(self.source, self.config) as read:
-            for begin in tqdm(range(0, len(rows), chunk), desc="Pairs", disable=not shown):
-                part = [pairs[row] for row in rows[begin : begin + chunk]]
-                texts = list(dict.fromkeys(chain.from_iterable(part)))
-                encoded = dict(
-                    zip(texts, encode_texts(self.source, self.network, texts, 2 * batch_size, read), strict=True)
-                )
-                first, second = ([encoded[pair[side]] for pair in part] for side in (0, 1))
-                found.append(score_pairs(self.network, first, second, batch_size, numbers=rows[begin : begin + chunk]))
-        scores = activated(torch.cat(found)[places], activation_fn, apply_softmax)
-        result = converted(scores, convert_to_numpy, convert_to_tensor)
-        return result[0] if single else result
-
     def encode_texts(self, texts: Sequence[str], batch_size: int = 128) -> list[EncodedText]:
         """Compute what does not depend on the other text, to be kept for many calls of `rank`.
 
@@ -297,54 +238,11 @@ class RE2Matcher(nn.Module):
         """
         given = check_documents(texts, (str,), "texts")
         rows, places = distinct(given)
-        with torch.no_grad(), evaluating(self), cached(), saying_cut(self.source, self.config) as read:
-            kept = [given[row] for row in rows]
-            found = encode_texts(self.source, self.network, kept, check_batch_size(batch_size), read)
+        with torch.no_grad(), evaluating(self), self._encoding(None) as encode:
+            found = encode([given[row] for row in rows], check_batch_size(batch_size))
         # Copies: else a row would keep its whole batch.
         copies = [EncodedText(*(part.to("cpu", copy=True) for part in text)) for text in found]
         return [copies[place] for place in places]
-
-    def rank(
-        self,
-        query: str,
-        documents: Sequence[str] | Sequence[EncodedText],
-        top_k: int | None = None,
-        return_documents: bool = False,
-        batch_size: int = 64,
-        activation_fn: Activation | None = None,
-    ) -> list[dict[str, Any]]:
-        """Rank documents by their score as second text of a pair whose first is the query.
-
-        Args:
-            query: A text.
-            documents: Texts, or what `encode_texts` made of them: then only what depends on the query is computed.
-            top_k: Most documents returned; None for all.
-            return_documents: Whether to return the documents too.
-            batch_size: Pairs scored at a time.
-            activation_fn: As for `predict`.
-
-        Returns:
-            Best first, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if asked for. Equal texts
-            have equal scores, and of equal scores the first comes first.
-
-        Raises:
-            TypeError: ``query`` is no text, or ``documents`` is no list of texts.
-            ValueError: The matcher has classes, not a score, ``top_k`` is below 1, or the logits are NaN.
-        """
-        check_ranks(self.num_labels)
-        check_batch_size(batch_size)
-        if not isinstance(query, str):
-            raise TypeError(f"query must be a text, got a {type(query).__name__}")
-        given = check_documents(documents, (str, EncodedText))
-        rows, places = distinct(given)
-        kept = [given[row] for row in rows]
-        with torch.no_grad(), evaluating(self), cached(), saying_cut(self.source, self.config) as read:
-            texts = [document for document in kept if isinstance(document, str)]
-            encoded = iter(encode_texts(self.source, self.network, texts, 2 * batch_size, read))
-            second = [next(encoded) if isinstance(document, str) else document for document in kept]
-            first = encode_texts(self.source, self.network, [query], 1, read)
-            logits = score_pairs(self.network, first, second, batch_size, numbers=rows)[places]
-        return ranking(activated(logits, activation_fn, False), given, top_k, return_documents)
 
     def explain(self, pair: tuple[str, str]) -> AlignmentExplanation:
         """Return what the tokens of a pair find in each other, block by block.
@@ -366,7 +264,7 @@ class RE2Matcher(nn.Module):
         maps: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad(), evaluating(self), cached():
             first, second = encode_texts(self.source, self.network, list(pairs[0]), 2)
-            logits = score_pairs(self.network, [first], [second], 1, maps)
+            logits = self._match([first], [second], [0], maps)
         tokens = []
         for text, encoded in zip(pairs[0], (first, second), strict=True):
             tokens.append(tuple(self.source.pieces(text)[: len(encoded.vectors)]))
@@ -376,45 +274,70 @@ class RE2Matcher(nn.Module):
         scores = dict(zip(self.labels or ["score"], activated(logits, None, True).flatten().tolist(), strict=True))
         return AlignmentExplanation(*pairs[0], tokens[0], tokens[1], blocks, scores)
 
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a folder: ``matcher.json``, ``matcher.safetensors``, and what the source writes into ``source``.
+    @contextmanager
+    def _encoding(self, prompt: str | None) -> Iterator[Callable[[Sequence[str], int], list[EncodedText]]]:
+        with cached(), saying_cut(self.source, self.config) as read:
+            yield partial(encode_texts, self.source, self.network, read=read)
 
-        Args:
-            path: The folder; it is there whole or, after an error, as it was.
-            overwrite: Whether to replace a folder that was written so before; one with other files is left alone.
+    def _length(self, encoded: EncodedText) -> int:
+        return len(encoded.vectors)
 
-        Raises:
-            FileExistsError: The folder is not empty, and not to be replaced.
-        """
-        with atomic_folder(path, overwrite=overwrite) as folder:
-            write(folder, self.network, self.source, self.config, self.schedule, self.labels, self.trained)
+    def _match(
+        self,
+        first: list[EncodedText],
+        second: list[EncodedText],
+        numbers: list[int],
+        maps: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        (x, x_mask), (y, y_mask) = (padded([text.vectors for text in texts], self.device) for texts in (first, second))
+        x_encoded, y_encoded = (padded([text.encoding for text in texts], self.device)[0] for texts in (first, second))
+        logits: Tensor = self.network(x, x_mask, y, y_mask, maps, x_encoded, y_encoded)
+        refuse_non_finite_pairs(
+            logits,
+            numbers,
+            "the logits of pairs {} are NaN or infinite; check the weights and the source's vectors, or try float32",
+        )
+        return logits
+
+    def _write(self, folder: Path) -> None:
+        (folder / _SOURCE).mkdir()
+        self.source.save(folder / _SOURCE)
+        write_tensors(folder / _TENSORS, fold_weight_norm(copy.deepcopy(self.network)).state_dict())
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "source": type(self.source).__name__,
+            "config": self.config.to_dict(),
+            "schedule": self.schedule.to_dict(),
+            "labels": self.labels,
+            "trained": self.trained,
+        }
 
     @classmethod
-    def load(cls, path: str | Path, device: str | None = None) -> Self:
-        """Read a matcher that `save` wrote, running no code from the folder.
-
-        Args:
-            path: The folder.
-            device: Where to put it; None for the CPU, where RE2 is at home.
-
-        Returns:
-            The matcher, in evaluation mode.
-
-        Raises:
-            FileNotFoundError: There is no such folder, or no matcher in it.
-            ValueError: A file is damaged, or the files do not fit each other; the message names it.
-        """
-        stored = StoredMatcher(Path(path).expanduser())
+    def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:
+        where, tensors = folder / _RECORD, folder / _TENSORS
+        with described(where, cls.__name__):
+            kind, labels = SOURCES[record["source"]], record["labels"]
+            config, schedule = RE2Config.from_dict(record["config"]), RE2Schedule.from_dict(record["schedule"])
+            if not isinstance(labels, list | None):
+                raise TypeError(f"labels must be a list of names or null, got {labels!r}")
+            if labels is not None:
+                check_classes(labels)
+        source = kind.load(folder / _SOURCE)
+        count = 1 if labels is None else len(labels)
+        check_sizes(
+            "RE2",
+            {**config.to_dict(), "num_labels": count},
+            shapes(tensors),
+            str(where),
+            lambda: fold_weight_norm(RE2(config, source.width, count)),
+            _TENSORS,
+        )
+        with described(where, cls.__name__):
+            matcher = cls(source, config, labels)
+        matcher.schedule, matcher.trained = schedule, record.get("trained")
         try:
-            if stored.labels is not None:
-                check_classes(stored.labels)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{stored.path} does not describe an RE2Matcher: {error}") from error
-        stored.check_sizes()
-        try:
-            matcher = cls(stored.source, stored.config, stored.labels)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{stored.path} does not describe an RE2Matcher: {error}") from error
-        matcher.schedule, matcher.trained = stored.schedule, stored.trained
-        read_weights(matcher.network, stored.tensors)
-        return matcher.to(device or "cpu").eval()
+            matcher.network.load_state_dict(read_tensors(tensors))
+        except RuntimeError as error:
+            raise ValueError(f"{tensors} does not fit the network: {error}") from error
+        return matcher.to(device or "cpu")

@@ -12,11 +12,10 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from st_plugins.core.encoding import longest_first, padded, unpadded
-from st_plugins.core.nonfinite import NonFiniteRowsError
 from st_plugins.methods.re2.config import RE2Config
 from st_plugins.methods.re2.network import RE2
 
-__all__ = ["EncodedText", "encode_texts", "saying_cut", "score_pairs", "token_vectors"]
+__all__ = ["EncodedText", "encode_texts", "saying_cut", "token_vectors"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,45 +63,3 @@ def saying_cut(source: Any, config: RE2Config) -> Iterator[dict[str, int]]:
             "%d of %d texts have more than %d tokens, of which the first %d are read (max_length, --max-seq-length).",
             *(cut, len(read), most, most),
         )
-
-
-def score_pairs(
-    network: RE2,
-    first: Sequence[EncodedText],
-    second: Sequence[EncodedText],
-    batch_size: int,
-    maps: list[tuple[Tensor, Tensor]] | None = None,
-    numbers: Sequence[int] | None = None,
-) -> Tensor:
-    """Compute the logits of pairs, in batches of like length."""
-    device = next(network.parameters()).device
-    one = len(first) == 1
-    lengths = [len(text.vectors) for text in second]
-    if not one:
-        lengths = [length + len(text.vectors) for length, text in zip(lengths, first, strict=True)]
-    order = sorted(range(len(second)), key=lengths.__getitem__)
-    logits = torch.zeros(len(second), network.num_labels, device=device)
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        x, x_mask, x_encoded = _padded(first if one else [first[row] for row in rows], device)
-        y, y_mask, y_encoded = _padded([second[row] for row in rows], device)
-        found = network(x, x_mask, y, y_mask, maps, x_encoded, y_encoded)
-        finite = found.isfinite().all(dim=1)
-        if not finite.all():
-            bad = sorted(
-                row if numbers is None else numbers[row]
-                for row, is_finite in zip(rows, finite.tolist(), strict=True)
-                if not is_finite
-            )
-            raise NonFiniteRowsError(
-                f"the logits of pairs {bad[:8]} are NaN or infinite; check the weights and the source's vectors, or "
-                "try float32",
-                bad,
-            )
-        logits[rows] = found.to(logits.dtype)
-    return logits
-
-
-def _padded(texts: Sequence[EncodedText], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    vectors, mask = padded([text.vectors for text in texts], device)
-    return vectors, mask, padded([text.encoding for text in texts], device)[0]

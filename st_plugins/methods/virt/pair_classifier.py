@@ -2,60 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.cross_encoder import CrossEncoderModelCardData
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 from typing_extensions import Self
 
-from st_plugins import __version__
 from st_plugins.core.encoding import encode_batch, encode_tokens, padded
+from st_plugins.core.files import write_tensors
 from st_plugins.core.host import evaluating
 from st_plugins.core.loading.encoder import load_encoder
-from st_plugins.core.loading.files import is_there, read_object, read_tensors, shapes
+from st_plugins.core.loading.files import read_tensors, shapes
+from st_plugins.core.loading.records import described
 from st_plugins.core.loading.sizes import check_sizes
-from st_plugins.core.pair_inputs import (
-    TokenVectors,
-    as_pairs,
-    check_documents,
-    checked,
-    distinct,
-    resolve_prompt,
-)
+from st_plugins.core.pair_inputs import TokenVectors, checked, resolve_prompt
 from st_plugins.core.pair_model import (
     Activation,
+    LateInteractionModel,
     activated,
     check_batch_size,
-    check_ranks,
     converted,
-    ranking,
-    shows_progress,
+    refuse_non_finite_pairs,
 )
 from st_plugins.core.tokens import special_token_ids
-from st_plugins.core.writing.atomic import atomic_folder
 from st_plugins.methods.virt.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
 
 __all__ = ["VIRTPairClassifier"]
 
-logger = logging.getLogger(__name__)
-
 _RECORD, _TENSORS = "pair_head.json", "pair_head.safetensors"
 _OPTIONS = ("num_labels", "fusion", "hidden", "dropout")
-# So many batches of pairs have their distinct texts encoded before they are scored; it bounds the vectors held.
-_BATCHES_A_CHUNK = 16
 
 
-class VIRTPairClassifier(nn.Module):
+class VIRTPairClassifier(LateInteractionModel):
     """Classify or score pairs of texts by a light interaction between the token vectors of both.
 
     Each text is encoded by itself. Then the tokens of each attend to those of the other (`attended_means`), the two
@@ -100,6 +83,9 @@ class VIRTPairClassifier(nn.Module):
         layer.
     """
 
+    _record_name, _record_keys, _files = _RECORD, _OPTIONS, (_TENSORS,)
+    _given = (str, Tensor, np.ndarray)
+
     def __init__(
         self,
         model: SentenceTransformer,
@@ -127,7 +113,6 @@ class VIRTPairClassifier(nn.Module):
             )
         self.model = model
         self.special_ids = special_token_ids(tokenizer)
-        self.model_card_data = CrossEncoderModelCardData()  # where the host's evaluators leave what they measured
         with torch.no_grad(), evaluating(model):
             self.width = encode_batch(model, ["a"], self.special_ids, None)[0].shape[-1]
         self.num_labels, self.fusion, self.hidden, self.dropout = num_labels, fusion, hidden or self.width, dropout
@@ -146,56 +131,6 @@ class VIRTPairClassifier(nn.Module):
         outputs = [self.model(features) for features in sentence_features]
         logits: Tensor = self.head(pair_means(outputs, self.special_ids))
         return logits
-
-    def predict(
-        self,
-        inputs: Sequence[Any],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        activation_fn: Activation | None = None,
-        apply_softmax: bool | None = False,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-    ) -> Any:
-        """Classify or score pairs, as the host's ``CrossEncoder.predict`` does; the training mode is restored after.
-
-        Args:
-            inputs: Pairs of texts, or one pair. A text that occurs in many pairs is not encoded for each.
-            prompt_name: Name of one of the model's prompts, put before every text.
-            prompt: The prompt itself.
-            batch_size: Texts encoded, and pairs scored, at a time.
-            show_progress_bar: Whether to show one; None shows it where logging is at the level INFO.
-            activation_fn: Applied to the logits; None for a sigmoid with one label, and for nothing with several.
-            apply_softmax: Whether to give probabilities instead of logits, with several labels.
-            convert_to_numpy: Whether to return an array; a list of tensors otherwise.
-            convert_to_tensor: Whether to return one tensor, whatever ``convert_to_numpy`` says.
-
-        Returns:
-            ``(len(inputs), num_labels)``, or ``(len(inputs),)`` with one label; for one pair its only row.
-
-        Raises:
-            ValueError: An input is no pair of texts, the prompt's name is not known, or the encoder gave NaN.
-        """
-        pairs, single = as_pairs(inputs)
-        shown = shows_progress(show_progress_bar, logger)
-        prompt = resolve_prompt(self.model, prompt_name, prompt)
-        chunk = _BATCHES_A_CHUNK * check_batch_size(batch_size)
-        found = [torch.zeros(0, self.num_labels, device=self.model.device)]
-        kept, places = distinct(pairs)
-        with torch.no_grad(), evaluating(self):
-            for begin in tqdm(range(0, len(kept), chunk), desc="Pairs", disable=not shown):
-                part = [pairs[row] for row in kept[begin : begin + chunk]]
-                texts = list(dict.fromkeys(chain.from_iterable(part)))
-                tokens = dict(
-                    zip(texts, encode_tokens(self.model, texts, self.special_ids, prompt, batch_size), strict=True)
-                )
-                first, second = ([tokens[pair[side]] for pair in part] for side in (0, 1))
-                found.append(self._score(first, second, batch_size))
-        scores = activated(torch.cat(found)[places], activation_fn, apply_softmax)
-        rows = converted(scores, convert_to_numpy, convert_to_tensor)
-        return rows[0] if single else rows
 
     def encode_tokens(
         self,
@@ -266,139 +201,57 @@ class VIRTPairClassifier(nn.Module):
             scores = activated(self._score(first, second, check_batch_size(batch_size)), activation_fn, apply_softmax)
         return converted(scores, convert_to_numpy, convert_to_tensor)
 
-    def rank(
-        self,
-        query: str | TokenVectors,
-        documents: Sequence[str] | Sequence[TokenVectors],
-        top_k: int | None = None,
-        return_documents: bool = False,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 64,
-        activation_fn: Activation | None = None,
-    ) -> list[dict[str, Any]]:
-        """Rank documents by their score as second text of a pair whose first is the query.
-
-        Args:
-            query: A text or its token vectors.
-            documents: Texts or their token vectors; those of all documents are held at once.
-            top_k: Most documents returned; None for all.
-            return_documents: Whether to return the texts too.
-            prompt_name: As for `predict`, for what is given as text.
-            prompt: As for `predict`, for what is given as text.
-            batch_size: Texts encoded, and pairs scored, at a time.
-            activation_fn: As for `predict`.
-
-        Returns:
-            Best first, ``corpus_id`` (position in ``documents``), ``score``, and ``text`` if asked for.
-
-        Raises:
-            TypeError: ``documents`` is no list of texts or token vectors.
-            ValueError: The classifier has classes, not a score; ``top_k`` is below 1; or as for `predict_from_tokens`.
-        """
-        check_ranks(self.num_labels)
-
-        def vectors(given: Sequence[Any], name: str) -> list[Tensor]:
-            if all(isinstance(item, str) for item in given):
-                given = self.encode_tokens(given, prompt_name, prompt, batch_size)
-            return checked(given, self.width, name)
-
-        given = check_documents(documents, (str, Tensor, np.ndarray))
-        kept, places = distinct(given)
-        first, second = vectors([query], "query"), vectors([given[row] for row in kept], "documents")
-        with torch.no_grad(), evaluating(self):
-            logits = self._score(first, second, check_batch_size(batch_size))[places]
-        return ranking(activated(logits, activation_fn, False), given, top_k, return_documents)
-
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options: ``VIRTPairClassifier(model, **config)`` builds the same, with a new head."""
         return {name: getattr(self, name) for name in _OPTIONS}
 
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the encoder as a SentenceTransformer folder, with ``pair_head.safetensors`` and ``pair_head.json``.
+    @contextmanager
+    def _encoding(self, prompt: str | None) -> Iterator[Callable[[Sequence[str], int], list[Tensor]]]:
+        yield lambda texts, batch_size: encode_tokens(self.model, list(texts), self.special_ids, prompt, batch_size)
 
-        Args:
-            path: The folder; it is there whole or, after an error, as it was.
-            overwrite: Whether to replace a folder that was written so before; one with other files is left alone.
+    def _match(self, first: list[Tensor], second: list[Tensor], numbers: list[int]) -> Tensor:
+        (x, x_mask), (y, y_mask) = padded(first, self.device), padded(second, self.device)
+        means = torch.stack(attended_means(x, y, x_mask, y_mask), dim=1)
+        # Softmax spreads NaN and infinity over all of a text, and the perceptron may hide them again.
+        said = "the token vectors of pairs {} hold NaN or infinity; encode them again"
+        refuse_non_finite_pairs(means.flatten(start_dim=1), numbers, said)
+        logits: Tensor = self.head(means)
+        return logits
 
-        Raises:
-            FileExistsError: The folder is not empty, and not to be replaced.
-        """
-        with atomic_folder(path, overwrite=overwrite) as folder:
-            self.model.save(str(folder), create_model_card=False)
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-            save_file(state, folder / _TENSORS)
-            record = {"library": f"st-plugins {__version__}", "type": type(self).__name__, **self.get_config_dict()}
-            (folder / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def _prompt(self, name: str | None, prompt: str | None) -> str | None:
+        return resolve_prompt(self.model, name, prompt)
+
+    def _checked(self, encoded: list[Any], name: str) -> list[Tensor]:
+        return checked(encoded, self.width, name)
+
+    def _write(self, folder: Path) -> None:
+        self.model.save(str(folder), create_model_card=False)
+        write_tensors(folder / _TENSORS, self.head.state_dict())
+
+    def _record(self) -> dict[str, Any]:
+        return self.get_config_dict()
 
     @classmethod
-    def load(cls, path: str | Path, device: str | None = None) -> Self:
-        """Read a classifier that `save` wrote, running no code from the folder.
-
-        Args:
-            path: The folder.
-            device: Where to put it; None lets the host choose.
-
-        Returns:
-            The classifier, in evaluation mode.
-
-        Raises:
-            FileNotFoundError: There is no such folder, or no classifier in it.
-            ValueError: A file is damaged, or the files do not fit each other; the message names it.
-        """
-        folder = Path(path).expanduser()
-        for file in (_RECORD, _TENSORS):
-            if not is_there(folder / file):
-                raise FileNotFoundError(f"{folder} has no {file}; give a folder that VIRTPairClassifier.save wrote")
-        record = read_object(folder / _RECORD)
-        if record.get("type") != cls.__name__:
-            raise ValueError(f"{folder / _RECORD} is of a {record.get('type')!r}, not of a {cls.__name__}")
-        unknown = sorted(set(record) - {"library", "type", *_OPTIONS})
-        if unknown:
-            logger.warning("Ignoring %s in %s: written by a newer version?", unknown, folder / _RECORD)
-        try:
+    def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:
+        with described(folder / _RECORD, cls.__name__):
             num_labels, *options = (record[name] for name in _OPTIONS)
-        except KeyError as error:
-            raise ValueError(f"{folder / _RECORD} does not describe a {cls.__name__}: {error!r}") from error
         _check_head(record, folder)
         model = load_encoder(folder, device)
-        try:
+        with described(folder / _RECORD, cls.__name__):
             classifier = cls(model, num_labels, **dict(zip(_OPTIONS[1:], options, strict=True)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / _RECORD} does not describe a {cls.__name__}: {error!r}") from error
         try:
             classifier.head.load_state_dict(read_tensors(folder / _TENSORS))
         except RuntimeError as error:
             raise ValueError(f"{folder / _TENSORS} does not fit the encoder: {error}") from error
-        return classifier.eval()
-
-    def _score(self, first: list[Tensor], second: list[Tensor], batch_size: int) -> Tensor:
-        """Compute the logits of pairs, in batches of like length; one first text may go with all second ones."""
-        one = len(first) == 1
-        order = sorted(range(len(second)), key=lambda row: len(second[row]) + (0 if one else len(first[row])))
-        device = self.model.device
-        logits = torch.zeros(len(second), self.num_labels, device=device)
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            x, x_mask = padded(first if one else [first[row] for row in rows], device)
-            y, y_mask = padded([second[row] for row in rows], device)
-            means = torch.stack(attended_means(x, y, x_mask, y_mask), dim=1)
-            finite = means.isfinite().all(dim=(1, 2))
-            if not finite.all():  # softmax spreads NaN and infinity over all of a text
-                bad = sorted(row for row, is_finite in zip(rows, finite.tolist(), strict=True) if not is_finite)
-                raise ValueError(f"the token vectors of pairs {bad[:8]} hold NaN or infinity; encode them again")
-            logits[rows] = self.head(means).to(logits.dtype)
-        return logits
+        return classifier
 
 
 def _check_head(record: dict[str, Any], folder: Path) -> None:
     """Compare what the record says of the head with its tensors, before memory is asked for."""
     held = shapes(folder / _TENSORS)
     fusion = record["fusion"]
-    try:
+    with described(folder / _RECORD, "VIRTPairClassifier"):
         check_fusion(fusion)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _RECORD} does not describe a VIRTPairClassifier: {error}") from error
     columns = held.get("inner.weight", (0, 0))[-1]
     check_sizes(
         "PairHead",

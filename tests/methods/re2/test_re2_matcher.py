@@ -381,7 +381,7 @@ def test_arguments_that_do_not_suit(matcher: RE2Matcher, caplog: pytest.LogCaptu
 def test_progress_follows_the_argument_and_the_level_of_logging(
     matcher: RE2Matcher, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logger = logging.getLogger("st_plugins.methods.re2.matcher")
+    logger = logging.getLogger("st_plugins.core.pair_model")
     level = logger.level
     for asked, at, shown in ((None, logging.WARNING, False), (None, logging.INFO, True), (False, logging.INFO, False)):
         logger.setLevel(at)

@@ -198,7 +198,7 @@ def test_predict_is_the_formula(
 def test_the_company_in_a_batch_does_not_matter(
     model: SentenceTransformer, sentences: list[str], batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("st_plugins.methods.virt.pair_classifier._BATCHES_A_CHUNK", 2)
+    monkeypatch.setattr("st_plugins.core.pair_model._BATCHES_A_CHUNK", 2)
     classifier = VIRTPairClassifier(model, 3)
     pairs = [(sentences[row % 5], "a dog" if row % 3 else sentences[row]) for row in range(17)]
     alone = np.stack([classifier.predict(pair) for pair in pairs])

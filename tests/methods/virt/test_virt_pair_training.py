@@ -357,9 +357,9 @@ def test_progress_follows_the_argument_and_the_level_of_logging(
     assert "Pairs" in capsys.readouterr().err
     classifier.predict(("a dog", "a cat"))
     assert "Pairs" not in capsys.readouterr().err
-    logging.getLogger("st_plugins.methods.virt.pair_classifier").setLevel(logging.INFO)
+    logging.getLogger("st_plugins.core.pair_model").setLevel(logging.INFO)
     try:
         classifier.predict(("a dog", "a cat"))
     finally:
-        logging.getLogger("st_plugins.methods.virt.pair_classifier").setLevel(logging.NOTSET)
+        logging.getLogger("st_plugins.core.pair_model").setLevel(logging.NOTSET)
     assert "Pairs" in capsys.readouterr().err
