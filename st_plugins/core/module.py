@@ -1,60 +1,58 @@
-"""The base of saved modules: a configuration in JSON, tensors in safetensors, and nothing else."""
+"""The bases of saved modules: a configuration in JSON, tensors in safetensors, and nothing else."""
 
 from __future__ import annotations
 
+import inspect
 import logging
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
+from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
+from st_plugins.core.files import write_record
 from st_plugins.core.loading.files import Shapes, read_object, read_tensors, regular, shapes
 from st_plugins.core.loading.sizes import check_sizes
+from st_plugins.core.rows import as_floating_point, refuse_whole_numbers
 
-__all__ = ["RECORD", "TENSORS", "ConfiguredModule", "StoredModule", "find_file"]
+__all__ = ["RECORD", "TENSORS", "FittedModule", "StoredModule"]
 
 logger = logging.getLogger(__name__)
+
+Array = NDArray[np.floating]
 
 TENSORS = "model.safetensors"
 RECORD = "fit.json"
 
 
-def find_file(module: type[Module], name: str, model: str, subfolder: str, **hub: Any) -> Path:
-    """Return where a file of a saved module is."""
-    path = module.load_file_path(model, filename=name, subfolder=subfolder, **hub)
-    if path is None:
-        raise ValueError(f"{name} is missing from {Path(model) / subfolder}; save the model again")
-    return regular(Path(path))
+class StoredModule(Module):
+    """A module saved as ``config.json``, the arguments of its constructor, and ``model.safetensors``."""
 
-
-class ConfiguredModule(Module):
-    """A module whose ``config_keys`` are arguments of its constructor."""
+    # Not by the host's helpers: they would also read a pickle, and they refuse recurrent networks on a GPU, whose
+    # weights share their memory.
 
     config_defaults: ClassVar[dict[str, Any]]
+    config_parts: ClassVar[tuple[str, ...]] = ()  # arguments that are no configuration, see `load_parts`
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, defaults left out."""
-        known, defaults = {key: getattr(self, key) for key in self.config_keys}, self.config_defaults
-        return {key: value for key, value in known.items() if key not in defaults or value != defaults[key]}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], where: str, **parts: Any) -> Self:
-        """Build a module from a stored configuration."""
-        unknown = sorted(set(config) - set(cls.config_keys))
-        if unknown:
-            logger.warning("Ignoring %s in %s: written by a newer version?", unknown, where)
-        try:
-            return cls(**parts, **{key: value for key, value in config.items() if key not in unknown})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} does not describe a {cls.__name__}: {error}") from error
-
-
-class StoredModule(ConfiguredModule):
-    """A module saved as ``config.json`` and ``model.safetensors``, and read back bit for bit."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Read the configuration's keys and defaults off the constructor, in its order."""
+        super().__init_subclass__(**kwargs)
+        arguments = inspect.signature(cls).parameters
+        defaults = {name: arguments[name].default for name in arguments if name not in cls.config_parts}
+        cls.config_keys = list(defaults)
+        cls.config_defaults = {
+            name: list(default) if isinstance(default, tuple) else default  # as JSON has it
+            for name, default in defaults.items()
+            if default is not inspect.Parameter.empty
+        }
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -67,8 +65,13 @@ class StoredModule(ConfiguredModule):
             )
         return found[0]
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, defaults left out."""
+        known, defaults = {key: getattr(self, key) for key in self.config_keys}, self.config_defaults
+        return {key: value for key, value in known.items() if key not in defaults or value != defaults[key]}
+
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write ``config.json`` and ``model.safetensors``."""
+        """Write the module's files into an existing folder; tensors always as safetensors."""
         self.save_config(output_path)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, Path(output_path) / TENSORS)
@@ -86,22 +89,40 @@ class StoredModule(ConfiguredModule):
         **kwargs: Any,
     ) -> Self:
         """Read a saved module back, bit for bit."""
-        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "revision": revision}
-        hub |= {"local_files_only": local_files_only}
 
         def find(name: str) -> Path:
-            return find_file(cls, name, model_name_or_path, subfolder, **hub)
+            path = cls.load_file_path(
+                model_name_or_path,
+                filename=name,
+                subfolder=subfolder,
+                token=token,
+                cache_folder=cache_folder,
+                revision=revision,
+                local_files_only=local_files_only,
+            )
+            if path is None:
+                raise ValueError(
+                    f"{name} is missing from {Path(model_name_or_path) / subfolder}; save the model again"
+                )
+            return regular(Path(path))
 
         config = find(cls.config_file_name)
         return cls.read((init_defaults or {}) | read_object(config), config, find)
 
     @classmethod
     def read(cls, values: dict[str, Any], config: Path, find: Callable[[str], Path]) -> Self:
-        """Build the module from its files."""
+        """Build the module from its configuration and its other files."""
         tensors = find(TENSORS)
-        cls.check_stored(values, shapes(tensors), str(config))
+        cls.check_stored(values, shapes(tensors), str(config))  # before memory is asked for
         state = read_tensors(tensors)
-        module = cls.from_config(values, str(config), **cls.load_parts(find, state))
+        unknown = sorted(set(values) - set(cls.config_keys))
+        if unknown:
+            logger.warning("Ignoring %s in %s: written by a newer version?", unknown, config)
+        parts = cls.load_parts(find, state)
+        try:
+            module = cls(**parts, **{key: value for key, value in values.items() if key not in unknown})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{config} does not describe a {cls.__name__}: {error}") from error
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
@@ -111,14 +132,73 @@ class StoredModule(ConfiguredModule):
 
     @classmethod
     def check_stored(cls, values: dict[str, Any], held: Shapes, where: str) -> None:
-        """Compare the configuration with the shapes of the tensors, before memory is asked for."""
+        """Compare the configuration with the shapes of the tensors."""
         known = {key: value for key, value in values.items() if key in cls.config_keys}
         check_sizes(cls.__name__, known, held, where, lambda: cls(**known))
 
     @classmethod
     def load_parts(cls, find: Callable[[str], Path], state: dict[str, Tensor]) -> dict[str, Any]:
-        """Return arguments of the constructor that are no configuration."""
+        """Return the arguments of the constructor that are no configuration; here there are none."""
         return {}
 
     def load_record(self, find: Callable[[str], Path]) -> None:
         """Take over what is saved beside the tensors; here there is nothing."""
+
+
+class FittedModule(StoredModule):
+    """A module that is fitted to embeddings and maps them, and notes in ``fit.json`` what it was fitted to."""
+
+    embedding_dimension: int
+    normalize: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: dict[str, int] = {}
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Number of embeddings fitted on, by source."""
+        return dict(self._sources)
+
+    @abstractmethod
+    def map(self, rows: Tensor) -> Tensor:
+        """Map rows of the right width, in the type in which they come."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """Return what `save` notes besides the sources; raises a ValueError if the module is not fitted."""
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Replace ``features["sentence_embedding"]`` by what it is mapped to, in the type that it came in."""
+        embeddings: Tensor = features["sentence_embedding"]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            mapped = self.map(self.checked(embeddings))
+            mapped = unit_length(mapped, dim=-1) if self.normalize else mapped
+        features["sentence_embedding"] = mapped.to(embeddings.dtype)
+        return features
+
+    @torch.no_grad()
+    def transform(self, embeddings: Array) -> Array:
+        """Map an array ``(N, embedding_dimension)`` of a floating-point type; the result is of the same type."""
+        return np.asarray(self.forward({"sentence_embedding": self.tensor(embeddings)})["sentence_embedding"].cpu())
+
+    def tensor(self, array: Array) -> Tensor:
+        """Return an array as a tensor where the parameters are; a TypeError refuses whole numbers."""
+        given = as_floating_point(array, type(self).__name__)
+        return given.to(next((parameter.device for parameter in self.parameters()), given.device))
+
+    def checked(self, rows: Tensor) -> Tensor:
+        """Return rows of the right width in the type to compute in."""
+        if rows.shape[-1] != self.embedding_dimension:
+            raise ValueError(
+                f"sentence_embedding has width {rows.shape[-1]}, but this {type(self).__name__} was made for "
+                f"{self.embedding_dimension}"
+            )
+        refuse_whole_numbers(rows.dtype, type(self).__name__)
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write the module's files into an existing folder, and beside them what it was fitted to."""
+        record = self.record()  # refused before anything is written
+        super().save(output_path)
+        write_record(Path(output_path) / RECORD, sources=self._sources, **record)

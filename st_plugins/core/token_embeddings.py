@@ -24,7 +24,6 @@ from st_plugins.core.module import StoredModule
 __all__ = ["TokenEmbeddings"]
 
 _TOKENIZER = "tokenizer.json"
-_DEFAULTS: dict[str, Any] = {"trainable": True, "max_seq_length": None}
 _PADDING = "[PAD]"
 _USUAL_NAMES = {"pad_token": (_PADDING, "<pad>"), "unk_token": ("[UNK]", "<unk>")}
 
@@ -45,10 +44,10 @@ class TokenEmbeddings(StoredModule, InputModule):
         embedding_dimension: Width d of the vectors.
         weights: The table, ``(tokens, d)``, copied, in float32 at least; None draws the vectors from a standard
             normal distribution, with torch's generator.
-        trainable: Whether the vectors are trained.
-        max_seq_length: Most tokens of a text that are read; None for all.
         special_tokens: Names of the tokens with a role, ``{"pad_token": "[PAD]"}`` for example. None takes those of
             a tokenizer of transformers, and looks for the usual names in others.
+        trainable: Whether the vectors are trained.
+        max_seq_length: Most tokens of a text that are read; None for all.
 
     Reads / Writes:
         ``input_ids`` and ``attention_mask`` ``(batch, n)``, from `preprocess` → ``token_embeddings``
@@ -63,8 +62,7 @@ class TokenEmbeddings(StoredModule, InputModule):
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
 
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", "special_tokens", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
+    config_parts = ("tokenizer", "weights")
     save_in_root = False
 
     def __init__(
@@ -73,9 +71,9 @@ class TokenEmbeddings(StoredModule, InputModule):
         embedding_dimension: int,
         *,
         weights: Tensor | NDArray[np.floating] | None = None,
+        special_tokens: dict[str, str] | None = None,
         trainable: bool = True,
         max_seq_length: int | None = None,
-        special_tokens: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         if embedding_dimension < 1:
@@ -246,29 +244,13 @@ class TokenEmbeddings(StoredModule, InputModule):
         return {role: name for role, name in self.tokenizer.special_tokens_map.items() if isinstance(name, str)}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write ``config.json``, ``model.safetensors`` and ``tokenizer.json``.
-
-        Args:
-            output_path: An existing folder.
-            *args: Ignored.
-            safe_serialization: Ignored: the file is always safetensors.
-            **kwargs: Ignored.
-        """
+        """Write the module's files and ``tokenizer.json`` into an existing folder."""
         super().save(output_path)
         self.tokenizer.backend_tokenizer.save(str(Path(output_path) / _TOKENIZER))
 
     @classmethod
     def check_stored(cls, values: dict[str, Any], held: Shapes, where: str) -> None:
-        """Compare the width with the table's; how many rows it must have, the tokenizer says.
-
-        Args:
-            values: The configuration.
-            held: The shapes, by name.
-            where: The configuration's file, for messages.
-
-        Raises:
-            ValueError: They do not fit each other; the message names both.
-        """
+        """Compare the width with the table's; how many rows it must have, the tokenizer says."""
         check_whole(values, where)
         table = held.get("embedding.weight", ())
         if set(held) != {"embedding.weight"} or len(table) != 2 or table[1] != values.get("embedding_dimension"):
@@ -279,18 +261,7 @@ class TokenEmbeddings(StoredModule, InputModule):
 
     @classmethod
     def load_parts(cls, find: Callable[[str], Path], state: dict[str, Tensor]) -> dict[str, Any]:
-        """Read the tokenizer, and find the table among the tensors.
-
-        Args:
-            find: From the name of a file to its path.
-            state: The tensors, by name.
-
-        Returns:
-            Both, as arguments of the constructor.
-
-        Raises:
-            ValueError: The tokenizer's file is missing or damaged.
-        """
+        """Read the tokenizer, and find the table among the tensors."""
         path = find(_TOKENIZER)
         try:
             tokenizer = Tokenizer.from_file(str(path))

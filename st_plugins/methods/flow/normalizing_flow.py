@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
-from st_plugins import __version__
 from st_plugins.core.loading.files import read_object
-from st_plugins.core.module import RECORD, StoredModule
-from st_plugins.core.rows import as_floating_point, refuse_whole_numbers, stacked
+from st_plugins.core.module import RECORD, FittedModule
+from st_plugins.core.rows import stacked
 from st_plugins.methods.flow.fitting import FlowTraining, maximise_likelihood
 from st_plugins.methods.flow.flow import CouplingKind, Flow, PermutationKind
 
@@ -38,18 +35,8 @@ PRESETS = MappingProxyType(
 """The architecture of the paper and that of the authors' code, and the latter with all that belongs to it; all have
 additive couplings with 32 units."""
 
-_DEFAULTS = {
-    "levels": 2,
-    "depth": 3,
-    "hidden_dimension": 32,
-    "coupling": "additive",
-    "permutation": "random",
-    "normalize": False,
-    "published": False,
-}
 
-
-class NormalizingFlow(StoredModule):
+class NormalizingFlow(FittedModule):
     """Invertible map of sentence embeddings, fitted so that its output is distributed like standard normal noise.
 
     The encoder stays as it is; the flow alone is fitted, by maximum likelihood, on embeddings of unlabelled texts:
@@ -118,9 +105,6 @@ class NormalizingFlow(StoredModule):
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
 
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
-
     def __init__(
         self,
         embedding_dimension: int,
@@ -141,7 +125,6 @@ class NormalizingFlow(StoredModule):
         self.coupling, self.permutation, self.normalize = coupling, permutation, normalize
         self.published = published
         self.flow = Flow(embedding_dimension, levels, depth, hidden_dimension, coupling, permutation, published)
-        self._sources: dict[str, int] = {}
         self._history: list[dict[str, float]] = []
         self._improved = False
         self.register_load_state_dict_pre_hook(_refuse_parts)
@@ -237,38 +220,10 @@ class NormalizingFlow(StoredModule):
         self.flow, self._history, self._improved = flow, history, better
         return self
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Replace ``features["sentence_embedding"]`` by its latents.
-
-        Args:
-            features: What the module before produced.
-            **kwargs: Ignored.
-
-        Returns:
-            The same dictionary, with the embedding replaced.
-
-        Raises:
-            TypeError: The embeddings are whole numbers or booleans, which cannot hold the result.
-            ValueError: The module is not fitted, or the width is another one.
-        """
-        embeddings: Tensor = features["sentence_embedding"]
-        with torch.autocast(embeddings.device.type, enabled=False):
-            latents, _ = self.flow(self._checked(embeddings))
-        latents = unit_length(latents, dim=-1) if self.normalize else latents
-        features["sentence_embedding"] = latents.to(embeddings.dtype)
-        return features
-
-    @torch.no_grad()
-    def transform(self, embeddings: Array) -> Array:
-        """Map an array to latents.
-
-        Args:
-            embeddings: ``(N, embedding_dimension)``, of a floating-point type.
-
-        Returns:
-            ``(N, embedding_dimension)``, of the same type.
-        """
-        return np.asarray(self.forward({"sentence_embedding": self._tensor(embeddings)})["sentence_embedding"].cpu())
+    def map(self, rows: Tensor) -> Tensor:
+        """Map embeddings to latents."""
+        latents: Tensor = self.flow(rows)[0]
+        return latents
 
     @torch.no_grad()
     def inverse(self, latents: Array) -> Array:
@@ -285,8 +240,8 @@ class NormalizingFlow(StoredModule):
         """
         if self.normalize:
             raise ValueError("normalize=True scales latents to unit length, which cannot be undone; set it to False")
-        given = self._tensor(latents)
-        return np.asarray(self.flow.inverse(self._checked(given)).to(given.dtype).cpu())
+        given = self.tensor(latents)
+        return np.asarray(self.flow.inverse(self.checked(given)).to(given.dtype).cpu())
 
     @torch.no_grad()
     def log_likelihood(self, embeddings: Array) -> Array:
@@ -298,7 +253,7 @@ class NormalizingFlow(StoredModule):
         Returns:
             ``(N,)``, float64 for float64 embeddings, otherwise float32.
         """
-        return np.asarray(self.flow.log_likelihood(self._checked(self._tensor(embeddings))).cpu())
+        return np.asarray(self.flow.log_likelihood(self.checked(self.tensor(embeddings))).cpu())
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the output, which is that of the input."""
@@ -310,11 +265,6 @@ class NormalizingFlow(StoredModule):
         return sum(self._sources.values())
 
     @property
-    def sources(self) -> dict[str, int]:
-        """Number of embeddings fitted on, by source."""
-        return dict(self._sources)
-
-    @property
     def history(self) -> list[dict[str, float]]:
         """Negative log-likelihood of the latest fit, epoch by epoch; see `maximise_likelihood`."""
         return [dict(entry) for entry in self._history]
@@ -324,38 +274,13 @@ class NormalizingFlow(StoredModule):
         """Whether the latest fit made the likelihood better than it was before."""
         return self._improved
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write ``config.json``, ``model.safetensors`` and ``fit.json`` (what it saw, and the history of the fit).
-
-        Args:
-            output_path: An existing folder.
-            *args: Ignored.
-            safe_serialization: Ignored: the file is always safetensors.
-            **kwargs: Ignored.
-
-        Raises:
-            ValueError: The module is not fitted.
-        """
+    def record(self) -> dict[str, Any]:
+        """Return how the fit went."""
         self._check_fitted()
-        super().save(output_path)
-        record = {
-            "library": f"st-plugins {__version__}",
-            "sources": self._sources,
-            "history": self._history,
-            "improved": self._improved,
-        }
-        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-        (Path(output_path) / RECORD).write_text(text, encoding="utf-8")
+        return {"history": self._history, "improved": self._improved}
 
     def load_record(self, find: Callable[[str], Path]) -> None:
-        """Read what it was fitted to, so that fitting can be resumed.
-
-        Args:
-            find: From the name of a file to its path; raises a ValueError if there is none.
-
-        Raises:
-            ValueError: The file is damaged.
-        """
+        """Read what it was fitted to, so that fitting can be resumed."""
         record = find(RECORD)
         known = read_object(record)
         try:
@@ -366,23 +291,14 @@ class NormalizingFlow(StoredModule):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{record} does not describe the fit of a NormalizingFlow: {error!r}") from error
 
-    def _checked(self, rows: Tensor) -> Tensor:
-        """Return rows of the right width in the type to compute in."""
+    def checked(self, rows: Tensor) -> Tensor:
+        """Return rows of the right width in the type to compute in, if the module is fitted."""
         self._check_fitted()
-        refuse_whole_numbers(rows.dtype, type(self).__name__)
-        if rows.shape[-1] != self.embedding_dimension:
-            raise ValueError(
-                f"sentence_embedding has width {rows.shape[-1]}, but this NormalizingFlow was made for "
-                f"{self.embedding_dimension}"
-            )
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return super().checked(rows)
 
     def _check_fitted(self) -> None:
         if not self.flow.is_initialised():
             raise ValueError("NormalizingFlow is not fitted; call fit() with embeddings of your texts first")
-
-    def _tensor(self, array: Array) -> Tensor:
-        return as_floating_point(array, type(self).__name__).to(next(self.parameters()).device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Let ``.to``, ``.half`` and the like move parameters and buffers, but not cast them."""

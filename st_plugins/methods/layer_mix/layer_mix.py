@@ -24,7 +24,6 @@ RECIPES: dict[str, tuple[int, ...]] = {
     "embedding": (0,),
 }
 _LEARNED = "learned"
-_DEFAULTS: dict[str, Any] = {"recipe": _LEARNED, "layer_norm": False}
 _EPSILON = 1e-12
 
 
@@ -90,9 +89,6 @@ class LayerMix(StoredModule):
     """
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
-
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", "num_hidden_layers", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 
     def __init__(
         self,

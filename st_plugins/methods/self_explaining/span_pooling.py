@@ -18,14 +18,6 @@ from st_plugins.methods.self_explaining.span_attention import SpanAttention, spa
 
 __all__ = ["SpanPooling"]
 
-_DEFAULTS: dict[str, Any] = {
-    "max_span_length": None,
-    "interaction": "projected",
-    "include_special_tokens": False,
-    "include_prompt": True,
-    "special_token_ids": None,
-}
-
 
 class SpanPooling(StoredModule):
     """Attention over all spans of a text in place of mean pooling: which spans made the embedding can be read off.
@@ -89,8 +81,6 @@ class SpanPooling(StoredModule):
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
 
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
     excluded_ids: Tensor | None
 
     def __init__(

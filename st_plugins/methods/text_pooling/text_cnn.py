@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,6 @@ from torch.nn.functional import pad
 from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time
 
 __all__ = ["TextCNNPooling"]
-
-_DEFAULTS: dict[str, Any] = {
-    "channels": 100,
-    "kernel_sizes": [3, 4, 5],
-    "dropout": 0.0,
-    "include_prompt": True,
-}
 
 
 class TextCNNPooling(TokenPooling):
@@ -60,9 +52,6 @@ class TextCNNPooling(TokenPooling):
     """
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
-
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 
     def __init__(
         self,

@@ -12,14 +12,6 @@ from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_
 
 __all__ = ["TextRCNNPooling"]
 
-_DEFAULTS: dict[str, Any] = {
-    "output_dimension": 256,
-    "context_dimension": 128,
-    "recurrence": "paper",
-    "dropout": 0.0,
-    "include_prompt": True,
-}
-
 
 class TextRCNNPooling(TokenPooling):
     """A recurrent network gives every token its contexts, a layer combines them, and the maximum over time is taken.
@@ -68,9 +60,6 @@ class TextRCNNPooling(TokenPooling):
     """
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
-
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,6 @@ __all__ = ["TextRNNPooling", "read"]
 
 _CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 _READOUTS = ("last", "mean", "max", "attention")
-_DEFAULTS: dict[str, Any] = {
-    "hidden_dimension": 256,
-    "cell": "lstm",
-    "layers": 1,
-    "bidirectional": True,
-    "readout": "last",
-    "dropout": 0.0,
-    "include_prompt": True,
-}
 
 
 class TextRNNPooling(TokenPooling):
@@ -70,9 +61,6 @@ class TextRNNPooling(TokenPooling):
     """
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
-
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -108,6 +109,13 @@ class Moments:
         distance = covariance_norm - trace**2 / self.dimension
         error = (self.quartic / self.count - covariance_norm) / self.count
         return min(max(error, 0.0), distance) / distance if distance > 0 else 0.0
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of the statistics."""
+        digest = hashlib.sha256(str(self.count).encode())
+        for sums in (self.mean, self.scatter, self.cubic, np.array([self.quartic, self.resolution])):
+            digest.update(np.ascontiguousarray(sums).tobytes())
+        return digest.hexdigest()
 
     def _about(self, delta: Array) -> tuple[Array, float]:
         """Return the third- and fourth-order sums about ``mean + delta`` (expand ``‖y - delta‖``, ``Σ y = 0``)."""

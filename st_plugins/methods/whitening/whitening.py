@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
-from st_plugins.core.loading.files import Shapes
+from st_plugins.core.loading.files import Shapes, read_object
 from st_plugins.core.loading.sizes import check_whole
-from st_plugins.core.module import RECORD, TENSORS, StoredModule
-from st_plugins.core.rows import as_floating_point, as_rows, refuse_whole_numbers
-from st_plugins.methods.whitening import storage
+from st_plugins.core.module import RECORD, TENSORS, FittedModule
+from st_plugins.core.rows import as_rows
 from st_plugins.methods.whitening.moments import Moments
 from st_plugins.methods.whitening.state import WhiteningState, misfit
 from st_plugins.methods.whitening.transform import derive
@@ -25,10 +23,9 @@ from st_plugins.methods.whitening.transform import derive
 __all__ = ["Whitening", "check_output_dimension", "check_shrinkage"]
 
 Array = NDArray[np.floating]
-_DEFAULTS = {"output_dimension": None, "shrinkage": 0.0, "rcond": None, "normalize": False}
 
 
-class Whitening(StoredModule):
+class Whitening(FittedModule):
     """Linear map that gives sentence embeddings zero mean and identity covariance, keeping the first few directions.
 
     With the mean ``μ`` and covariance ``Σ = U Λ Uᵀ`` of the texts it was fitted on (eigenvalues descending, ``Σ``
@@ -78,9 +75,6 @@ class Whitening(StoredModule):
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
 
-    config_defaults = _DEFAULTS
-    config_keys = ["embedding_dimension", *_DEFAULTS]  # noqa: RUF012 - the host declares it so
-
     def __init__(
         self,
         embedding_dimension: int,
@@ -105,7 +99,6 @@ class Whitening(StoredModule):
         self.embedding_dimension, self.output_dimension = embedding_dimension, output_dimension
         self.shrinkage, self.rcond, self.normalize = shrinkage, rcond, normalize
         self.state = WhiteningState(embedding_dimension, output_dimension)
-        self._sources: dict[str, int] = {}
         self.register_state_dict_pre_hook(_derive_first)
         self.register_load_state_dict_post_hook(_forget_sources)
 
@@ -169,50 +162,10 @@ class Whitening(StoredModule):
             )
         return self._add(other.state.moments(), other._sources)
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Whiten ``features["sentence_embedding"]``.
-
-        Args:
-            features: What the module before produced.
-            **kwargs: Ignored.
-
-        Returns:
-            The same dictionary, with the embedding replaced.
-
-        Raises:
-            TypeError: The embeddings are whole numbers or booleans, which cannot hold the result.
-            ValueError: The module is not fitted, or the width is another one.
-        """
-        embeddings: Tensor = features["sentence_embedding"]
-        if embeddings.shape[-1] != self.embedding_dimension:
-            raise ValueError(
-                f"sentence_embedding has width {embeddings.shape[-1]}, but this Whitening was made for "
-                f"{self.embedding_dimension}"
-            )
-        refuse_whole_numbers(embeddings.dtype, type(self).__name__)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            dtype = torch.promote_types(embeddings.dtype, torch.float32)
-            mean, weight = (part.to(embeddings.device, dtype) for part in self._map())
-            white = (embeddings.to(weight.dtype) - mean) @ weight.T
-            white = unit_length(white, dim=-1) if self.normalize else white
-        features["sentence_embedding"] = white.to(embeddings.dtype)
-        return features
-
-    @torch.no_grad()
-    def transform(self, embeddings: Array) -> Array:
-        """Whiten an array.
-
-        Args:
-            embeddings: ``(N, embedding_dimension)``, of a floating-point type.
-
-        Returns:
-            ``(N, output_dimension)``, of the same type.
-
-        Raises:
-            TypeError: The numbers are of another type (those of a quantised index, say), which cannot hold the result.
-        """
-        features = {"sentence_embedding": as_floating_point(embeddings, type(self).__name__)}
-        return np.asarray(self.forward(features)["sentence_embedding"].cpu().numpy())
+    def map(self, rows: Tensor) -> Tensor:
+        """Whiten rows."""
+        mean, weight = (part.to(rows.device, rows.dtype) for part in self._map())
+        return (rows - mean) @ weight.T
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return the transform in float64: ``mean`` of shape ``(d,)`` and ``weight`` of shape ``(k, d)``.
@@ -252,11 +205,6 @@ class Whitening(StoredModule):
         return self.state.moments().scatter / max(self.count, 1)
 
     @property
-    def sources(self) -> dict[str, int]:
-        """Number of embeddings fitted on, by source."""
-        return dict(self._sources)
-
-    @property
     def eigenvalues(self) -> Array:
         """All d eigenvalues of the (shrunk) covariance, descending."""
         self._map()
@@ -268,50 +216,33 @@ class Whitening(StoredModule):
         self._map()
         return self.state.array("explained")
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write ``config.json``, ``model.safetensors`` (transform and statistics) and ``fit.json`` (what it saw).
-
-        Args:
-            output_path: An existing folder.
-            *args: Ignored.
-            safe_serialization: Ignored: the file is always safetensors.
-            **kwargs: Ignored.
-
-        Raises:
-            ValueError: The module is not fitted.
-        """
+    def record(self) -> dict[str, Any]:
+        """Return what identifies the statistics, and what came of them."""
         self._map()
-        super().save(output_path)
-        moments, explained = self.state.moments(), self.explained_variance_ratio
-        storage.write_record(Path(output_path), moments, explained, self._sources, self._intensity(moments))
+        moments = self.state.moments()
+        return {
+            "count": moments.count,
+            "checksum": moments.checksum(),
+            "ddof": 0,
+            "shrinkage": self._intensity(moments),
+            "explained_variance_ratio": self.explained_variance_ratio.tolist(),
+        }
+
+    def load_record(self, find: Callable[[str], Path]) -> None:
+        """Read what it was fitted to, if that is what the tensors hold."""
+        record = read_object(find(RECORD))
+        matches = record.get("checksum") == self.state.moments().checksum()
+        if not matches or not isinstance(record.get("sources"), dict):
+            raise ValueError(f"{find(TENSORS)} does not match the checksum in {find(RECORD)}; save the model again")
+        self._sources = {str(name): int(rows) for name, rows in record["sources"].items()}
 
     @classmethod
     def check_stored(cls, values: dict[str, Any], held: Shapes, where: str) -> None:
-        """Compare the configuration with the shapes of the tensors, before memory is asked for.
-
-        Args:
-            values: The configuration.
-            held: The shapes, by name.
-            where: The configuration's file, for messages.
-
-        Raises:
-            ValueError: They do not fit each other; the message names the sizes.
-        """
+        """Compare the configuration with the shapes of the state, which is empty in a new module."""
         check_whole(values, where)
         wrong = misfit(held, values.get("embedding_dimension"), values.get("output_dimension"))
         if wrong:
             raise ValueError(f"{Path(where).with_name(TENSORS)} does not fit {where}: {wrong}")
-
-    def load_record(self, find: Callable[[str], Path]) -> None:
-        """Read what it was fitted to, and whether that is what the tensors hold.
-
-        Args:
-            find: From the name of a file to its path; raises a ValueError if there is none.
-
-        Raises:
-            ValueError: The file is damaged, or of other statistics.
-        """
-        self._sources = storage.read_record(find(RECORD), find(TENSORS), self.state.moments())
 
     def _set(self, moments: Moments, sources: dict[str, int]) -> Self:
         self.state.set_moments(moments)
