@@ -51,8 +51,8 @@ def _score(score: Score) -> Text:
 def _difference(difference: Difference) -> Text:
     if math.isnan(difference.value):
         return Text("undefined")
-    colour = {"better": "green", "worse": "red"}.get(difference.verdict, "yellow")
-    return Text(f"{percent(difference.value, sign=True)}\n{difference.verdict}", colour)
+    color = {"better": "green", "worse": "red"}.get(difference.verdict, "yellow")
+    return Text(f"{percent(difference.value, sign=True)}\n{difference.verdict}", color)
 
 
 def score_table(result: SuiteResult) -> Table:
@@ -182,7 +182,7 @@ def geometry_table(title: str, numbers: Mapping[str, Any]) -> Table:
 
     Args:
         title: Heading.
-        numbers: What ``st_plugins.geometry.geometry`` returned.
+        numbers: What ``st_plugins.geometry.describe`` returned.
 
     Returns:
         One number a row; the spectrum is left to the files.

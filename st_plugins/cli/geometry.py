@@ -58,7 +58,7 @@ def geometry(
     from st_plugins.data.own import read_texts
     from st_plugins.evaluation.encoding import distinct
     from st_plugins.evaluation.measuring import way_of_texts
-    from st_plugins.geometry.embeddings import geometry as describe
+    from st_plugins.geometry.embeddings import describe
 
     check_model(model)
     check_prompt(prompt, prompt_name)

@@ -61,7 +61,12 @@ class Comparison:
 
 
 def compare(
-    a: SuiteResult, b: SuiteResult, *, confidence: float = 0.95, bootstrap_samples: int = 1000, seed: int = 0
+    first: SuiteResult,
+    second: SuiteResult,
+    *,
+    confidence: float = 0.95,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
 ) -> Comparison:
     """Compare two results by paired bootstrap.
 
@@ -70,8 +75,8 @@ def compare(
     corrected for their number by Holm's rule.
 
     Args:
-        a: First result, with similarities kept.
-        b: Second result, of the same tasks and pairs.
+        first: One result, with similarities kept.
+        second: The other result, of the same tasks and pairs.
         confidence: Coverage of the intervals; ``1 - confidence`` is the level of the test.
         bootstrap_samples: Number of resamples.
         seed: Seed of the resamples.
@@ -97,16 +102,16 @@ def compare(
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
     if bootstrap_samples < 1:
         raise ValueError(f"bootstrap_samples={bootstrap_samples} must be at least 1")
-    names = [task.name for task in a.tasks]
-    if names != [task.name for task in b.tasks]:
-        raise ValueError(f"the results have different tasks: {names} and {[task.name for task in b.tasks]}")
-    notes = _measured_alike(a, b)
+    names = [task.name for task in first.tasks]
+    if names != [task.name for task in second.tasks]:
+        raise ValueError(f"the results have different tasks: {names} and {[task.name for task in second.tasks]}")
+    notes = _measured_alike(first, second)
     values, samples = {}, {}
-    for first, second in zip(a.tasks, b.tasks, strict=True):
-        gold, systems = _paired(first, second)
-        values[first.name] = np.array([spearman(gold, system) for system in systems])
-        counts = resample_counts(len(gold), bootstrap_samples, first.name, seed)
-        samples[first.name] = bootstrap(gold, systems, counts)[0]
+    for task, other in zip(first.tasks, second.tasks, strict=True):
+        gold, systems = _paired(task, other)
+        values[task.name] = np.array([spearman(gold, system) for system in systems])
+        counts = resample_counts(len(gold), bootstrap_samples, task.name, seed)
+        samples[task.name] = bootstrap(gold, systems, counts)[0]
     raw = {
         name: difference(float(value[0] - value[1]), samples[name][0] - samples[name][1], confidence)
         for name, value in values.items()
@@ -115,12 +120,12 @@ def compare(
     mean_samples = np.mean(list(samples.values()), axis=0)
     scores = {name: (float(value[0]), float(value[1])) for name, value in values.items()}
     return Comparison(
-        first=str(a.model["name"]),
-        second=str(b.model["name"]),
+        first=str(first.model["name"]),
+        second=str(second.model["name"]),
         tasks=holm(raw, confidence),
         average=difference(float(mean[0] - mean[1]), mean_samples[0] - mean_samples[1], confidence),
         scores=scores | {"avg": (float(mean[0]), float(mean[1]))},
-        fit_distances=_fit_distances(a) | _fit_distances(b),
+        fit_distances=_fit_distances(first) | _fit_distances(second),
         notes=notes + _undefined_resamples(values, samples),
     )
 
@@ -138,20 +143,22 @@ def _paired(first: TaskResult, second: TaskResult) -> tuple[np.ndarray, np.ndarr
     return np.array(first.gold), np.array([first.similarities, second.similarities])
 
 
-def _measured_alike(a: SuiteResult, b: SuiteResult) -> list[str]:
+def _measured_alike(first: SuiteResult, second: SuiteResult) -> list[str]:
     """Refuse what was measured differently; say what else differs."""
-    names = str(a.model["name"]), str(b.model["name"])
-    for name, result in zip(names, (a, b), strict=True):
+    names = str(first.model["name"]), str(second.model["name"])
+    for name, result in zip(names, (first, second), strict=True):
         if "measured" not in result.settings:
             raise ValueError(
                 f"the result of {name!r} does not say how it was measured (length, similarity, prompts); evaluate it "
                 "again"
             )
-    same = a.model.get("weights") is not None and a.model.get("weights") == b.model.get("weights")
-    notes = check_alike(a.settings["measured"], b.settings["measured"], names, same)
-    versions = sorted(key for key in a.versions if key not in _MACHINE and a.versions[key] != b.versions.get(key))
+    same = first.model.get("weights") is not None and first.model.get("weights") == second.model.get("weights")
+    notes = check_alike(first.settings["measured"], second.settings["measured"], names, same)
+    versions = sorted(
+        key for key in first.versions if key not in _MACHINE and first.versions[key] != second.versions.get(key)
+    )
     if versions:
-        told = ", ".join(f"{key} {a.versions[key]} and {b.versions.get(key, 'none')}" for key in versions)
+        told = ", ".join(f"{key} {first.versions[key]} and {second.versions.get(key, 'none')}" for key in versions)
         notes.append(f"the two were measured with different versions: {told}")
     return notes
 

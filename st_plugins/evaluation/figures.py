@@ -19,7 +19,7 @@ __all__ = ["Picture", "pictures"]
 MAX_POINTS = 1500
 _MAX_SCATTERS = 40
 
-# Drawn in this colour, then replaced by the page's text colour, which follows the light or dark theme.
+# Drawn in this color, then replaced by the page's text color, which follows the light or dark theme.
 _INK = "#010203"
 _BLUE, _ORANGE, _GREY, _DARK_GREY = "#3b82d0", "#e07b39", "#939ca9", "#656e7b"
 _THEME = "<style>svg{color:#1d232c}@media(prefers-color-scheme:dark){svg{color:#e4e8ee}}</style>"
@@ -94,9 +94,9 @@ def _score_bars(result: SuiteResult) -> Picture:
     step = 0.8 / len(series)
 
     def paint(axes: Any) -> None:
-        for index, (label, colour, scores) in enumerate(series):
+        for index, (label, color, scores) in enumerate(series):
             rows = np.arange(len(titles)) - 0.4 + step * (index + 0.5)
-            axes.barh(rows, [100 * score.value for score in scores], step * 0.9, color=colour, label=label)
+            axes.barh(rows, [100 * score.value for score in scores], step * 0.9, color=color, label=label)
             for row, score in zip(rows, scores, strict=True):
                 if np.isnan(score.value):
                     axes.text(0, row, " undefined", va="center", fontsize=8)
@@ -133,11 +133,11 @@ def _histogram(result: SuiteResult) -> Picture | None:
     edges = np.histogram_bin_edges(np.concatenate([upper, lower]), bins=50)
 
     def paint(axes: Any) -> None:
-        for values, colour, label in (
+        for values, color, label in (
             (lower, _ORANGE, "gold ≤ task's mean"),
             (upper, _BLUE, "gold > task's mean"),
         ):
-            axes.hist(values, edges, color=colour, alpha=0.55, label=label)
+            axes.hist(values, edges, color=color, alpha=0.55, label=label)
         axes.set_xlabel(_similarity(result))
         axes.set_ylabel("pairs")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)

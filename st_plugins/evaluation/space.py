@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_plugins.data.pairs import Pairs
-from st_plugins.geometry.embeddings import geometry
+from st_plugins.geometry.embeddings import describe
 from st_plugins.geometry.gaussians import Gaussian, bhattacharyya_distance, kl_divergence, wasserstein_distance
 from st_plugins.methods.whitening.whitening import Whitening
 
@@ -40,7 +40,7 @@ def space_of_pairs(
             side.append(row[positive] if high > low else row[:0])
     first, second = (np.concatenate(side) for side in sides)
     positives = (embeddings[first], embeddings[second]) if len(first) > 1 else None
-    return geometry(embeddings, positives=positives, seed=seed)
+    return describe(embeddings, positives=positives, seed=seed)
 
 
 def fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Single sets (:mod:`st_plugins.geometry.embeddings`): alignment, uniformity, cosine of random pairs, spectrum, effective
 rank, participation ratio, IsoScore. Two sets (:mod:`st_plugins.geometry.gaussians`): Kullback-Leibler divergence,
 Bhattacharyya distance and 2-Wasserstein distance between the Gaussians fitted to them. During training:
-:class:`GeometryCallback`, imported on first use because it needs the host.
+:class:`GeometryCallback`, imported on first use because it needs the host, whose import takes seconds.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from st_plugins.geometry.embeddings import (
     alignment,
+    describe,
     effective_rank,
-    geometry,
     isoscore,
     mean_random_cosine,
     participation_ratio,
@@ -30,8 +30,8 @@ __all__ = [
     "GeometryCallback",
     "alignment",
     "bhattacharyya_distance",
+    "describe",
     "effective_rank",
-    "geometry",
     "isoscore",
     "kl_divergence",
     "mean_random_cosine",

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from st_plugins.geometry.arrays import as_matrix, normalized
-
 __all__ = [
     "alignment",
+    "as_matrix",
+    "describe",
     "effective_rank",
-    "geometry",
     "isoscore",
     "mean_random_cosine",
+    "normalized",
     "participation_ratio",
     "spectrum",
     "uniformity",
@@ -25,15 +25,15 @@ __all__ = [
 _BLOCK_ENTRIES = 2**21  # pairs looked at in one go: 16 MiB of float64
 
 
-def alignment(x: Any, y: Any, alpha: float = 2.0) -> float:
+def alignment(first: Any, second: Any, alpha: float = 2.0) -> float:
     """Return how near the two sides of positive pairs lie: mean ||x_i - y_i||^alpha on normalised rows.
 
     Reference: Wang and Isola (2020), Understanding Contrastive Representation Learning through Alignment and
     Uniformity on the Hypersphere, ICML. Smaller is better.
 
     Args:
-        x: First side, (N, d).
-        y: Second side, (N, d).
+        first: One side, (N, d).
+        second: The other side, (N, d).
         alpha: The exponent.
 
     Returns:
@@ -46,10 +46,10 @@ def alignment(x: Any, y: Any, alpha: float = 2.0) -> float:
         >>> alignment([[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, -1.0]])  # one pair equal, one at distance 2
         2.0
     """
-    first, second = as_matrix(x, "x"), as_matrix(y, "y")
-    if first.shape != second.shape:
-        raise ValueError(f"x has shape {first.shape} and y {second.shape}; row i of both must be a pair")
-    distances = np.linalg.norm(normalized(first, "x") - normalized(second, "y"), axis=1)
+    one, other = as_matrix(first, "first"), as_matrix(second, "second")
+    if one.shape != other.shape:
+        raise ValueError(f"first has shape {one.shape} and second {other.shape}; row i of both must be a pair")
+    distances = np.linalg.norm(normalized(one, "first") - normalized(other, "second"), axis=1)
     return float(np.mean(distances**alpha))
 
 
@@ -209,7 +209,7 @@ def isoscore(x: Any) -> float:
     return _isoscore(spectrum(x))
 
 
-def geometry(
+def describe(
     x: Any,
     *,
     positives: tuple[Any, Any] | None = None,
@@ -238,7 +238,7 @@ def geometry(
         ValueError: A row is not finite, or there are fewer than two rows.
 
     Example:
-        >>> found = geometry([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> found = describe([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
         >>> found["isoscore"], found["spectrum"], found["mean_norm"]
         (1.0, [0.5, 0.5], 1.0)
     """
@@ -267,6 +267,33 @@ def geometry(
         kept = first.any(axis=1) & second.any(axis=1)
         result["alignment"] = alignment(first[kept], second[kept]) if kept.sum() >= 2 else math.nan
     return result
+
+
+def as_matrix(x: Any, name: str = "x") -> NDArray[np.float64]:
+    """Return embeddings as a float64 matrix."""
+    if hasattr(x, "detach"):  # a tensor; numpy has no bfloat16, so torch converts
+        x = x.detach().cpu().double().numpy()
+    matrix = np.asarray(x, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise ValueError(f"{name} has shape {matrix.shape}; give one row a text, (N, d)")
+    if len(matrix) < 2:
+        raise ValueError(f"{name} has {len(matrix)} rows; give at least 2")
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if bad.size:
+        raise ValueError(f"{name}: row {bad[0]} has NaN or an infinity ({bad.size} such rows); leave them out")
+    return matrix
+
+
+def normalized(matrix: NDArray[np.float64], name: str = "x") -> NDArray[np.float64]:
+    """Scale every row to length one."""
+    # The largest entry goes first, so that squares of very small or very large ones neither vanish nor overflow.
+    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    zero = np.flatnonzero(largest == 0)
+    if zero.size:
+        raise ValueError(f"{name}: row {zero[0]} is a zero vector ({zero.size} such rows); it has no direction")
+    scaled: NDArray[np.float64] = matrix / largest
+    scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
+    return scaled
 
 
 def _effective_rank(eigenvalues: NDArray[np.float64]) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from st_plugins.geometry.arrays import as_matrix
+from st_plugins.geometry.embeddings import as_matrix
 
 __all__ = ["Gaussian", "bhattacharyya_distance", "kl_divergence", "wasserstein_distance"]
 

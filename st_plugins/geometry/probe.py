@@ -13,7 +13,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_plugins.core.host import default_prompt
-from st_plugins.geometry.embeddings import geometry
+from st_plugins.geometry.embeddings import describe
 
 __all__ = ["NUMBERS", "Probe"]
 
@@ -60,7 +60,7 @@ class Probe:
                 first, second = (self._encode(model, list(side)) for side in zip(*self.pairs, strict=True))
             else:
                 first, second = self._dropout_passes(model)
-        found = geometry(embeddings, positives=(first, second), seed=self.seed)
+        found = describe(embeddings, positives=(first, second), seed=self.seed)
         return {name: float(found[name]) for name in NUMBERS}
 
     def _encode(self, model: SentenceTransformer, texts: list[str]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Draw numbers over tokens: a strip of words and a matrix, for the terminal (rich) and as pieces of HTML.
 
 The pieces of HTML need :data:`STYLE` in their page and no script: hovering shows the numbers, and every cell of a
-matrix has its number written in it, so that nothing rests on colour alone. Text is escaped.
+matrix has its number written in it, so that nothing rests on color alone. Text is escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from st_plugins.explain.tokens import Token
 from st_plugins.report.page import escape
-from st_plugins.report.palette import colour, hexadecimal, ink
+from st_plugins.report.palette import color, hexadecimal, ink
 from st_plugins.report.terminal import shown
 
 __all__ = [
@@ -151,7 +151,7 @@ def matrix_html(
 
 
 def legend_html(limit: float, signed: bool = True) -> str:
-    """Return the scale of colours as HTML."""
+    """Return the scale of colors as HTML."""
     steps = np.linspace(-1.0 if signed else 0.0, 1.0, 9 if signed else 5)
     boxes = "".join(f'<i style="{_css(step)}"></i>' for step in steps)
     low = f"{-limit:.3g}" if signed else "0"
@@ -169,10 +169,10 @@ def _number(value: float) -> str:
 
 
 def _style(value: float) -> Style:
-    background = colour(value)
+    background = color(value)
     return Style(color=hexadecimal(ink(background)), bgcolor=hexadecimal(background), underline=value < 0)
 
 
 def _css(value: float) -> str:
-    background = colour(value)
+    background = color(value)
     return f"background:{hexadecimal(background)};color:{hexadecimal(ink(background))}"

@@ -32,7 +32,7 @@ from st_plugins.cli import (
 )
 from st_plugins.evaluation import STSSuiteEvaluator, compare
 from st_plugins.explain import explain, explain_pair
-from st_plugins.geometry import geometry
+from st_plugins.geometry import describe
 from st_plugins.matching import RE2Config, RE2Matcher
 from st_plugins.training import train_consert
 
@@ -42,7 +42,7 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], set[str]]] = [
     (cli_train.consert, train_consert, {"views"}),  # text on the command line
     (cli_evaluate.evaluate, STSSuiteEvaluator, set()),
     (cli_evaluate.compare, compare, set()),
-    (cli_geometry.geometry, geometry, set()),
+    (cli_geometry.geometry, describe, set()),
     (cli_explain.explain, explain, set()),
     (cli_explain.explain, explain_pair, set()),
     (cli_re2.train, RE2Matcher.fit, set()),

@@ -17,8 +17,8 @@ from st_plugins.geometry import (
     Gaussian,
     alignment,
     bhattacharyya_distance,
+    describe,
     effective_rank,
-    geometry,
     isoscore,
     kl_divergence,
     mean_random_cosine,
@@ -31,7 +31,7 @@ from st_plugins.geometry import (
 Array = NDArray[np.float64]
 DISTANCES = (kl_divergence, bhattacharyya_distance, wasserstein_distance)
 DIRECTED = (uniformity, mean_random_cosine)
-ALL_SINGLE = (*DIRECTED, spectrum, effective_rank, participation_ratio, isoscore, geometry, Gaussian.fit)
+ALL_SINGLE = (*DIRECTED, spectrum, effective_rank, participation_ratio, isoscore, describe, Gaussian.fit)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_isoscore_follows_the_published_steps(x: Array) -> None:
 
 
 def test_geometry_gathers_the_single_measures(x: Array) -> None:
-    found = geometry(x, positives=(x, x + 1.0), leading=2)
+    found = describe(x, positives=(x, x + 1.0), leading=2)
     assert found["uniformity"] == uniformity(x)
     assert found["mean_random_cosine"] == mean_random_cosine(x)
     assert found["alignment"] == alignment(x, x + 1.0)
@@ -151,19 +151,19 @@ def test_geometry_gathers_the_single_measures(x: Array) -> None:
     assert found["total_variance"] == pytest.approx(float(np.trace(slow_covariance(x))))
     assert found["mean_norm"] == pytest.approx(sum(math.sqrt(row @ row) for row in x) / len(x))
     assert (found["rows"], found["dimension"], found["zero_rows"], found["uniformity_rows"]) == (23, 5, 0, 23)
-    assert "alignment" not in geometry(x)
-    assert geometry(x, max_rows=7)["uniformity_rows"] == 7
+    assert "alignment" not in describe(x)
+    assert describe(x, max_rows=7)["uniformity_rows"] == 7
 
 
 def test_geometry_leaves_zero_rows_out_and_counts_them(x: Array) -> None:
     holed = np.insert(x, 4, 0.0, axis=0)
-    found = geometry(holed, positives=(holed, np.roll(holed, 1, axis=0)))
+    found = describe(holed, positives=(holed, np.roll(holed, 1, axis=0)))
     kept = [i for i in range(len(holed)) if holed[i].any() and holed[i - 1].any()]
     assert found["zero_rows"] == 1
     assert found["uniformity"] == uniformity(x)
     assert found["alignment"] == alignment(holed[kept], np.roll(holed, 1, axis=0)[kept])
     assert found["total_variance"] == pytest.approx(float(np.trace(slow_covariance(holed))))
-    nothing = geometry(np.zeros((3, 2)))
+    nothing = describe(np.zeros((3, 2)))
     assert nothing["zero_rows"] == 3
     assert all(math.isnan(nothing[key]) for key in ("uniformity", "mean_random_cosine", "isoscore", "effective_rank"))
 
@@ -350,15 +350,15 @@ def test_zero_vectors_are_refused_with_the_row(x: Array, measure: object) -> Non
     x[6] = 0.0
     with pytest.raises(ValueError, match=r"x: row 6 is a zero vector \(1 such rows\)"):
         measure(x)
-    with pytest.raises(ValueError, match="y: row 6 is a zero vector"):
+    with pytest.raises(ValueError, match="second: row 6 is a zero vector"):
         alignment(x + 9.0, x)
 
 
 def test_widths_must_match(x: Array) -> None:
-    with pytest.raises(ValueError, match=r"x has shape \(23, 5\) and y \(23, 4\)"):
+    with pytest.raises(ValueError, match=r"first has shape \(23, 5\) and second \(23, 4\)"):
         alignment(x, x[:, :4])
     with pytest.raises(ValueError, match=r"positives have the shapes \(23, 5\) and \(22, 5\)"):
-        geometry(x, positives=(x, x[1:]))
+        describe(x, positives=(x, x[1:]))
     for distance in DISTANCES:
         with pytest.raises(ValueError, match="p has 5 dimensions and q 4"):
             distance(Gaussian.fit(x), Gaussian.fit(x[:, :4]))

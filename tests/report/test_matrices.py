@@ -1,4 +1,4 @@
-"""Pictures: escaped, self-contained, readable ink on every colour, nothing lost of the text."""
+"""Pictures: escaped, self-contained, readable ink on every color, nothing lost of the text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from st_plugins.explain import explain, explain_pair
 from st_plugins.explain.tokens import Token
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.report.matrices import Cell, cells, matrix_html, matrix_terminal, strip_html, strip_terminal
-from st_plugins.report.palette import colour, ink
+from st_plugins.report.palette import color, ink
 
 Make = Callable[..., SentenceTransformer]
 EVIL = '<script>alert("x")</script> a & dog <img src=x onerror=alert(1)> \' &lt;'
@@ -96,7 +96,7 @@ def test_tokens_without_characters_are_set_apart() -> None:
 
 @pytest.mark.parametrize("value", np.linspace(-1, 1, 81))
 def test_ink_can_be_read(value: float) -> None:
-    """The contrast ratio of WCAG, written out, is at least 4.5 : 1 on every colour of the scale."""
+    """The contrast ratio of WCAG, written out, is at least 4.5 : 1 on every color of the scale."""
 
     def luminance(rgb: tuple[int, int, int]) -> float:
         channels = []
@@ -105,16 +105,16 @@ def test_ink_can_be_read(value: float) -> None:
             channels.append(part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
         return 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
 
-    levels = sorted([luminance(colour(value)), luminance(ink(colour(value)))])
+    levels = sorted([luminance(color(value)), luminance(ink(color(value)))])
     assert (levels[1] + 0.05) / (levels[0] + 0.05) >= 4.5
 
 
 def test_stronger_is_darker_and_the_sign_is_the_hue() -> None:
     for sign in (-1, 1):
-        steps = [sum(colour(sign * value)) for value in np.linspace(0, 1, 21)]
+        steps = [sum(color(sign * value)) for value in np.linspace(0, 1, 21)]
         assert steps == sorted(steps, reverse=True) and len(set(steps)) == 21
-    assert colour(0.7)[2] > colour(0.7)[0] and colour(-0.7)[0] > colour(-0.7)[2]
-    assert colour(5.0) == colour(1.0) and colour(float("nan")) == colour(0.0)
+    assert color(0.7)[2] > color(0.7)[0] and color(-0.7)[0] > color(-0.7)[2]
+    assert color(5.0) == color(1.0) and color(float("nan")) == color(0.0)
 
 
 def test_a_matrix_shows_its_numbers() -> None:
@@ -126,7 +126,7 @@ def test_a_matrix_shows_its_numbers() -> None:
     assert "-25.0" in printed and "<b>" in printed
 
 
-def test_all_zeros_have_no_colour() -> None:
+def test_all_zeros_have_no_color() -> None:
     assert "background:#f7f7f7" in strip_html([Cell("a", 0.0)]) and "#08306b" not in strip_html([Cell("a", 0.0)])
 
 
