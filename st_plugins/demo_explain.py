@@ -19,7 +19,7 @@ from tqdm.auto import trange
 from st_plugins import miniature
 from st_plugins.core.writing.atomic import Target, file_target
 from st_plugins.explain.gradient import gradient_saliency
-from st_plugins.explain.single import Explanation, explain
+from st_plugins.explain.single import Explanation, explain_text
 from st_plugins.explain.tokens import Token, read
 from st_plugins.methods.self_explaining.self_explaining_loss import SelfExplainingLoss
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
@@ -113,7 +113,7 @@ def run_explanation_demo(
     heads = [train_classifier(model, train, steps=steps, seed=seed) for model in (spans, mean)]
 
     hits, masses, mean_hits, mean_masses, chances = [], [], [], [], []
-    explanations = [explain(spans, opinion.text, 1) for opinion in test]
+    explanations = [explain_text(spans, opinion.text, 1) for opinion in test]
     for opinion, found in zip(test, explanations, strict=True):
         inside, best = _inside(found.side.tokens, opinion), found.spans[0]
         hits.append(bool(inside[best.first : best.last + 1].any()))
@@ -126,7 +126,7 @@ def run_explanation_demo(
         chances.append(float(inside.mean()))
     # One with another opinion in it, which does not count.
     shown = next((opinion for opinion in test if ", but" in opinion.text), test[0])
-    example = explain(spans, shown.text, 5)
+    example = explain_text(spans, shown.text, 5)
     target.write_text(example.to_html())
     return DecidingSpans(
         len(test),

@@ -48,11 +48,11 @@ def main(
     suite = STSSuiteEvaluator(tasks, batch_size=batch_size, show_progress_bar=False, **extras)  # type: ignore[arg-type]
     stock = [
         EmbeddingSimilarityEvaluator(
-            task.sentences1, task.sentences2, task.scores.tolist(), batch_size=batch_size, name=task.name
+            task.first, task.second, task.scores.tolist(), batch_size=batch_size, name=task.name
         )
         for task in tasks
     ]
-    encoder.encode(tasks[0].sentences1[:200])
+    encoder.encode(tasks[0].first[:200])
     ours, theirs = [], []
     worst = 0.0
     for _ in range(runs):

@@ -76,7 +76,7 @@ def explain(
     loaded = load_model(model, None, device, max_seq_length)
     found: Explanation | PairExplanation
     if b is None:
-        found = explanations.explain(loaded, a, top, prompt=prompt, by=by, faithfulness=faithfulness)
+        found = explanations.explain_text(loaded, a, top, prompt=prompt, by=by, faithfulness=faithfulness)
     else:
         found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, by=by, faithfulness=faithfulness)
     for name, target in targets.items():

@@ -23,7 +23,7 @@ def read_hub(task: Task, split: str) -> tuple[list[str], list[str], list[float]]
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConnectionError(f"the hub did not give {hub.dataset!r} ({reason})") from error
     columns = hub.columns
-    for name in (columns.text1, columns.text2, columns.score):
+    for name in (columns.first, columns.second, columns.score):
         if name not in rows.column_names:
             raise ValueError(f"hub dataset {hub.dataset!r}: no column {name!r}; there are {list(rows.column_names)}")
     scores = []
@@ -32,4 +32,4 @@ def read_hub(task: Task, split: str) -> tuple[list[str], list[str], list[float]]
             scores.append(to_score(value))
         except ValueError as error:
             raise ValueError(f"hub dataset {hub.dataset!r}, row {number}: {error}") from None
-    return list(rows[columns.text1]), list(rows[columns.text2]), scores
+    return list(rows[columns.first]), list(rows[columns.second]), scores

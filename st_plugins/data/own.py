@@ -21,8 +21,8 @@ _DATA = (".parquet", ".arrow", ".xlsx", ".xls", ".zip", ".gz", ".bz2", ".xz", ".
 
 def read_pairs(
     path: str | Path,
-    text1: str = "sentence1",
-    text2: str = "sentence2",
+    first: str = "sentence1",
+    second: str = "sentence2",
     score: str = "score",
     name: str | None = None,
 ) -> Pairs:
@@ -31,8 +31,8 @@ def read_pairs(
     Args:
         path: A table: fields between tabs, commas or semicolons, or JSON (an array of objects, or one a line); packed
             with gzip or not. What it is, is seen by its content, whatever its name.
-        text1: Column of the first text.
-        text2: Column of the second text.
+        first: Column of the first text.
+        second: Column of the second text.
         score: Column of the gold score, on any scale.
         name: Short name of the pairs; the file's name by default.
 
@@ -49,17 +49,17 @@ def read_pairs(
         ...     path = pathlib.Path(folder, "mine.tsv")
         ...     _ = path.write_text('sentence1\tsentence2\tscore\na 5" nail\ta nail\t3.5\n')
         ...     pairs = read_pairs(path)
-        >>> pairs.name, pairs.sentences1, pairs.scores.tolist()
+        >>> pairs.name, pairs.first, pairs.scores.tolist()
         ('mine', ['a 5" nail'], [3.5])
     """
     path = Path(path).expanduser()
     table = read_table(path)
-    texts1, texts2 = table.texts(text1, "text1"), table.texts(text2, "text2")
+    texts = table.texts(first, "first"), table.texts(second, "second")
     scores = table.scores(score, "score")
     name = name or path.name.split(".")[0]
-    empty = sum(not text.strip() for text in [*texts1, *texts2])
+    empty = sum(not text.strip() for text in [*texts[0], *texts[1]])
     warnings = (f"{name}: {empty:,} of the {2 * len(scores):,} texts are empty",) if empty else ()
-    return Pairs(name, texts1, texts2, np.asarray(scores), source=str(path), warnings=warnings, columns=(text1, text2))
+    return Pairs(name, *texts, np.asarray(scores), source=str(path), warnings=warnings, columns=(first, second))
 
 
 def read_texts(path: str | Path, column: str | None = None) -> list[str]:

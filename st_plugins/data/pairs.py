@@ -20,8 +20,8 @@ class Pairs:
 
     Args:
         name: Short name, used in metric keys (``sts12``).
-        sentences1: First texts, N of them.
-        sentences2: Second texts, N of them.
+        first: First texts, N of them.
+        second: Second texts, N of them.
         scores: Gold scores, float64 of shape (N,), on the task's own scale.
         subsets: Sub-dataset of each pair, N of them; empty means one subset named like the task.
         title: Name as printed (``STS12``); defaults to ``name``.
@@ -41,8 +41,8 @@ class Pairs:
     """
 
     name: str
-    sentences1: list[str]
-    sentences2: list[str]
+    first: list[str]
+    second: list[str]
     scores: NDArray[np.float64]
     subsets: list[str] = field(default_factory=list)
     title: str = ""
@@ -51,28 +51,28 @@ class Pairs:
     columns: tuple[str, str] = ("sentence1", "sentence2")
 
     def __post_init__(self) -> None:
-        for column in ("sentences1", "sentences2", "scores"):
+        for column in ("first", "second", "scores"):
             if isinstance(getattr(self, column), str | bytes | dict):
                 raise TypeError(f"pairs {self.name!r}: {column} must be a list, got {getattr(self, column)!r:.60}")
-        object.__setattr__(self, "sentences1", list(self.sentences1))
-        object.__setattr__(self, "sentences2", list(self.sentences2))
+        object.__setattr__(self, "first", list(self.first))
+        object.__setattr__(self, "second", list(self.second))
         object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64))
         object.__setattr__(self, "title", self.title or self.name)
-        object.__setattr__(self, "subsets", list(self.subsets) or [self.name] * len(self.sentences1))
+        object.__setattr__(self, "subsets", list(self.subsets) or [self.name] * len(self.first))
         lengths = {
-            "sentences1": len(self.sentences1),
-            "sentences2": len(self.sentences2),
+            "first": len(self.first),
+            "second": len(self.second),
             "scores": self.scores.size,
             "subsets": len(self.subsets),
         }
         if len(set(lengths.values())) != 1 or self.scores.ndim != 1:
             raise ValueError(f"pairs {self.name!r}: columns must have one length, got {lengths}")
-        if not self.sentences1:
+        if not self.first:
             raise ValueError(f"pairs {self.name!r}: there is no pair to score; give at least one")
         bad = np.flatnonzero(~np.isfinite(self.scores))
         if bad.size:
             raise ValueError(f"pairs {self.name!r}: score of pair {bad[0]} is {self.scores[bad[0]]}; remove that row")
-        for column in ("sentences1", "sentences2"):
+        for column in ("first", "second"):
             for row, text in enumerate(getattr(self, column)):
                 if not isinstance(text, str):
                     raise TypeError(f"pairs {self.name!r}: {column}[{row}] is {text!r}; every text must be a str")
@@ -80,12 +80,12 @@ class Pairs:
                     raise ValueError(f"pairs {self.name!r}: {column}[{row}] {fault}")
 
     def __len__(self) -> int:
-        return len(self.sentences1)
+        return len(self.first)
 
     @property
     def checksum(self) -> str:
         """SHA-256 over texts, scores and subsets, so that two results can prove they saw the same pairs."""
         digest = hashlib.sha256()
-        for row in zip(self.subsets, map(repr, self.scores.tolist()), self.sentences1, self.sentences2, strict=True):
+        for row in zip(self.subsets, map(repr, self.scores.tolist()), self.first, self.second, strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()

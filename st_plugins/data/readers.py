@@ -105,13 +105,13 @@ def _read_local(task: Task, split: Split, folder: Path) -> Pairs:
         )
     paths = [_existing(task, folder / file) for file in (split.file, *split.more)]
     names = task.columns
-    texts1: list[str] = []
-    texts2: list[str] = []
+    first: list[str] = []
+    second: list[str] = []
     subsets: list[str] = []
     scores: list[float] = []
     for table in map(read_table, paths):
-        texts1 += table.texts(names.text1)
-        texts2 += table.texts(names.text2)
+        first += table.texts(names.first)
+        second += table.texts(names.second)
         subsets += table.texts(names.subset) if names.subset else []
         scores += table.scores(names.score)
         for row, fields in enumerate(table.rows):
@@ -119,8 +119,8 @@ def _read_local(task: Task, split: Split, folder: Path) -> Pairs:
                 raise table.error(row, f"{table.columns[fields.index('')]} is empty; no field may be")
     warnings = _check(task, split, scores, Counter(subsets))
     source = ", ".join(map(str, paths))
-    columns = (names.text1, names.text2)
-    return Pairs(task.name, texts1, texts2, np.asarray(scores), subsets, task.title, source, warnings, columns)
+    columns = (names.first, names.second)
+    return Pairs(task.name, first, second, np.asarray(scores), subsets, task.title, source, warnings, columns)
 
 
 def _existing(task: Task, path: Path) -> Path:
@@ -135,7 +135,7 @@ def _existing(task: Task, path: Path) -> Path:
 
 def _read_from_hub(task: Task, split_name: str) -> Pairs:
     try:
-        texts1, texts2, scores = read_hub(task, split_name)
+        first, second, scores = read_hub(task, split_name)
     except (ConnectionError, ImportError) as error:
         raise FileNotFoundError(
             f"no data for {task.title}: {error}; name a local folder with --data (data=) or the variable "
@@ -148,7 +148,7 @@ def _read_from_hub(task: Task, split_name: str) -> Pairs:
         what = "the hub copy does not name sub-datasets, so 'mean' and 'wmean' equal 'all'"
         warnings = (*warnings, f"{task.title}: {what}")
     source = f"{task.hub.dataset}@{task.hub.revision or 'main'}"
-    return Pairs(task.name, texts1, texts2, np.asarray(scores), [], task.title, source, warnings)
+    return Pairs(task.name, first, second, np.asarray(scores), [], task.title, source, warnings)
 
 
 def _check(task: Task, split: Split, scores: list[float], subsets: Counter[str]) -> tuple[str, ...]:

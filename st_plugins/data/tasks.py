@@ -21,8 +21,8 @@ __all__ = ["GROUPS", "TASKS", "Columns", "Hub", "Split", "Task", "resolve_tasks"
 class Columns:
     """Names of the columns of a file or hub dataset."""
 
-    text1: str
-    text2: str
+    first: str
+    second: str
     score: str
     subset: str | None = None
 
@@ -63,7 +63,7 @@ class Task:
         splits: The parts, by name (``"train"``, ``"dev"``, ``"test"``).
         hub: Where to find it on the hub.
         citation: Whom to cite.
-        licence: Terms, as far as they are stated.
+        license: Terms, as far as they are stated.
 
     Example:
         >>> TASKS["sts12"].splits["test"].rows, sum(TASKS["sts12"].splits["test"].subsets.values())
@@ -79,7 +79,7 @@ class Task:
     splits: dict[str, Split]
     hub: Hub
     citation: str
-    licence: str
+    license: str
 
     def split(self, name: str) -> Split:
         """Return one part of the task.

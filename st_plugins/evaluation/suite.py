@@ -167,7 +167,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         unknown = sorted(set(more) - {pairs.name for pairs in self.pairs})
         if unknown:
             raise ValueError(f"target_texts names the task {unknown[0]!r}, which is not evaluated")
-        columns = [c for pairs in self.pairs for c in (pairs.sentences1, pairs.sentences2, more.get(pairs.name, []))]
+        columns = [c for pairs in self.pairs for c in (pairs.first, pairs.second, more.get(pairs.name, []))]
         self.sentences, indices = distinct(columns)
         self._rows = list(zip(indices[::3], indices[1::3], indices[2::3], strict=True))
         self.last_result: SuiteResult | None = None
@@ -175,8 +175,8 @@ class STSSuiteEvaluator(BaseEvaluator):
     @classmethod
     def from_pairs(
         cls,
-        sentences1: Sequence[str],
-        sentences2: Sequence[str],
+        first: Sequence[str],
+        second: Sequence[str],
         scores: Sequence[float],
         *,
         task_name: str = "pairs",
@@ -185,8 +185,8 @@ class STSSuiteEvaluator(BaseEvaluator):
         """Build an evaluator for your own scored pairs.
 
         Args:
-            sentences1: First texts.
-            sentences2: Second texts.
+            first: First texts.
+            second: Second texts.
             scores: Gold scores, on any scale.
             task_name: Name used in the metric keys.
             **kwargs: Anything the constructor takes, except ``tasks`` and ``data``.
@@ -194,7 +194,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         Returns:
             The evaluator.
         """
-        pairs = Pairs(task_name, list(sentences1), list(sentences2), np.asarray(scores, dtype=np.float64))
+        pairs = Pairs(task_name, list(first), list(second), np.asarray(scores, dtype=np.float64))
         return cls(tasks=[pairs], **kwargs)
 
     def __call__(  # type: ignore[override]  # as in the host, a sentence evaluator takes a SentenceTransformer

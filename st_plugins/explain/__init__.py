@@ -1,6 +1,6 @@
 """Explanations that add up: which spans an embedding is made of, and which spans of two texts make them similar.
 
-:func:`explain` and :func:`explain_pair` take the model's own weighted sum apart; :func:`faithfulness` measures by
+:func:`explain_text` and :func:`explain_pair` take the model's own weighted sum apart; :func:`faithfulness` measures by
 deletion whether what they name matters. The names are imported on first use, because they need the host.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_plugins.explain.eraser import Faithfulness, Ranking, faithfulness, mean_faithfulness
     from st_plugins.explain.pair import AlignedPair, PairExplanation, explain_pair
-    from st_plugins.explain.single import Explanation, explain
+    from st_plugins.explain.single import Explanation, explain_text
     from st_plugins.explain.spans import Side, Span
     from st_plugins.explain.tokens import Token
 
@@ -25,7 +25,7 @@ _LAZY = {
     "Side": "spans",
     "Span": "spans",
     "Token": "tokens",
-    "explain": "single",
+    "explain_text": "single",
     "explain_pair": "pair",
     "faithfulness": "eraser",
     "mean_faithfulness": "eraser",
@@ -40,8 +40,8 @@ __all__ = [
     "Side",
     "Span",
     "Token",
-    "explain",
     "explain_pair",
+    "explain_text",
     "faithfulness",
     "mean_faithfulness",
 ]

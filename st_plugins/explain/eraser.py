@@ -139,7 +139,7 @@ def faithfulness(
         seed: Seed of the random orders.
         gradient: Whether to measure gradient × input too; leave it out where the score is at its top, as the cosine
             of an embedding to itself, because all gradients vanish there.
-        prompt: As for ``explain``.
+        prompt: As for ``explain_text``.
 
     Returns:
         The results.
@@ -150,10 +150,10 @@ def faithfulness(
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain import explain
+        >>> from st_plugins.explain import explain_text
         >>> model, text = untrained_encoder(), "A happy dog sleeps in the garden."
         >>> whole = torch.from_numpy(model.encode(text))
-        >>> saliency = explain(model, text).saliency
+        >>> saliency = explain_text(model, text).saliency
         >>> found = faithfulness(model, text, saliency, lambda e: torch.cosine_similarity(e, whole.to(e)))
         >>> round(found.score, 4), sorted(found.rankings)
         (1.0, ['explanation', 'gradient', 'random'])

@@ -29,8 +29,8 @@ class AlignedPair(NamedTuple):
     """A span of each text, and what they add to the similarity.
 
     Args:
-        span_a: Of the first text.
-        span_b: Of the second text.
+        first: Of the first text.
+        second: Of the second text.
         contribution: Their entry of the contributions.
 
     Example:
@@ -41,16 +41,16 @@ class AlignedPair(NamedTuple):
         True
     """
 
-    span_a: Span
-    span_b: Span
+    first: Span
+    second: Span
     contribution: float
 
 
 class Gathered(NamedTuple):
     """Contributions of words, sentences or tokens."""
 
-    units_a: tuple[Span, ...]
-    units_b: tuple[Span, ...]
+    first: tuple[Span, ...]
+    second: tuple[Span, ...]
     contributions: NDArray[np.float64]
 
 
@@ -59,9 +59,9 @@ class PairExplanation:
     """The similarity of two texts as a sum over pairs of spans.
 
     Args:
-        a: The first text with its spans.
-        b: The second text with its spans.
-        contributions: ``(spans of a, spans of b)``, float64; the total is the similarity.
+        first: The first text with its spans.
+        second: The second text with its spans.
+        contributions: ``(spans of the first, spans of the second)``, float64; the total is the similarity.
         similarity: What ``model.similarity`` gives.
         similarity_function: ``"cosine"`` or ``"dot"``.
         unit: ``"span"`` (SpanPooling) or ``"token"`` (mean poolings).
@@ -83,8 +83,8 @@ class PairExplanation:
         (0.0, 10)
     """
 
-    a: Side
-    b: Side
+    first: Side
+    second: Side
     contributions: NDArray[np.float64]
     similarity: float
     similarity_function: str
@@ -96,41 +96,31 @@ class PairExplanation:
     by: By = "token"
 
     @property
-    def spans_a(self) -> tuple[Span, ...]:
-        """Spans of the first text, one a row of ``contributions``."""
-        return self.a.spans
-
-    @property
-    def spans_b(self) -> tuple[Span, ...]:
-        """Spans of the second text, one a column of ``contributions``."""
-        return self.b.spans
-
-    @property
     def tokens(self) -> NDArray[np.float64]:
-        """``(n_a, n_b)``: the contributions with each span spread evenly over its tokens; the same total."""
-        return np.asarray(self.a.spread().T @ self.contributions @ self.b.spread())
+        """``(n_1, n_2)``: the contributions with each span spread evenly over its tokens; the same total."""
+        return np.asarray(self.first.spread().T @ self.contributions @ self.second.spread())
 
     @property
-    def saliency_a(self) -> NDArray[np.float64]:
-        """``(n_a,)``: what each token of the first text adds to the similarity, row sums of ``tokens``."""
-        return np.asarray(self.contributions.sum(1) @ self.a.spread())
+    def first_saliency(self) -> NDArray[np.float64]:
+        """``(n_1,)``: what each token of the first text adds to the similarity, row sums of ``tokens``."""
+        return np.asarray(self.contributions.sum(1) @ self.first.spread())
 
     @property
-    def saliency_b(self) -> NDArray[np.float64]:
-        """``(n_b,)``: what each token of the second text adds to the similarity, column sums of ``tokens``."""
-        return np.asarray(self.contributions.sum(0) @ self.b.spread())
+    def second_saliency(self) -> NDArray[np.float64]:
+        """``(n_2,)``: what each token of the second text adds to the similarity, column sums of ``tokens``."""
+        return np.asarray(self.contributions.sum(0) @ self.second.spread())
 
     @property
     def top_pairs(self) -> tuple[AlignedPair, ...]:
         """The ``top_k`` pairs of words (see ``by``) that add most, in order, without special tokens and the rest."""
-        units_a, units_b, table = self.gathered()
+        first, second, table = self.gathered()
         rows, columns = (
-            [k for k, unit in enumerate(units) if unit.kind not in ("special", "rest")] for units in (units_a, units_b)
+            [k for k, unit in enumerate(units) if unit.kind not in ("special", "rest")] for units in (first, second)
         )
         listed = table[np.ix_(rows, columns)]
         best = np.argsort(-listed, axis=None, kind="stable")[: self.top_k]
         return tuple(
-            AlignedPair(units_a[rows[row]], units_b[columns[column]], float(listed[row, column]))
+            AlignedPair(first[rows[row]], second[columns[column]], float(listed[row, column]))
             for row, column in zip(*np.unravel_index(best, listed.shape), strict=True)
         )
 
@@ -141,12 +131,12 @@ class PairExplanation:
             by: To what; None takes the explanation's own ``by``.
 
         Returns:
-            The units of both texts, special tokens and the rest included, and their contributions, ``(units of a,
-            units of b)``; the total is the similarity.
+            The units of both texts, special tokens and the rest included, and their contributions, ``(units
+            of the first, units of the second)``; the total is the similarity.
         """
         by = self.by if by is None else check_by(by, self.unit)
-        (units_a, table_a), (units_b, table_b) = gather(self.a, by), gather(self.b, by)
-        return Gathered(units_a, units_b, np.asarray(table_a @ self.contributions @ table_b.T))
+        (first, table_a), (second, table_b) = gather(self.first, by), gather(self.second, by)
+        return Gathered(first, second, np.asarray(table_a @ self.contributions @ table_b.T))
 
     def to_json(self) -> str:
         """Return everything as JSON text, which :meth:`from_json` reads."""
@@ -163,7 +153,7 @@ class PairExplanation:
             The explanation.
         """
         stored = json.loads(text)
-        stored["a"], stored["b"] = Side.from_dict(stored["a"]), Side.from_dict(stored["b"])
+        stored["first"], stored["second"] = Side.from_dict(stored["first"]), Side.from_dict(stored["second"])
         stored["contributions"] = np.array(stored["contributions"])
         if stored["faithfulness"] is not None:
             stored["faithfulness"] = Faithfulness.from_dict(stored["faithfulness"])
@@ -184,8 +174,8 @@ class PairExplanation:
 
 def explain_pair(
     model: SentenceTransformer,
-    a: str,
-    b: str,
+    first: str,
+    second: str,
     top_k: int = 10,
     *,
     max_spans: int = 512,
@@ -208,8 +198,8 @@ def explain_pair(
     Args:
         model: A model with SpanPooling, Pooling by ``"mean"``, ``"weightedmean"`` or ``"mean_sqrt_len_tokens"``, or a
             StaticEmbedding, and cosine or dot similarity; as it was afterwards.
-        a: First text.
-        b: Second text.
+        first: First text.
+        second: Second text.
         top_k: How many pairs to list.
         max_spans: A text with more spans (n tokens have n (n + 1) / 2) keeps the heaviest and puts the others into
             one last row or column, the rest, which is exact as a whole: its vector is the embedding minus the spans
@@ -232,7 +222,7 @@ def explain_pair(
         >>> explanation = explain_pair(model, "A happy dog sleeps.", "The cat is asleep.")
         >>> embeddings = model.encode(["A happy dog sleeps.", "The cat is asleep."])
         >>> gap = explanation.contributions.sum() - float(model.similarity(*embeddings))
-        >>> explanation.exact, bool(abs(gap) < 1e-5), explanation.top_pairs[0].span_a.text != ""
+        >>> explanation.exact, bool(abs(gap) < 1e-5), explanation.top_pairs[0].first.text != ""
         (True, True, True)
 
     Reference:
@@ -250,26 +240,27 @@ def explain_pair(
             "model.similarity_fn_name to 'cosine' or 'dot'"
         )
     prompts = prompt if isinstance(prompt, tuple) else (prompt, prompt)
-    first, second = (take_apart(model, text, max_spans, given) for text, given in zip((a, b), prompts, strict=True))
+    sides = [take_apart(model, *given) for given in zip((first, second), (max_spans,) * 2, prompts, strict=True)]
+    one, other = sides
     norms = 1.0
     if function == "cosine":
-        norms = float(np.prod([max(float(side.vectors.sum(0).norm()), _EPS) for side in (first, second)]))
-    similarity = float(model.similarity(first.embedding, second.embedding))
+        norms = float(np.prod([max(float(side.vectors.sum(0).norm()), _EPS) for side in sides]))
+    similarity = float(model.similarity(one.embedding, other.embedding))
     found = None
     if faithfulness:
-        found = _faithfulness(model, first, second, prompts)
+        found = _faithfulness(model, one, other, prompts)
     return PairExplanation(
-        a=first.side,
-        b=second.side,
-        contributions=(first.vectors @ second.vectors.T / norms).numpy(),
+        first=one.side,
+        second=other.side,
+        contributions=(one.vectors @ other.vectors.T / norms).numpy(),
         similarity=similarity,
         similarity_function=function,
-        unit=first.unit,
-        exact=first.exact,
-        gap=float(first.alone.sum(0) @ second.alone.sum(0)) / norms - similarity,
+        unit=one.unit,
+        exact=one.exact,
+        gap=float(one.alone.sum(0) @ other.alone.sum(0)) / norms - similarity,
         top_k=top_k,
         faithfulness=found,
-        by=check_by(by, first.unit),
+        by=check_by(by, one.unit),
     )
 
 

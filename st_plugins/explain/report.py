@@ -93,7 +93,7 @@ def pair_terminal(explanation: PairExplanation) -> Group:
     table.add_column("first text")
     table.add_column("second text")
     for pair in explanation.top_pairs:
-        table.add_row(f"{pair.contribution:+.4f}", foreign(_shown(pair.span_a)), foreign(_shown(pair.span_b)))
+        table.add_row(f"{pair.contribution:+.4f}", foreign(_shown(pair.first)), foreign(_shown(pair.second)))
     tokens = _matrix(explanation, _TERMINAL_TOKENS)
     matrix = matrix_terminal(
         tokens.rows,
@@ -113,8 +113,8 @@ def pair_html(explanation: PairExplanation) -> str:
     """Return the page of two texts."""
     strips, limit = _pair_strips(explanation)
     drawn = "".join(strip_html(strip, limit) for strip in strips)
-    signed = bool(min(explanation.saliency_a.min(), explanation.saliency_b.min()) < 0)
-    rows = [[_shown(pair.span_a), _shown(pair.span_b), f"{pair.contribution:+.5f}"] for pair in explanation.top_pairs]
+    signed = bool(min(explanation.first_saliency.min(), explanation.second_saliency.min()) < 0)
+    rows = [[_shown(pair.first), _shown(pair.second), f"{pair.contribution:+.5f}"] for pair in explanation.top_pairs]
     tokens = _matrix(explanation, _PAGE_TOKENS)
     negative = " Negative ones are brown and underlined." if tokens.values.min() < 0 else ""
     note = f"Contributions × {tokens.scale:,g}: rows are the first text, columns the second.{negative}"
@@ -150,8 +150,8 @@ def _pair_strips(explanation: PairExplanation) -> tuple[list[list[Cell]], float]
     shown = explanation.gathered(_one(explanation))
     found = []
     for side, units, values in (
-        (explanation.a, shown.units_a, shown.contributions.sum(1)),
-        (explanation.b, shown.units_b, shown.contributions.sum(0)),
+        (explanation.first, shown.first, shown.contributions.sum(1)),
+        (explanation.second, shown.second, shown.contributions.sum(0)),
     ):
         pieces = [
             Token(unit.text, unit.text, unit.start, unit.end, unit.kind) for unit in units if unit.kind != "rest"
@@ -190,7 +190,7 @@ def _total_line(explanation: PairExplanation) -> str:
     rows, columns = explanation.gathered().contributions.shape
     shown = explanation.gathered()
     total = float(shown.contributions.sum())
-    special = [np.array([unit.kind == "special" for unit in units]) for units in (shown.units_a, shown.units_b)]
+    special = [np.array([unit.kind == "special" for unit in units]) for units in (shown.first, shown.second)]
     apart = float(shown.contributions[special[0][:, None] | special[1][None, :]].sum())
     note = f" Pairs with special tokens are {apart:+.4f} of it, and not listed." if any(map(np.any, special)) else ""
     return (
@@ -209,7 +209,7 @@ def _notes(side: Side, unit: str) -> list[str]:
 def _pair_notes(explanation: PairExplanation) -> list[str]:
     lines = [] if explanation.exact else [_NOT_EXACT.format(gap=explanation.gap)]
     lines.append(_CONTEXT)
-    for name, side in (("first", explanation.a), ("second", explanation.b)):
+    for name, side in (("first", explanation.first), ("second", explanation.second)):
         if side.unread:
             lines.append(f"The model cut off the last {side.unread:,} characters of the {name} text.")
         if side.rest is not None:
@@ -234,7 +234,7 @@ class _Matrix(NamedTuple):
 def _matrix(explanation: PairExplanation, most: int) -> _Matrix:
     """Return the contributions of the words (or tokens) that count most, in text order, the others as one more."""
     shown = explanation.gathered(_one(explanation))
-    units = (shown.units_a, shown.units_b)
+    units = (shown.first, shown.second)
     table, labels, single = shown.contributions, [], []
     for axis in (0, 1):
         values, own = table.sum(1 - axis), units[axis]

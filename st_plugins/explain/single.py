@@ -22,7 +22,7 @@ from st_plugins.explain.parts import Unit, take_apart
 from st_plugins.explain.spans import Side, Span
 from st_plugins.explain.units import By, check_by, gather
 
-__all__ = ["Explanation", "check_count", "explain", "to_json"]
+__all__ = ["Explanation", "check_count", "explain_text", "to_json"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Explanation:
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
-        >>> found = explain(untrained_encoder(), "A happy dog sleeps.", top_k=3)
+        >>> found = explain_text(untrained_encoder(), "A happy dog sleeps.", top_k=3)
         >>> len(Explanation.from_json(found.to_json()).top)
         3
     """
@@ -121,7 +121,7 @@ class Explanation:
         return explanation_html(self)
 
 
-def explain(
+def explain_text(
     model: SentenceTransformer,
     text: str | Sequence[str],
     top_k: int = 10,
@@ -154,7 +154,7 @@ def explain(
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
-        >>> explanation = explain(untrained_encoder(), "A happy dog sleeps.", top_k=3)
+        >>> explanation = explain_text(untrained_encoder(), "A happy dog sleeps.", top_k=3)
         >>> round(float(explanation.saliency.sum()), 6), len(explanation.spans)
         (1.0, 3)
     """

@@ -32,7 +32,7 @@ class Span:
         >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> span = found.spans_a[1]
+        >>> span = found.first.spans[1]
         >>> span.text, span.first, span.last
         ('A', 1, 1)
     """
@@ -73,7 +73,7 @@ class Side:
         >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> found.a.total == len(found.a.tokens), found.a.unread
+        >>> found.first.total == len(found.first.tokens), found.first.unread
         (True, 0)
     """
 

@@ -78,9 +78,9 @@ def _layer_norm(norm: nn.LayerNorm) -> _Step:
     weight, bias = (tensor.detach().cpu().double() for tensor in (norm.weight, norm.bias))
 
     def carry(parts: Tensor, shares: Tensor, alone: bool) -> Tensor:
-        centred = parts - parts.mean(-1, keepdim=True)
-        deviation = (centred.sum(0).square().mean() + norm.eps).sqrt()
-        return centred / deviation * weight + shares[:, None] * bias
+        centered = parts - parts.mean(-1, keepdim=True)
+        deviation = (centered.sum(0).square().mean() + norm.eps).sqrt()
+        return centered / deviation * weight + shares[:, None] * bias
 
     return _Step(carry)
 

@@ -35,7 +35,7 @@ class Token:
         >>> from st_plugins.miniature import untrained_encoder
         >>> from st_plugins.explain import explain_pair
         >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> token = found.a.tokens[1]
+        >>> token = found.first.tokens[1]
         >>> token.text, token.start, token.end
         ('A', 0, 1)
     """

@@ -41,13 +41,13 @@ _PRETRAINED = {"dimension": 128, "layers": 3, "batch_pieces": 1024, "learning_ra
 _REPORT = "pretraining.json"
 
 
-def untrained_encoder(dimension: int = 64, seed: int = 0, layers: int = 2) -> SentenceTransformer:
+def untrained_encoder(embedding_dimension: int = 64, seed: int = 0, layers: int = 2) -> SentenceTransformer:
     """Build a small random BERT with mean pooling, offline and without touching PyTorch's global random state.
 
     Its whole-word tokenizer knows the words of the miniature world, and letters for all others.
 
     Args:
-        dimension: Embedding dimension.
+        embedding_dimension: Of the embeddings.
         seed: Seed of the random weights.
         layers: Number of Transformer layers.
 
@@ -55,15 +55,18 @@ def untrained_encoder(dimension: int = 64, seed: int = 0, layers: int = 2) -> Se
         The encoder, on the CPU and in evaluation mode.
 
     Raises:
-        ValueError: ``dimension`` or ``layers`` is not positive.
+        ValueError: ``embedding_dimension`` or ``layers`` is not positive.
 
     Example:
         >>> untrained_encoder(32).encode(["A dog runs.", "Zebras yodel."]).shape
         (2, 32)
     """
-    if dimension < 1 or layers < 1:
-        raise ValueError(f"dimension and layers must be at least 1, got dimension={dimension}, layers={layers}")
-    return _assemble(_random_bert(dimension, layers, seed), _tokenizer())
+    if embedding_dimension < 1 or layers < 1:
+        raise ValueError(
+            "embedding_dimension and layers must be at least 1, got "
+            f"embedding_dimension={embedding_dimension}, layers={layers}"
+        )
+    return _assemble(_random_bert(embedding_dimension, layers, seed), _tokenizer())
 
 
 def pretrained_encoder(

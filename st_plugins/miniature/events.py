@@ -22,10 +22,10 @@ def draw_event(topic: str, rng: random.Random) -> Meaning:
     """Draw an event; agents have favourite actions, and actions favourite objects, places and manners."""
     rules = TOPICS[topic]
     agent = _phrase(rules.agents, rng)
-    action = pick(rng, _favourites(agent.head, tuple(rules.actions)))
+    action = pick(rng, _favorites(agent.head, tuple(rules.actions)))
     kinds = rules.actions[action]
-    places = _favourites(action, _members(PLACES, rules.places))
-    manners = _favourites(action, _members(MANNERS, tuple(MANNERS.members)))
+    places = _favorites(action, _members(PLACES, rules.places))
+    manners = _favorites(action, _members(MANNERS, tuple(MANNERS.members)))
     return Meaning(
         agent=agent,
         action=action,
@@ -38,14 +38,14 @@ def draw_event(topic: str, rng: random.Random) -> Meaning:
 
 
 @functools.cache
-def _favourites(concept: str, options: tuple[str, ...]) -> tuple[str, ...]:
+def _favorites(concept: str, options: tuple[str, ...]) -> tuple[str, ...]:
     """Order options by how much a concept likes them."""
     return tuple(sorted(options, key=lambda option: zlib.crc32(f"{concept} {option}".encode())))
 
 
 def _phrase(kinds: tuple[str, ...], rng: random.Random, action: str = "") -> Phrase:
     kind = pick(rng, kinds)
-    head = kind if rng.random() < 0.08 else pick(rng, _favourites(action, NOUNS.members[kind]))
+    head = kind if rng.random() < 0.08 else pick(rng, _favorites(action, NOUNS.members[kind]))
     number = 1 if head in lexicon.MASS or rng.random() < 0.65 else pick(rng, (2, MANY, 3))
     return Phrase(head, number, _attribute(head, rng) if rng.random() < 0.35 else None)
 
@@ -54,7 +54,7 @@ def _attribute(head: str, rng: random.Random) -> str | None:
     kind = NOUNS.kinds[head]
     if kind not in ATTRIBUTES_OF:
         return None
-    return pick(rng, _favourites(head, _members(ATTRIBUTES, ATTRIBUTES_OF[kind])))
+    return pick(rng, _favorites(head, _members(ATTRIBUTES, ATTRIBUTES_OF[kind])))
 
 
 def edit_event(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:

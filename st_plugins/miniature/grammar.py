@@ -13,7 +13,7 @@ from typing import TypeVar
 from st_plugins.miniature import inflection, lexicon
 from st_plugins.miniature.meaning import MANY, Meaning, Phrase
 
-__all__ = ["pick", "realise", "stream", "vocabulary"]
+__all__ = ["pick", "realize", "stream", "vocabulary"]
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def pick(rng: random.Random, options: Sequence[T]) -> T:
     return options[int(min(rng.random(), rng.random(), rng.random()) * len(options))]
 
 
-def realise(meaning: Meaning, task: str, rng: random.Random) -> str:
+def realize(meaning: Meaning, task: str, rng: random.Random) -> str:
     """Say a meaning in words."""
     denial = ""
     negated = meaning.negated

@@ -17,7 +17,7 @@ import numpy as np
 
 from st_plugins.data.pairs import Pairs
 from st_plugins.miniature.events import draw_event, edit_event
-from st_plugins.miniature.grammar import pick, realise, stream
+from st_plugins.miniature.grammar import pick, realize, stream
 from st_plugins.miniature.lexicon import TOPICS
 from st_plugins.miniature.meaning import gold_score, nli_label
 
@@ -56,7 +56,7 @@ def corpus(size: int = 20000, seed: int = 0) -> list[str]:
     sentences: dict[str, None] = {}
     while len(sentences) < size:
         topic = topics[int(rng.random() * len(topics))]
-        text = realise(draw_event(topic, rng), TOPICS[topic].task, rng)
+        text = realize(draw_event(topic, rng), TOPICS[topic].task, rng)
         if not held_out(text):
             sentences[text] = None
     return list(sentences)
@@ -107,18 +107,18 @@ def sts_pairs(
     )
 
 
-def sts_tasks(seed: int = 0, size: int = 600) -> list[Pairs]:
+def sts_tasks(size: int = 600, seed: int = 0) -> list[Pairs]:
     """Make the three similarity tasks of the world, each with two subsets.
 
     Args:
-        seed: Which pairs.
         size: Pairs in each task.
+        seed: Which pairs.
 
     Returns:
         Captions (people, animals), news (politics, business) and forums (computers, cooking).
 
     Example:
-        >>> [(task.name, sorted(set(task.subsets))) for task in sts_tasks(size=10)]
+        >>> [(task.name, sorted(set(task.subsets))) for task in sts_tasks(10)]
         [('captions', ['animals', 'people']), ('news', ['business', 'politics']), ('forums', ['computers', 'cooking'])]
     """
     tasks = dict.fromkeys(topic.task for topic in TOPICS.values())
@@ -155,7 +155,7 @@ def nli_pairs(size: int = 3000, seed: int = 0) -> list[tuple[str, str, str]]:
         hypothesis = edit_event(premise, topic, rng)
         if nli_label(premise, hypothesis) != wanted:
             continue
-        texts = [realise(meaning, TOPICS[topic].task, rng) for meaning in (premise, hypothesis)]
+        texts = [realize(meaning, TOPICS[topic].task, rng) for meaning in (premise, hypothesis)]
         if texts[0] != texts[1] and not any(map(held_out, texts)):
             rows.append((texts[0], texts[1], wanted))
     return rows
@@ -178,7 +178,7 @@ def _graded_rows(topic: str, quota: int, rng: random.Random) -> list[tuple[str, 
         level = min(int(score * _BINS / 5), _BINS - 1)
         if not room[level]:
             continue
-        texts = (realise(first, task, rng), realise(second, task, rng))
+        texts = (realize(first, task, rng), realize(second, task, rng))
         if texts[0] == texts[1] or texts in seen or not all(map(held_out, texts)):
             continue
         seen.add(texts)

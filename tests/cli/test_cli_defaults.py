@@ -31,7 +31,7 @@ from st_plugins.cli import (
     whiten as cli_whiten,
 )
 from st_plugins.evaluation import STSSuiteEvaluator, compare
-from st_plugins.explain import explain, explain_pair
+from st_plugins.explain import explain_pair, explain_text
 from st_plugins.geometry import describe
 from st_plugins.matching import RE2Config, RE2Matcher
 from st_plugins.training import train_consert
@@ -43,7 +43,7 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], set[str]]] = [
     (cli_evaluate.evaluate, STSSuiteEvaluator, set()),
     (cli_evaluate.compare, compare, set()),
     (cli_geometry.geometry, describe, set()),
-    (cli_explain.explain, explain, set()),
+    (cli_explain.explain, explain_text, set()),
     (cli_explain.explain, explain_pair, set()),
     (cli_re2.train, RE2Matcher.fit, set()),
     (cli_re2.train, RE2Config, set()),

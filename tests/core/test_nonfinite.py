@@ -238,7 +238,7 @@ def test_what_a_last_step_ruined_is_no_result(sentences: list[str], tmp_path: Pa
         model.fit(pairs, max_steps=1, batch_size=4, learning_rate=1e30, warmup=0.0, show_progress_bar=False)
     with pytest.raises(NonFiniteLossError, match="NaN or infinity"):
         train_consert(
-            untrained_encoder(dimension=16),
+            untrained_encoder(embedding_dimension=16),
             sentences[:8],
             tmp_path / "model",
             epochs=1,

@@ -194,7 +194,7 @@ def test_a_model_without_a_transformer_learns_in_seconds(texts: list[str], kind:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     values = []
     for _ in range(15):
-        batch = [model.preprocess(pairs.sentences1), model.preprocess(pairs.sentences2)]
+        batch = [model.preprocess(pairs.first), model.preprocess(pairs.second)]
         value = loss(batch, torch.tensor(pairs.scores) / 5)
         value.backward()
         optimizer.step()

@@ -43,8 +43,8 @@ def lines(*rows: str, header: str = HEADER) -> str:
 def test_reads_gzip_and_plain_without_quoting(tmp_path: Path, file: str, end: str) -> None:
     path = write(tmp_path, lines(*ROWS).replace("\n", end), file)
     pairs = load_task("sts13", tmp_path)
-    assert pairs.sentences1 == ['a 5" nail', "a dog ,\u2028 one text", "a man"]
-    assert pairs.sentences2 == ['"a nail', "the cat", "a woman"]
+    assert pairs.first == ['a 5" nail', "a dog ,\u2028 one text", "a man"]
+    assert pairs.second == ['"a nail', "the cat", "a woman"]
     assert pairs.scores.tolist() == [4.5, 0.0, 2.25]
     assert pairs.subsets == ["FNWN", "OnWN", "FNWN"]
     assert (pairs.name, pairs.title, pairs.source) == ("sts13", "STS13", str(path))
@@ -55,7 +55,7 @@ def test_all_of_sick_is_its_three_files_in_order(tmp_path: Path) -> None:
     for number, part in enumerate(("train", "trial", "test")):
         write(tmp_path, lines(f"text {number}\tother\t{number + 1}", header=header), f"sts/sick_{part}.tsv.gz")
     pairs = load_task("sickr-all", tmp_path)
-    assert pairs.sentences1 == ["text 0", "text 1", "text 2"] and pairs.scores.tolist() == [1.0, 2.0, 3.0]
+    assert pairs.first == ["text 0", "text 1", "text 2"] and pairs.scores.tolist() == [1.0, 2.0, 3.0]
     assert (pairs.name, pairs.title) == ("sickr_all", "SICK-R all")
     assert pairs.warnings == ("SICK-R all: 3 pairs, but the published number is 9,927",)
     (tmp_path / "sts" / "sick_trial.tsv.gz").unlink()
@@ -87,7 +87,7 @@ def test_binary_task_reads_the_label(tmp_path: Path) -> None:
     write(tmp_path, lines("1\t你好\t您好", "0\t你好\t再见", header="label\tsentence1\tsentence2"), "zh/bq_test.tsv")
     pairs = load_task("bq", tmp_path)
     assert pairs.scores.tolist() == [1.0, 0.0]
-    assert pairs.sentences2 == ["您好", "再见"]
+    assert pairs.second == ["您好", "再见"]
 
 
 def test_score_outside_the_scale_is_warned_about(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -
     pairs = load_task("stsb", split="dev")
     revision = TASKS["stsb"].hub.revision
     assert hub.calls == [("mteb/stsbenchmark-sts", None, "validation", revision)]
-    assert (pairs.sentences1, pairs.sentences2, pairs.scores.tolist()) == (["a", "b"], ["c", "d"], [1.0, 2.5])
+    assert (pairs.first, pairs.second, pairs.scores.tolist()) == (["a", "b"], ["c", "d"], [1.0, 2.5])
     assert pairs.source == f"mteb/stsbenchmark-sts@{revision}"
     assert pairs.warnings == ("STS-B: 2 pairs, but the published number is 1,500",)
 

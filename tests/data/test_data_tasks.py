@@ -53,7 +53,7 @@ def test_every_entry_is_complete_and_consistent() -> None:
     assert [TASKS[name].title for name in ("sickr", "sickr_all")] == ["SICK-R test", "SICK-R all"]
     for name, task in TASKS.items():
         assert task.name == name
-        assert task.citation and task.licence and task.title
+        assert task.citation and task.license and task.title
         assert task.kind in ("graded", "binary") and task.language in ("en", "zh")
         assert task.scale == (
             (0.0, 1.0) if task.kind == "binary" else (1.0, 5.0) if name.startswith("sickr") else (0.0, 5.0)

@@ -40,15 +40,15 @@ def as_text(kind: str) -> str:
 def test_three_formats_read_alike(tmp_path: Path, kind: str, packed: str, end: str, mark: str) -> None:
     path = write(tmp_path / f"my.pairs.{kind}{packed}", mark + as_text(kind).replace("\n", end))
     pairs = read_pairs(path)
-    assert (pairs.sentences1, pairs.sentences2, pairs.scores.tolist()) == (TEXTS1, TEXTS2, SCORES)
+    assert (pairs.first, pairs.second, pairs.scores.tolist()) == (TEXTS1, TEXTS2, SCORES)
     assert (pairs.name, pairs.source, pairs.warnings) == ("my", str(path), ())
     assert pairs.subsets == ["my", "my", "my"]
 
 
 def test_columns_and_name_can_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "id,q,a,gold\n7,one,two,3\n")
-    pairs = read_pairs(path, text1="q", text2="a", score="gold", name="faq")
-    assert (pairs.name, pairs.sentences1, pairs.sentences2, pairs.scores.tolist()) == ("faq", ["one"], ["two"], [3.0])
+    pairs = read_pairs(path, first="q", second="a", score="gold", name="faq")
+    assert (pairs.name, pairs.first, pairs.second, pairs.scores.tolist()) == ("faq", ["one"], ["two"], [3.0])
 
 
 def test_csv_field_with_a_line_break_keeps_the_line_numbers_right(tmp_path: Path) -> None:
@@ -56,12 +56,12 @@ def test_csv_field_with_a_line_break_keeps_the_line_numbers_right(tmp_path: Path
     with pytest.raises(ValueError, match=r"x\.csv:4: score 'high'"):
         read_pairs(path)
     write(path, 'sentence1,sentence2,score\n"two\nlines",b,1\n')
-    assert read_pairs(path).sentences1 == ["two\nlines"]
+    assert read_pairs(path).first == ["two\nlines"]
 
 
 def test_empty_texts_are_kept_and_counted(tmp_path: Path) -> None:
     pairs = read_pairs(write(tmp_path / "x.tsv", "sentence1\tsentence2\tscore\n\tb\t1\na\t \t2\na\tb\t3\n"))
-    assert pairs.sentences1 == ["", "a", "a"]
+    assert pairs.first == ["", "a", "a"]
     assert pairs.warnings == ("x: 2 of the 6 texts are empty",)
 
 
@@ -69,7 +69,7 @@ def test_empty_texts_are_kept_and_counted(tmp_path: Path) -> None:
     ("file", "text", "message"),
     [
         ("x.tsv", "a\tb\tscore\n1\t2\t3\n", ":1: no column 'sentence1'; there are a, b, score; name the right one"),
-        ("x.tsv", "sentence1\tb\tscore\n1\t2\t3\n", "with text2="),
+        ("x.tsv", "sentence1\tb\tscore\n1\t2\t3\n", "with second="),
         ("x.csv", "sentence1;sentence2;score\n1;2;1,5\n", ":2: score '1,5' is not a finite number; write a decimal"),
         ("x.tsv", "sentence1\tsentence2\tscore\na\tb\t1\na\tb\n", ":3: 2 fields, but the header has 3"),
         ("x.csv", "sentence1,sentence2,score\na,b,c,1\n", ":2: 4 fields, but the header has 3"),

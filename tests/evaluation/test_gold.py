@@ -75,7 +75,7 @@ def test_two_gold_values_have_auc_and_average_precision(model: SentenceTransform
     assert found.auc.value == metrics["labels_auc_cosine"] == pytest.approx(roc_auc_score(positive, similarities))
     assert metrics["labels_ap_cosine"] == pytest.approx(average_precision_score(positive, similarities))
     assert found.auc.low < found.auc.value < found.auc.high and found.average_precision.low > 0
-    graded = Pairs("labels", pairs.sentences1, pairs.sentences2, np.arange(30.0))
+    graded = Pairs("labels", pairs.first, pairs.second, np.arange(30.0))
     assert _evaluate(model, graded).tasks[0].binary is None
 
 
@@ -104,31 +104,29 @@ def test_reports_of_two_gold_values_say_what_can_be_reached(
 
 @pytest.mark.parametrize("samples", [200, 0])
 def test_a_reversed_scale_is_noticed(model: SentenceTransformer, pairs: Pairs, samples: int) -> None:
-    shared = np.array(
-        [len(set(a.split()) & set(b.split())) for a, b in zip(pairs.sentences1, pairs.sentences2, strict=True)]
-    )
+    shared = np.array([len(set(a.split()) & set(b.split())) for a, b in zip(pairs.first, pairs.second, strict=True)])
     for scores in (6.0 - shared, 3.0 - pairs.scores):
-        turned = Pairs("turned", pairs.sentences1, pairs.sentences2, scores)
+        turned = Pairs("turned", pairs.first, pairs.second, scores)
         result = _evaluate(model, turned, bootstrap_samples=samples)
         (warning,) = [text for text in result.warnings if "other way" in text]
         assert "the scale of the gold scores seems to run the other way" in warning and "floor, too" in warning
-    right = _evaluate(model, Pairs("right", pairs.sentences1, pairs.sentences2, shared), bootstrap_samples=samples)
+    right = _evaluate(model, Pairs("right", pairs.first, pairs.second, shared), bootstrap_samples=samples)
     assert not any("other way" in text for text in right.warnings)
 
 
 @pytest.mark.parametrize("samples", [100, 0])
 def test_a_few_pairs_say_nothing_about_the_scale(model: SentenceTransformer, pairs: Pairs, samples: int) -> None:
     for count in (2, 3, 4, 12):
-        task = _evaluate(model, Pairs("few", pairs.sentences1[:count], pairs.sentences2[:count], np.arange(count)))
+        task = _evaluate(model, Pairs("few", pairs.first[:count], pairs.second[:count], np.arange(count)))
         similarities = np.array(task.tasks[0].similarities)
-        turned = Pairs("few", pairs.sentences1[:count], pairs.sentences2[:count], -similarities)
+        turned = Pairs("few", pairs.first[:count], pairs.second[:count], -similarities)
         result = _evaluate(model, turned, bootstrap_samples=samples)
         assert result.average["spearman_all"].value == pytest.approx(-1)
         assert any("other way" in text for text in result.warnings) == (count == 12)
 
 
 def test_one_gold_value_promises_no_ranking(model: SentenceTransformer, pairs: Pairs) -> None:
-    result = _evaluate(model, Pairs("flat", pairs.sentences1, pairs.sentences2, np.ones(30)))
+    result = _evaluate(model, Pairs("flat", pairs.first, pairs.second, np.ones(30)))
     for text in (markdown(result), html(result)):
         assert "perfect ranking" not in text and "no ranking to find" in text
 
@@ -136,10 +134,8 @@ def test_one_gold_value_promises_no_ranking(model: SentenceTransformer, pairs: P
 def test_similarities_that_run_the_other_way_are_not_the_scales_fault(
     model: SentenceTransformer, pairs: Pairs
 ) -> None:
-    shared = np.array(
-        [len(set(a.split()) & set(b.split())) for a, b in zip(pairs.sentences1, pairs.sentences2, strict=True)]
-    )
-    evaluator = STSSuiteEvaluator([Pairs("own", pairs.sentences1, pairs.sentences2, shared)], bootstrap_samples=50)
+    shared = np.array([len(set(a.split()) & set(b.split())) for a, b in zip(pairs.first, pairs.second, strict=True)])
+    evaluator = STSSuiteEvaluator([Pairs("own", pairs.first, pairs.second, shared)], bootstrap_samples=50)
     result = evaluator.evaluate(model)
     task = result.tasks[0]
     task.spearman["all"] = Score(-0.6, -0.8, -0.4)

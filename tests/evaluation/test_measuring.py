@@ -68,7 +68,7 @@ def test_the_models_own_similarity_is_used(model: SentenceTransformer, pairs: Pa
     result = evaluator.last_result
     assert result is not None and result.settings["similarity"] == similarity
     rows = np.arange(30)
-    vectors = model.encode([*pairs.sentences1, *pairs.sentences2])
+    vectors = model.encode([*pairs.first, *pairs.second])
     check_scores(result, pair_similarities(vectors, rows, rows + 30, similarity))
     cosine = STSSuiteEvaluator([pairs], bootstrap_samples=5, similarity="cosine").evaluate(model)
     assert result.floor is not None and cosine.floor is not None
@@ -83,19 +83,17 @@ def test_prompts_of_the_model_and_of_the_caller(model: SentenceTransformer, pair
     model.prompts = {"x": "the big dog ", "query": "", "document": ""}
     for more, prompt in (({"prompt": "a man is "}, "a man is "), ({"prompt_name": "x"}, "the big dog "), ({}, "")):
         result = evaluated(model, pairs, **more)
-        check_scores(
-            result, cosines(*(model.encode(side, prompt=prompt) for side in (pairs.sentences1, pairs.sentences2)))
-        )
+        check_scores(result, cosines(*(model.encode(side, prompt=prompt) for side in (pairs.first, pairs.second))))
         assert result.settings["measured"]["prompts"]["used"] == {"own": [prompt or None] * 2}
         assert result.settings["measured"]["prompts"]["own"] == {"own": [None, None]}
     model.default_prompt_name = "x"
     check_scores(
         evaluated(model, pairs),
-        cosines(*(model.encode(side, prompt="the big dog ") for side in (pairs.sentences1, pairs.sentences2))),
+        cosines(*(model.encode(side, prompt="the big dog ") for side in (pairs.first, pairs.second))),
     )
     check_scores(  # an empty one leaves the default prompt out
         evaluated(model, pairs, prompt=""),
-        cosines(*(model.encode(side, prompt="") for side in (pairs.sentences1, pairs.sentences2))),
+        cosines(*(model.encode(side, prompt="") for side in (pairs.first, pairs.second))),
     )
     with pytest.raises(ValueError, match=r"prompt_name='nope'.*'x'"):
         evaluated(model, pairs, prompt_name="nope")
@@ -123,14 +121,14 @@ def test_query_and_document_prompts_are_those_of_the_host(
 
 
 def _sides(pairs: Pairs) -> tuple[list[str], list[str]]:
-    return pairs.sentences1, pairs.sentences2
+    return pairs.first, pairs.second
 
 
 # ---- routes
 
 
 def test_questions_and_answers_take_their_routes(router: SentenceTransformer, pairs: Pairs) -> None:
-    expected = cosines(router.encode_query(pairs.sentences1), router.encode_document(pairs.sentences2))
+    expected = cosines(router.encode_query(pairs.first), router.encode_document(pairs.second))
     by_columns = evaluated(router, dataclasses.replace(pairs, columns=QUESTIONS))
     check_scores(by_columns, expected)
     assert by_columns.settings["measured"]["routes"]["used"] == {"own": ["query", "document"]}

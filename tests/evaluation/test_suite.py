@@ -43,7 +43,7 @@ def test_all_convention_is_the_host_evaluator_on_the_concatenated_pairs(
     metrics = STSSuiteEvaluator(tasks, similarity=similarity, bootstrap_samples=0)(model)
     for pairs in tasks:
         host = EmbeddingSimilarityEvaluator(
-            pairs.sentences1, pairs.sentences2, pairs.scores.tolist(), similarity_fn_names=[similarity]
+            pairs.first, pairs.second, pairs.scores.tolist(), similarity_fn_names=[similarity]
         )(model)
         assert metrics[f"{pairs.name}_spearman_{similarity}"] == pytest.approx(
             host[f"spearman_{similarity}"], abs=2e-3
@@ -55,7 +55,7 @@ def test_conventions_are_mean_and_weighted_mean_of_the_subsets(model: SentenceTr
     evaluator = STSSuiteEvaluator(tasks, bootstrap_samples=20)
     metrics = evaluator(model)
     pairs = tasks[0]
-    vectors = [model.encode(side).astype(np.float64) for side in (pairs.sentences1, pairs.sentences2)]
+    vectors = [model.encode(side).astype(np.float64) for side in (pairs.first, pairs.second)]
     cosine = np.array(
         [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(vectors[0], vectors[1], strict=True)]
     )
@@ -133,7 +133,7 @@ def test_target_whitening_is_whitening_on_the_tasks_own_texts(model: SentenceTra
     evaluator = STSSuiteEvaluator(tasks, target_whitening=6, bootstrap_samples=0)
     result = evaluator.evaluate(model)
     for pairs, task in zip(tasks, result.tasks, strict=True):
-        vectors = model.encode([*pairs.sentences1, *pairs.sentences2]).astype(np.float64)
+        vectors = model.encode([*pairs.first, *pairs.second]).astype(np.float64)
         centred = vectors - vectors.mean(axis=0)
         values, axes = np.linalg.eigh(centred.T @ centred / len(vectors))
         white = centred @ (axes / np.sqrt(np.maximum(values, 1e-30)))[:, ::-1][:, :6]
@@ -266,7 +266,7 @@ def test_bad_pairs_are_named() -> None:
         STSSuiteEvaluator.from_pairs(["a"], ["b", "c"], [1])
     with pytest.raises(ValueError, match="score of pair 1 is nan"):
         STSSuiteEvaluator.from_pairs(["a", "b"], ["b", "c"], [1, math.nan])
-    with pytest.raises(TypeError, match=r"sentences2\[0\] is None"):
+    with pytest.raises(TypeError, match=r"second\[0\] is None"):
         STSSuiteEvaluator.from_pairs(["a"], [None], [1])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="no task"):
         STSSuiteEvaluator([])

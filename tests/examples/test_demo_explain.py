@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from st_plugins import demo_explain, miniature
-from st_plugins.explain import explain
+from st_plugins.explain import explain_text
 from st_plugins.explain.tokens import read
 from st_plugins.miniature import SentimentSentence
 
@@ -32,7 +32,7 @@ def test_counts_are_those_of_the_explanations(tmp_path: Path, monkeypatch: pytes
     spans = trained[0]
     hits, masses, chances = [], [], []
     for opinion in miniature.sentiment_sentences(2006)[:6]:
-        explanation = explain(spans, opinion.text, 1)
+        explanation = explain_text(spans, opinion.text, 1)
         words = opinion.text[opinion.start : opinion.end]
         best = explanation.spans[0]
         hits.append(best.start < opinion.end and best.end > opinion.start)

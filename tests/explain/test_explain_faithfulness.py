@@ -145,7 +145,7 @@ def test_a_pair_averages_its_two_texts(make_model: Make) -> None:
     a, b = "a big dog is sleeping", "the cat is playing guitar"
     pair = explain_pair(model, a, b, faithfulness=True)
     sides = []
-    for text, other, saliency in ((a, b, pair.saliency_a), (b, a, pair.saliency_b)):
+    for text, other, saliency in ((a, b, pair.first_saliency), (b, a, pair.second_saliency)):
         fixed = torch.from_numpy(model.encode(other))
         sides.append(faithfulness(model, text, saliency, lambda e, f=fixed: torch.cosine_similarity(e, f[None])))
     mean = mean_faithfulness(sides)

@@ -87,9 +87,9 @@ def _check(model: SentenceTransformer, texts: list[str], together: bool = True, 
         assert found.similarity == pytest.approx(expected, abs=1e-5 * scale)
         assert found.contributions.sum() == pytest.approx(expected, abs=1e-5 * scale)
         assert found.tokens.sum() == pytest.approx(expected, abs=1e-5 * scale)
-        assert found.saliency_a.sum() == pytest.approx(expected, abs=1e-5 * scale)
-        assert found.saliency_b == pytest.approx(found.tokens.sum(0), abs=1e-9)
-        assert found.contributions.shape == (len(found.spans_a), len(found.spans_b))
+        assert found.first_saliency.sum() == pytest.approx(expected, abs=1e-5 * scale)
+        assert found.second_saliency == pytest.approx(found.tokens.sum(0), abs=1e-9)
+        assert found.contributions.shape == (len(found.first.spans), len(found.second.spans))
         if found.exact:
             assert abs(found.gap) < 1e-5 * scale
     return found
@@ -106,14 +106,14 @@ def test_token_contributions_add_up(make_model: Make, kind: str, mode: str) -> N
 def test_span_contributions_add_up(make_model: Make, kind: str) -> None:
     found = _check(_span_model(make_model, kind), _texts(6))
     assert found.exact and found.unit == "span"
-    words = sum(token.kind == "text" for token in found.a.tokens)
-    assert len(found.spans_a) == words * (words + 1) // 2
+    words = sum(token.kind == "text" for token in found.first.tokens)
+    assert len(found.first.spans) == words * (words + 1) // 2
 
 
 @pytest.mark.parametrize("interaction", ["projected", "product"])
 def test_short_spans_add_up(make_model: Make, interaction: str) -> None:
     found = _check(_span_model(make_model, max_span_length=2, interaction=interaction), _texts(6))
-    assert all(span.last - span.first < 2 for span in found.spans_a)
+    assert all(span.last - span.first < 2 for span in found.first.spans)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -170,7 +170,7 @@ def test_every_span_entry_is_the_formula(make_model: Make) -> None:
     pooling = model[1]
     found = explain_pair(model, "a big dog", "the cat is sleeping")
     sides = []
-    for side, text in ((found.a, "a big dog"), (found.b, "the cat is sleeping")):
+    for side, text in ((found.first, "a big dog"), (found.second, "the cat is sleeping")):
         tokens = model.encode(text, output_value="token_embeddings")
         spans = [(i, j) for i in range(1, len(tokens) - 1) for j in range(i, len(tokens) - 1)]
         assert [(span.first, span.last) for span in side.spans] == spans
@@ -223,7 +223,7 @@ def test_static_embeddings(make_model: Make) -> None:
     torch.manual_seed(0)
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=6), Normalize()], device="cpu")
     found = _check(model, _texts(10))
-    assert all(token.kind == "text" for token in found.a.tokens)
+    assert all(token.kind == "text" for token in found.first.tokens)
 
 
 @pytest.mark.parametrize("include", [True, False])
@@ -234,10 +234,10 @@ def test_prompts(make_model: Make, include: bool, mode: str) -> None:
     if isinstance(model[1], Pooling):
         model[1].include_prompt = include
     found = _check(model, ["a dog . sleeping", "two cat"])
-    assert [token.text for token in found.a.tokens if token.kind == "prompt"] == ["the", "man", "is"]
-    assert found.a.tokens[4].start == 0
+    assert [token.text for token in found.first.tokens if token.kind == "prompt"] == ["the", "man", "is"]
+    assert found.first.tokens[4].start == 0
     if mode != "span":
-        assert ({"prompt"} <= {span.kind for span in found.spans_a}) == include
+        assert ({"prompt"} <= {span.kind for span in found.first.spans}) == include
     none = explain_pair(model, "a dog", "two cat", prompt="")
     assert none.similarity == pytest.approx(
         float(model.similarity(*model.encode(["a dog", "two cat"], prompt=""))), abs=1e-5
@@ -258,18 +258,20 @@ def test_a_rest_keeps_the_total(make_model: Make, pooling: str) -> None:
     model = _span_model(make_model) if pooling == "span" else make_model("bert")
     texts = ["a big dog is sleeping in the park with two cat", "the cat is playing guitar ."]
     whole, short = explain_pair(model, *texts), explain_pair(model, *texts, max_spans=5)
-    assert short.contributions.shape == (6, 6) and short.spans_a[-1].kind == "rest"
-    assert short.a.total == len(whole.spans_a) and short.exact
+    assert short.contributions.shape == (6, 6) and short.first.spans[-1].kind == "rest"
+    assert short.first.total == len(whole.first.spans) and short.exact
     assert short.contributions.sum() == pytest.approx(whole.contributions.sum(), abs=1e-6)
-    heaviest = sorted(whole.spans_a, key=lambda span: -span.weight)[:5]
-    assert {(span.first, span.last) for span in short.spans_a[:5]} == {(span.first, span.last) for span in heaviest}
-    rows = [(span.first, span.last) for span in whole.spans_a]
+    heaviest = sorted(whole.first.spans, key=lambda span: -span.weight)[:5]
+    assert {(span.first, span.last) for span in short.first.spans[:5]} == {
+        (span.first, span.last) for span in heaviest
+    }
+    rows = [(span.first, span.last) for span in whole.first.spans]
     others = [k for k, row in enumerate(rows) if row not in {(span.first, span.last) for span in heaviest}]
     assert short.contributions[5].sum() == pytest.approx(whole.contributions[others].sum(), abs=1e-6)
-    assert short.spans_a[-1].weight == pytest.approx(sum(whole.spans_a[k].weight for k in others), abs=1e-6)
-    spread = np.average(whole.a.spread()[others], axis=0, weights=[whole.spans_a[k].weight for k in others])
-    assert short.a.rest == pytest.approx(spread, abs=1e-5)
-    assert all(pair.span_a.kind != "rest" and pair.span_b.kind != "rest" for pair in short.top_pairs)
+    assert short.first.spans[-1].weight == pytest.approx(sum(whole.first.spans[k].weight for k in others), abs=1e-6)
+    spread = np.average(whole.first.spread()[others], axis=0, weights=[whole.first.spans[k].weight for k in others])
+    assert short.first.rest == pytest.approx(spread, abs=1e-5)
+    assert all(pair.first.kind != "rest" and pair.second.kind != "rest" for pair in short.top_pairs)
     assert "one rest" in short.to_html()
 
 
@@ -278,15 +280,15 @@ def test_top_pairs_are_the_largest(make_model: Make) -> None:
     ordinary = found.contributions[1:-1, 1:-1]  # [CLS] and [SEP] are not listed
     largest = sorted(ordinary.ravel(), reverse=True)[:4]
     assert [pair.contribution for pair in found.top_pairs] == pytest.approx(largest)
-    row, column = found.top_pairs[0].span_a.first, found.top_pairs[0].span_b.first
+    row, column = found.top_pairs[0].first.first, found.top_pairs[0].second.first
     assert found.contributions[row, column] == largest[0]
 
 
 def test_tokens_spread_spans_evenly(make_model: Make) -> None:
     found = explain_pair(_span_model(make_model), "a big dog", "the cat")
-    expected = np.zeros((len(found.a.tokens), len(found.b.tokens)))
-    for s, first in enumerate(found.spans_a):
-        for t, second in enumerate(found.spans_b):
+    expected = np.zeros((len(found.first.tokens), len(found.second.tokens)))
+    for s, first in enumerate(found.first.spans):
+        for t, second in enumerate(found.second.spans):
             for i in range(first.first, first.last + 1):
                 for j in range(second.first, second.last + 1):
                     size = (first.last - first.first + 1) * (second.last - second.first + 1)
@@ -301,9 +303,11 @@ def test_json_round_trip(make_model: Make, limit: int) -> None:
     )
     text = found.to_json()
     again = PairExplanation.from_json(text)
-    assert again.to_json() == text and again.spans_a == found.spans_a and again.faithfulness == found.faithfulness
+    assert (
+        again.to_json() == text and again.first.spans == found.first.spans and again.faithfulness == found.faithfulness
+    )
     assert (again.contributions == found.contributions).all() and again.to_html() == found.to_html()
-    assert json.loads(text)["a"]["tokens"][1]["text"] == "a"
+    assert json.loads(text)["first"]["tokens"][1]["text"] == "a"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

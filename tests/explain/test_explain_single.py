@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from st_plugins.explain import Explanation, explain
+from st_plugins.explain import Explanation, explain_text
 from st_plugins.explain.tokens import read
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
@@ -77,7 +77,7 @@ def test_offsets_find_the_characters(make_model: Make, tmp_path: Path, kind: str
         assert token.text in (TEXT[token.start : token.end], token.piece)
         covered.update(range(token.start, token.end))
     assert all(position in covered for position, letter in enumerate(TEXT) if not letter.isspace())
-    explanation = explain(model, TEXT, 100, prompt=prompt)
+    explanation = explain_text(model, TEXT, 100, prompt=prompt)
     for span in explanation.spans:
         if span.kind == "text":
             assert span.text in (TEXT[span.start : span.end], reading.tokens[span.first].piece)
@@ -86,7 +86,7 @@ def test_offsets_find_the_characters(make_model: Make, tmp_path: Path, kind: str
 
 def test_spans_of_several_tokens_are_the_text_between(span_model: SentenceTransformer) -> None:
     text = "The  man is\nplaying guitar"
-    explanation = explain(span_model, text, 1000)
+    explanation = explain_text(span_model, text, 1000)
     assert len(explanation.spans) == 15
     assert {span.text for span in explanation.spans} >= {"The  man", "man is\nplaying", text}
     for span in explanation.spans:
@@ -94,12 +94,12 @@ def test_spans_of_several_tokens_are_the_text_between(span_model: SentenceTransf
 
 
 def test_saliency_spreads_the_weights_of_all_spans(span_model: SentenceTransformer) -> None:
-    every = explain(span_model, "a big dog is sleeping", 1000)
+    every = explain_text(span_model, "a big dog is sleeping", 1000)
     expected = np.zeros(len(every.side.tokens))
     for span in every.spans:
         for position in range(span.first, span.last + 1):
             expected[position] += span.weight / (span.last - span.first + 1)
-    few = explain(span_model, "a big dog is sleeping", 3)
+    few = explain_text(span_model, "a big dog is sleeping", 3)
     for explanation in (every, few):
         assert explanation.saliency == pytest.approx(expected, abs=1e-6)
         assert explanation.saliency.sum() == pytest.approx(1.0, abs=1e-9)
@@ -112,7 +112,7 @@ def test_saliency_spreads_the_weights_of_all_spans(span_model: SentenceTransform
 
 @pytest.mark.parametrize("mode", ["mean", "weightedmean", "mean_sqrt_len_tokens"])
 def test_weights_of_mean_poolings(make_model: Make, mode: str) -> None:
-    explanation = explain(make_model("bert", pooling_mode=mode), "a big dog", 10)
+    explanation = explain_text(make_model("bert", pooling_mode=mode), "a big dog", 10)
     raw = [1.0] * 5 if mode != "weightedmean" else [1.0, 2.0, 3.0, 4.0, 5.0]
     assert explanation.saliency == pytest.approx(np.array(raw) / sum(raw), abs=1e-6)
     scale = 5**0.5 if mode == "mean_sqrt_len_tokens" else sum(raw)
@@ -121,7 +121,7 @@ def test_weights_of_mean_poolings(make_model: Make, mode: str) -> None:
 
 
 def test_json_round_trip(span_model: SentenceTransformer) -> None:
-    explanation = explain(span_model, "a big dog <b>", 4, faithfulness=True)
+    explanation = explain_text(span_model, "a big dog <b>", 4, faithfulness=True)
     text = explanation.to_json()
     again = Explanation.from_json(text)
     assert again.to_json() == text and again.spans == explanation.spans
@@ -135,17 +135,17 @@ def test_importing_is_light() -> None:
 
 
 def test_one_token(span_model: SentenceTransformer, make_model: Make) -> None:
-    explanation = explain(span_model, "dog")
+    explanation = explain_text(span_model, "dog")
     assert [(span.text, span.weight) for span in explanation.spans] == [("dog", pytest.approx(1.0))]
     assert explanation.sharpness == pytest.approx(1.0)
-    assert len(explain(make_model("bert"), "dog").spans) == 3
+    assert len(explain_text(make_model("bert"), "dog").spans) == 3
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "\u200b\u200b", "\x00"])
 def test_a_text_of_nothing_is_refused(span_model: SentenceTransformer, make_model: Make, text: str) -> None:
     for model in (span_model, make_model("bert")):
         with pytest.raises(ValueError, match=r"is empty, there is nothing|no tokens but special ones"):
-            explain(model, text)
+            explain_text(model, text)
 
 
 def test_a_pooling_without_tokens_is_refused(make_model: Make) -> None:
@@ -153,30 +153,30 @@ def test_a_pooling_without_tokens_is_refused(make_model: Make) -> None:
     model[1].include_prompt = False
     model.max_seq_length = 5
     with pytest.raises(ValueError, match=r"no tokens but special ones|only the prompt is left"):
-        explain(model, "dog", prompt="a man is in a park ")
+        explain_text(model, "dog", prompt="a man is in a park ")
 
 
 def test_a_text_that_is_cut_off_says_so(span_model: SentenceTransformer) -> None:
     text = "the dog is sleeping " * 40
-    explanation = explain(span_model, text)
+    explanation = explain_text(span_model, text)
     read_to = max(token.end for token in explanation.side.tokens if token.end is not None)
     assert explanation.side.unread == len(text[read_to:].strip()) > 0
     assert f"cut off the last {explanation.side.unread:,} characters" in explanation.to_html()
-    assert explain(span_model, "the dog").side.unread == 0
-    assert explain(span_model, "the dog \u200b\u200b").side.unread == 0  # characters that no tokenizer keeps
+    assert explain_text(span_model, "the dog").side.unread == 0
+    assert explain_text(span_model, "the dog \u200b\u200b").side.unread == 0  # characters that no tokenizer keeps
     span_model.max_seq_length = 4  # exactly as long as the text
-    assert explain(span_model, "the dog").side.unread == 0
+    assert explain_text(span_model, "the dog").side.unread == 0
 
 
 def test_special_words_in_the_text_are_shown(make_model: Make) -> None:
-    explanation = explain(make_model("bert"), "a [SEP] dog", 10)
+    explanation = explain_text(make_model("bert"), "a [SEP] dog", 10)
     assert "[SEP]" in {span.text for span in explanation.spans if span.start == 2}
 
 
 @pytest.mark.parametrize("top", [0, -1, 1.0, True])
 def test_top_k_is_a_number_of_spans(make_model: Make, top: object) -> None:
     with pytest.raises(ValueError, match="top_k must be a whole number of at least 1"):
-        explain(make_model("bert"), "a dog", top)
+        explain_text(make_model("bert"), "a dog", top)
 
 
 def test_models_that_do_not_read_plain_text(make_model: Make) -> None:
@@ -187,9 +187,9 @@ def test_models_that_do_not_read_plain_text(make_model: Make) -> None:
     model = make_model("bert")
     model[0].__class__ = Other
     with pytest.raises(ValueError, match="'message' input"):
-        explain(model, "a dog")
+        explain_text(model, "a dog")
     with pytest.raises(ValueError, match="starts with a Pooling"):
-        explain(SentenceTransformer(modules=[Pooling(16)], device="cpu"), "a dog")
+        explain_text(SentenceTransformer(modules=[Pooling(16)], device="cpu"), "a dog")
 
 
 @pytest.mark.parametrize("prompt", ["", "is: "])
@@ -204,7 +204,7 @@ def test_a_pair_read_as_one(span_model: SentenceTransformer, prompt: str) -> Non
     pair = span_model.preprocess([(first, second)], prompt=prompt)
     assert reading.features["input_ids"].tolist() == pair["input_ids"].tolist()
 
-    found = explain(span_model, (first, second), 1000, prompt=prompt)
+    found = explain_text(span_model, (first, second), 1000, prompt=prompt)
     assert found.saliency.sum() == pytest.approx(1.0)
     separator = [token.kind for token in reading.tokens].index("special", 1)
     sides = [(span.first < separator, span.last < separator) for span in found.spans]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.explain import Explanation, PairExplanation, explain, explain_pair
+from st_plugins.explain import Explanation, PairExplanation, explain_pair, explain_text
 from st_plugins.explain.spans import Side
 from st_plugins.explain.tokens import Token
 from st_plugins.explain.units import gather, unit_numbers
@@ -60,12 +60,12 @@ def test_units_add_up(make_model: Make, kind: str, by: str) -> None:
         found = explain_pair(model, A, B, prompt=prompt, by=by)  # type: ignore[arg-type]
         shown = found.gathered()
         assert found.by == by and shown.contributions.sum() == pytest.approx(found.similarity, abs=1e-5)
-        for units, row in ((shown.units_a, shown.contributions.sum(1)), (shown.units_b, shown.contributions.sum(0))):
-            tokens = found.saliency_a if units is shown.units_a else found.saliency_b
+        for units, row in ((shown.first, shown.contributions.sum(1)), (shown.second, shown.contributions.sum(0))):
+            tokens = found.first_saliency if units is shown.first else found.second_saliency
             for unit, value in zip(units, row, strict=True):
                 assert value == pytest.approx(tokens[unit.first : unit.last + 1].sum(), abs=1e-9)
         if by != "token":
-            kinds = [unit.kind for unit in shown.units_a]
+            kinds = [unit.kind for unit in shown.first]
             assert kinds.count("prompt") == (prompt is not None)
         for text in (found.to_html(), PairExplanation.from_json(found.to_json()).to_html()):
             assert f"{by.capitalize()} by {by}" in text
@@ -74,9 +74,9 @@ def test_units_add_up(make_model: Make, kind: str, by: str) -> None:
 def test_words_of_wordpieces(make_model: Make) -> None:
     found = explain_pair(make_model("bert"), A, B)
     assert found.by == "word" and found.unit == "token"
-    words = [unit.text for unit in found.gathered().units_a]
+    words = [unit.text for unit in found.gathered().first]
     assert words == ["[CLS]", *("the man's playing . two dogs eating bread !".split()), "[SEP]"]
-    sentences = [unit.text for unit in found.gathered("sentence").units_a]
+    sentences = [unit.text for unit in found.gathered("sentence").first]
     assert sentences == ["[CLS]", "the man's playing. two dogs eating bread !", "[SEP]"]  # no capital letter follows
 
 
@@ -88,7 +88,7 @@ def test_special_tokens_are_not_listed_but_counted(make_model: Make) -> None:
     listed = sum(pair.contribution for pair in found.top_pairs)
     ordinary = units.contributions[1:-1, 1:-1].sum()
     assert listed == pytest.approx(ordinary) and units.contributions.sum() == pytest.approx(found.similarity, abs=1e-6)
-    single = explain(make_model("bert"), A)
+    single = explain_text(make_model("bert"), A)
     assert {span.kind for span in single.top} == {"text"}
     assert sum(span.weight for span in single.gathered()) == pytest.approx(1.0)
     assert Explanation.from_json(single.to_json()).to_html() == single.to_html()
@@ -97,16 +97,16 @@ def test_special_tokens_are_not_listed_but_counted(make_model: Make) -> None:
 def test_spans_are_shown_as_spans_unless_asked_otherwise(make_model: Make) -> None:
     torch.manual_seed(0)
     model = SentenceTransformer(modules=[make_model("bert")[0], SpanPooling(16)], device="cpu")
-    assert explain_pair(model, "a dog", "a cat").by == "span" and explain(model, "a dog").by == "span"
+    assert explain_pair(model, "a dog", "a cat").by == "span" and explain_text(model, "a dog").by == "span"
     found = explain_pair(model, A, B, by="word", max_spans=20)  # with a rest
     shown = found.gathered()
     assert shown.contributions.sum() == pytest.approx(found.similarity, abs=1e-5)
-    assert shown.units_a[-1].kind == "rest" and "one rest" in found.to_html()
+    assert shown.first[-1].kind == "rest" and "one rest" in found.to_html()
     for wrong in ("letter", "span"):
         with pytest.raises(ValueError, match=f"by='{wrong}'"):
             explain_pair(make_model("bert"), "a dog", "a cat", by=wrong)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"by='{wrong}'"):
-            explain(make_model("bert"), "a dog", by=wrong)  # type: ignore[arg-type]
+            explain_text(make_model("bert"), "a dog", by=wrong)  # type: ignore[arg-type]
 
 
 def test_a_token_over_two_words_joins_them() -> None:

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins import miniature
 from st_plugins.miniature import encoder, inflection, lexicon, mlm
-from st_plugins.miniature.grammar import realise, stream, vocabulary
+from st_plugins.miniature.grammar import realize, stream, vocabulary
 from st_plugins.miniature.meaning import MANY, Meaning, Phrase, gold_score, nli_label
 from st_plugins.miniature.sentiment import _NEGATORS, _OPPOSITES, sentiment_vocabulary
 from st_plugins.miniature.world import NLI_LABELS, held_out
@@ -71,7 +71,7 @@ class TestGoldScore:
     """Expected figures are worked out by hand from the documented formula."""
 
     def test_one_meaning_scores_five_whatever_its_surface(self) -> None:
-        surfaces = {realise(CHASE, "captions", stream(seed)) for seed in range(100)}
+        surfaces = {realize(CHASE, "captions", stream(seed)) for seed in range(100)}
         assert len(surfaces) > 40
         assert any(" by " in text for text in surfaces)
         assert any("pursu" in text for text in surfaces)
@@ -182,24 +182,24 @@ class TestTexts:
 
     def test_the_corpus_and_the_similarity_pairs_share_no_sentence(self) -> None:
         sentences = {text for seed in range(3) for text in miniature.corpus(3000, seed)}
-        tasks = [task for seed in range(3) for task in miniature.sts_tasks(seed, size=100)]
-        assert not sentences & {text for task in tasks for text in (*task.sentences1, *task.sentences2)}
+        tasks = [task for seed in range(3) for task in miniature.sts_tasks(100, seed)]
+        assert not sentences & {text for task in tasks for text in (*task.first, *task.second)}
 
     def test_tasks_have_two_subsets_and_graded_scores(self) -> None:
-        tasks = miniature.sts_tasks(size=100)
+        tasks = miniature.sts_tasks(100)
         assert [task.name for task in tasks] == ["captions", "news", "forums"]
         for task in tasks:
             assert list(Counter(task.subsets).values()) == [50, 50]
             assert np.histogram(task.scores, 5, (0, 5))[0].tolist() == [20] * 5
             assert task.source == "miniature world"
-        assert [task.checksum for task in tasks] == [task.checksum for task in miniature.sts_tasks(size=100)]
-        assert tasks[0].checksum != miniature.sts_tasks(1, size=100)[0].checksum
+        assert [task.checksum for task in tasks] == [task.checksum for task in miniature.sts_tasks(100)]
+        assert tasks[0].checksum != miniature.sts_tasks(100, 1)[0].checksum
 
     def test_shared_words_go_with_the_score_but_do_not_give_it_away(self) -> None:
         pairs = miniature.sts_pairs(600)
         overlap = [
             len({*_words(one)} & {*_words(two)}) / len({*_words(one)} | {*_words(two)})
-            for one, two in zip(pairs.sentences1, pairs.sentences2, strict=True)
+            for one, two in zip(pairs.first, pairs.second, strict=True)
         ]
         assert 0.3 < np.corrcoef(overlap, pairs.scores)[0, 1] < 0.9
 
@@ -211,7 +211,7 @@ class TestTexts:
             (lambda: miniature.sts_pairs(3), "each of the 6 topics, got 3"),
             (lambda: miniature.sts_pairs(3, topics=["sport"]), "topics: got .'sport'.; choose from"),
             (lambda: miniature.sentiment_sentences(0), "size must be from 1 to 100000, got 0"),
-            (lambda: miniature.untrained_encoder(0), "at least 1, got dimension=0"),
+            (lambda: miniature.untrained_encoder(0), "at least 1, got embedding_dimension=0"),
             (lambda: miniature.pretrained_encoder(steps=0), "steps must be at least 1, got 0"),
         ],
     )

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.explain import explain, explain_pair
+from st_plugins.explain import explain_pair, explain_text
 from st_plugins.explain.tokens import Token
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.report.matrices import Cell, cells, matrix_html, matrix_terminal, strip_html, strip_terminal
@@ -53,7 +53,10 @@ def _pages(make_model: Make) -> list[str]:
     return [
         found.to_html()
         for m in (model, spans)
-        for found in (explain(m, EVIL, faithfulness=True), explain_pair(m, EVIL, EVIL + " two", faithfulness=True))
+        for found in (
+            explain_text(m, EVIL, faithfulness=True),
+            explain_pair(m, EVIL, EVIL + " two", faithfulness=True),
+        )
     ]
 
 
@@ -80,7 +83,7 @@ def test_a_token_of_markup_is_escaped() -> None:
 
 def test_the_strip_is_the_text_as_it_was_written(make_model: Make) -> None:
     text = "  The man's\tbig <dog>   is un-happy. "
-    found = explain(make_model("bert"), text)
+    found = explain_text(make_model("bert"), text)
     strip = cells(text, found.side.tokens, found.saliency)
     assert "".join(cell.text for cell in strip if not cell.added).strip() == text.strip()
     assert _Page(strip_html(strip)).words.split() == strip_terminal(strip).plain.split()
@@ -137,11 +140,11 @@ def test_terminal_shows_text_with_markup_as_it_is(make_model: Make) -> None:
     assert "[bold]a dog[/bold]" in printed and "the cat [red]" in printed
     assert f"{pair.similarity:.4f}" in printed and f"{pair.top_pairs[0].contribution:+.4f}" in printed
     assert "Faithfulness" in printed
-    single = explain(model, "[bold]a dog[/bold]", top_k=2)
+    single = explain_text(model, "[bold]a dog[/bold]", top_k=2)
     assert f"{single.spans[0].weight:.4f}" in _printed(single.to_terminal())
     torch.manual_seed(0)
     spans = SentenceTransformer(modules=[model[0], SpanPooling(16)], device="cpu")
-    assert "Heaviest of 6 spans" in _printed(explain(spans, "a dog .").to_terminal())
+    assert "Heaviest of 6 spans" in _printed(explain_text(spans, "a dog .").to_terminal())
 
 
 @pytest.mark.parametrize(("top", "scale"), [(0.118, 100), (0.0021, 10_000), (50.0, 1), (1.0, 100), (0.0, 1)])

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from st_plugins.cli import main as cli
 from st_plugins.evaluation.report import markdown
 from st_plugins.evaluation.result import SuiteResult
-from st_plugins.explain import explain, explain_pair
+from st_plugins.explain import explain_pair, explain_text
 from st_plugins.methods.contrastive.card import _code
 from st_plugins.report.matrices import STYLE
 from st_plugins.report.page import escape
@@ -100,7 +100,7 @@ def test_every_command_shows_names_as_they_are(run: Run, model: SentenceTransfor
 
 
 def test_explanations_are_safe_for_a_console_with_markup(model: SentenceTransformer) -> None:
-    for found in (explain_pair(model, HOSTILE, "a dog"), explain(model, HOSTILE)):
+    for found in (explain_pair(model, HOSTILE, "a dog"), explain_text(model, HOSTILE)):
         console = Console(file=io.StringIO(), width=200)
         console.print(found.to_terminal())
         printed = console.file.getvalue()  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from evaluation.studies.contrastive import tables
 from evaluation.studies.contrastive.after import AFTER, RANDOM
 from evaluation.studies.contrastive.training import PAIR_METHODS, RULES, State, choose, train
 from st_plugins.evaluation import STSSuiteEvaluator, SuiteResult
-from st_plugins.explain import explain
+from st_plugins.explain import explain_text
 from st_plugins.modules import LayerMix, SpanPooling
 
 __all__ = ["Row", "Study"]
@@ -179,7 +179,7 @@ class Study(study.Study[Row]):
                 found["layers"] = module.report()
             if isinstance(module, SpanPooling):
                 looked_at = draw_texts(self.corpus, self.place.data, tables.SHARPNESS_TEXTS)
-                found["sharpness"] = mean(explain(model, text, 1).sharpness for text in looked_at)
+                found["sharpness"] = mean(explain_text(model, text, 1).sharpness for text in looked_at)
         return found
 
     def _train(

@@ -52,7 +52,7 @@ class Study(study.Study[Row]):
     def measure(self, row: Row, task: str, seed: int) -> Record:
         """Return the largest and the mean error of each pipeline."""
         loaded = load_task(task, self.place.data)
-        chosen = list(zip(loaded.sentences1, loaded.sentences2, strict=True))[: self.pairs]
+        chosen = list(zip(loaded.first, loaded.second, strict=True))[: self.pairs]
         texts = sorted({text for pair in chosen for text in pair})
         order = {text: number for number, text in enumerate(texts)}
         found: dict[str, Any] = {}

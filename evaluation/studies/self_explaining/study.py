@@ -26,7 +26,7 @@ from evaluation.engine.study import Page, Record, Results, check_choice, stamp
 from evaluation.engine.tables import section
 from evaluation.studies.self_explaining import tables
 from st_plugins.core.reading.tables import read_table
-from st_plugins.explain import Faithfulness, explain, faithfulness
+from st_plugins.explain import Faithfulness, explain_text, faithfulness
 from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.tokens import read
 from st_plugins.losses import SelfExplainingLoss
@@ -120,7 +120,7 @@ class Study(study.Study[Row]):
             "seconds_training": trained - begin,
         }
         if spans:
-            found["sharpness"] = float(np.mean([explain(model, text, 1).sharpness for text in shown]))
+            found["sharpness"] = float(np.mean([explain_text(model, text, 1).sharpness for text in shown]))
             pictured = self.pictured or next(other.name for other in self.rows if other.pooling == "span")
             if row.name == pictured and seed == self.seeds_of(row)[0]:
                 found["pictures"] = self._pictures(model, texts, gold, predicted)
@@ -168,7 +168,7 @@ class Study(study.Study[Row]):
             rows = [row for row in range(len(texts)) if (gold[row] == predicted[row]) == right][: self.pictures]
             for row in rows:
                 classes = {"gold": self.labels[gold[row]], "predicted": self.labels[predicted[row]]}
-                found.append({**classes, "explanation": json.loads(explain(model, texts[row], 3).to_json())})
+                found.append({**classes, "explanation": json.loads(explain_text(model, texts[row], 3).to_json())})
         return found
 
     def summary(self, record: Record) -> str:
@@ -215,7 +215,7 @@ def _measure_explanations(
 
         try:
             saliency = (
-                explain(model, text, 1).saliency if spans else gradient_saliency(model, read(model, text), score)
+                explain_text(model, text, 1).saliency if spans else gradient_saliency(model, read(model, text), score)
             )
             result: Faithfulness = faithfulness(model, text, saliency, score, gradient=spans)
         except ValueError:

@@ -124,7 +124,7 @@ def target_texts(tasks: str, data: Path) -> dict[str, list[str]]:
     for task in resolve_tasks(tasks):
         if task.name in ("stsb", "sickr"):
             splits = [load_task(task, data, split) for split in TASKS[task.name].splits if split != "test"]
-            more[task.name] = [text for pairs in splits for text in (*pairs.sentences1, *pairs.sentences2)]
+            more[task.name] = [text for pairs in splits for text in (*pairs.first, *pairs.second)]
     return more
 
 

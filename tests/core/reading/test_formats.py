@@ -91,7 +91,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_pairs_are_found_by_content(tmp_path: Path, name: str) -> None:
     pairs = read_pairs(write(tmp_path / name, FILES[name]))
-    assert [list(row) for row in zip(pairs.sentences1, pairs.sentences2, pairs.scores, strict=True)] == ROWS
+    assert [list(row) for row in zip(pairs.first, pairs.second, pairs.scores, strict=True)] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -100,20 +100,20 @@ def test_pairs_are_found_by_content(tmp_path: Path, name: str) -> None:
 )
 def test_quotation_marks_that_no_program_wrote_stay(tmp_path: Path, line: str) -> None:
     pairs = read_pairs(write(tmp_path / "x.tsv", f"sentence1\tsentence2\tscore\n{line}\n"))
-    assert [pairs.sentences1[0], pairs.sentences2[0]] == line.split("\t")[:2]
+    assert [pairs.first[0], pairs.second[0]] == line.split("\t")[:2]
 
 
 def test_line_breaks_and_tabs_in_quoted_fields(tmp_path: Path) -> None:
     text = 'sentence1\tsentence2\tscore\n"a\tb\nc"\td\t1\ne\tf\tmany\n'
     with pytest.raises(ValueError, match=r"x\.tsv:4: score 'many'"):
         read_pairs(write(tmp_path / "x.tsv", text))
-    assert read_pairs(write(tmp_path / "x.tsv", text.replace("many", "2"))).sentences1 == ["a\tb\nc", "e"]
+    assert read_pairs(write(tmp_path / "x.tsv", text.replace("many", "2"))).first == ["a\tb\nc", "e"]
 
 
 def test_cells_may_be_long_and_the_limit_of_csv_is_left_alone(tmp_path: Path) -> None:
     limit, long = csv.field_size_limit(), "word " * 30_000
     path = write(tmp_path / "x.csv", f'sentence1,sentence2,score\n"{long}, ""x""",b,1\n{long},b,2\n')
-    assert [len(text) for text in read_pairs(path).sentences1] == [150_005, 150_000]
+    assert [len(text) for text in read_pairs(path).first] == [150_005, 150_000]
     assert csv.field_size_limit() == limit
 
 
@@ -195,11 +195,11 @@ def test_half_a_character_is_named_wherever_texts_come_in(tmp_path: Path, model:
     path = write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"^.*x\.jsonl:3: sentence2 holds half a character"):
         read_pairs(path)
-    with pytest.raises(ValueError, match=r"sentences2\[1\] holds half a character"):
+    with pytest.raises(ValueError, match=r"second\[1\] holds half a character"):
         Pairs("mine", ["a", "b"], ["c", half], np.ones(2))
     with pytest.raises(ValueError, match="row 1 of train holds half a character"):
         LabelledPairs.read([("a", "b", 1), (half, "c", 0)], ["0", "1"])
-    with pytest.raises(ValueError, match=r"sentences\[2\] holds half a character"):
+    with pytest.raises(ValueError, match=r"texts\[2\] holds half a character"):
         whiten(model, ["a", "b", half, "c"])
     with pytest.raises(ValueError, match=r"texts\[1\] holds half a character"):
         distinct_texts(["a", half])
@@ -329,5 +329,5 @@ def test_texts_are_a_list_of_texts_wherever_they_come_in(take: Any) -> None:
 
 
 def test_pairs_of_one_string_are_refused() -> None:
-    with pytest.raises(TypeError, match="sentences1 must be a list, got 'ab'"):
+    with pytest.raises(TypeError, match="first must be a list, got 'ab'"):
         Pairs("mine", "ab", ["a", "b"], np.ones(2))  # type: ignore[arg-type]

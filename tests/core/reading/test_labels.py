@@ -12,7 +12,7 @@ from st_plugins.core.reading.labels import check_labels, class_counts, class_lab
 from st_plugins.core.reading.tables import Table
 
 
-def labelled(*labels: Any) -> Table:
+def labeled(*labels: Any) -> Table:
     return Table(Path("x.jsonl"), ["label"], [[label] for label in labels], list(range(1, len(labels) + 1)))
 
 
@@ -30,7 +30,7 @@ def labelled(*labels: Any) -> Table:
     ],
 )
 def test_names_are_as_they_are_spelled(labels: list[Any], names: list[str]) -> None:
-    assert class_labels(labelled(*labels), "label") == names
+    assert class_labels(labeled(*labels), "label") == names
 
 
 MARKS = [
@@ -56,24 +56,24 @@ MARKS = [
 @pytest.mark.parametrize("mark", [*MARKS, "undefined", "."])
 def test_marks_for_a_missing_label_are_no_class(mark: Any) -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:2: label is .* names no class; remove the 2 rows"):
-        class_labels(labelled("yes", mark, "no", mark), "label")
+        class_labels(labeled("yes", mark, "no", mark), "label")
 
 
 def test_none_is_no_class_beside_the_name_none() -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:2: label is empty, which names no class; remove this row"):
-        class_labels(labelled("None", None, "some"), "label")
+        class_labels(labeled("None", None, "some"), "label")
 
 
 @pytest.mark.parametrize("mark", [-1, "-1", -1.0, "-1.0"])
 def test_minus_one_beside_positions_is_no_class(mark: Any) -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:3: label is '-1(\.0)?', which marks rows without a label"):
-        class_labels(labelled(0, 2, mark, 1), "label")
+        class_labels(labeled(0, 2, mark, 1), "label")
     with pytest.raises(ValueError, match=r"^x\.jsonl:1: label is '-1(\.0)?', which marks"):
-        class_labels(labelled(mark, mark), "label")
+        class_labels(labeled(mark, mark), "label")
 
 
 def test_minus_one_beside_0_and_1_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    assert class_labels(labelled(0, -1, 1), "label") == ["0", "-1", "1"]
+    assert class_labels(labeled(0, -1, 1), "label") == ["0", "-1", "1"]
     assert "x.jsonl:2: label is '-1': it often marks rows without a label" in caplog.text
 
 
@@ -100,29 +100,29 @@ def test_minus_one_beside_0_and_1_is_said(caplog: pytest.LogCaptureFixture) -> N
 )
 def test_two_spellings_of_one_class_are_refused(one: Any, other: Any) -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:3: label is ") as caught:
-        class_labels(labelled(one, "0.5", other), "label")
+        class_labels(labeled(one, "0.5", other), "label")
     assert f"label is {str(other)!r}, but {str(one)!r} on line 1: two spellings" in str(caught.value)
 
 
 @pytest.mark.parametrize("label", [["yes"], {"name": "yes"}])
 def test_a_row_has_one_label(label: Any) -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:2: label is .*yes.*, and not one label; give each row one"):
-        class_labels(labelled("no", label), "label")
+        class_labels(labeled("no", label), "label")
 
 
 def test_the_name_none_is_a_class_but_not_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    assert class_labels(labelled("some", "None"), "label") == ["some", "None"]
+    assert class_labels(labeled("some", "None"), "label") == ["some", "None"]
     assert "x.jsonl:2: label is 'None': here it is a class" in caplog.text
     caplog.clear()
-    class_labels(labelled("some", "none"), "label")
+    class_labels(labeled("some", "none"), "label")
     assert not caplog.text
 
 
 def test_names_beside_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:3: label is 'yes', but '0' on line 1: names and numbers"):
-        class_labels(labelled(0, 1, "yes"), "label")
+        class_labels(labeled(0, 1, "yes"), "label")
     with pytest.raises(ValueError, match=r"^x\.jsonl:2: label is '2', but 'yes' on line 1: names and numbers"):
-        class_labels(labelled("yes", 2, "no"), "label")
+        class_labels(labeled("yes", 2, "no"), "label")
 
 
 def test_rows_of_a_list_are_named_too() -> None:
@@ -135,34 +135,34 @@ def test_rows_of_a_list_are_named_too() -> None:
 
 def test_classes_and_their_counts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="st_plugins"):
-        class_labels(labelled("b", "a", "b"), "label")
+        class_labels(labeled("b", "a", "b"), "label")
     assert "label: 2 classes: 'a' 1, 'b' 2" in caplog.text
     assert class_counts(map(str, range(23))).endswith(", and 3 more")
 
 
 def test_a_column_of_scores_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
-    class_labels(labelled(*(row / 7 for row in range(30))), "label")
+    class_labels(labeled(*(row / 7 for row in range(30))), "label")
     assert "30 classes in 30 rows; is it a score?" in caplog.text
 
 
 def test_missing_column() -> None:
     with pytest.raises(ValueError, match=r"no column 'gold'; there are label; name the right one with --label="):
-        class_labels(labelled("a"), "gold", "--label")
+        class_labels(labeled("a"), "gold", "--label")
 
 
 @pytest.mark.parametrize("mark", [-100, "-100", -9, -99, "−1"])
 def test_other_marks_beside_positions_are_no_class(mark: Any) -> None:
     with pytest.raises(ValueError, match=r"^x\.jsonl:3: .* marks rows without a label"):
-        class_labels(labelled(0, 2, mark, 1), "label")
+        class_labels(labeled(0, 2, mark, 1), "label")
 
 
 @pytest.mark.parametrize("name", ["unk", "Unknown", "missing"])
 def test_what_may_be_a_mark_or_a_class_is_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert class_labels(labelled("some", name), "label") == ["some", name]
+    assert class_labels(labeled("some", name), "label") == ["some", name]
     assert f"x.jsonl:2: label is {name!r}: it often marks rows without a label" in caplog.text
 
 
 @pytest.mark.parametrize(("one", "other"), [("not_entailment", "not-entailment"), ("yes", "yes\u200b"), ("−1", "-1")])
 def test_what_looks_alike_is_one_class(one: str, other: str) -> None:
     with pytest.raises(ValueError, match="two spellings of one class"):
-        class_labels(labelled(one, other, one), "label")
+        class_labels(labeled(one, other, one), "label")
