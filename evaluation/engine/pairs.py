@@ -40,7 +40,8 @@ class Task:
     tests: dict[str, str]
     dev: str = ""  # file; empty to put ``aside`` pairs of the training data aside for it
     aside: int = 0
-    classes: tuple[str, ...] = ()  # in the order of the classifier's outputs; empty for a task of graded scores
+    # In the order of the classifier's outputs; empty for a task of graded scores.
+    classes: tuple[str, ...] = ()
     scale: tuple[float, float] = (0.0, 5.0)  # lowest and highest score
     positive: str = ""  # class whose F1 is reported beside the accuracy
     max_length: int = 48  # each text is cut to so many tokens
@@ -106,7 +107,8 @@ class PairStudy(Study[AnyRow], Generic[AnyRow]):
     keeps_rows_together: ClassVar[bool] = True
 
     tasks: dict[str, Any]
-    eval_limit: int = 2000  # dev sets are cut to so many pairs; 0 leaves them whole. Reported sets are never cut
+    # Dev sets are cut to so many pairs; 0 leaves them whole. Reported sets are never cut.
+    eval_limit: int = 2000
     _open: Setting | None = field(default=None, init=False, repr=False)
 
     @classmethod

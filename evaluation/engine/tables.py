@@ -15,9 +15,10 @@ __all__ = ["bounds", "head", "heat_map", "line", "mean", "paper", "section", "sp
 
 
 def head(*titles: str) -> list[str]:
-    """Return a table's first two lines."""
-    rule = line("---:" if title.startswith(">") else "---" for title in titles)
-    return [line(title.removeprefix(">") for title in titles), rule]
+    """Return a table's first two lines: of titles, or several in one, ``"row | >seeds"``, > for the right side."""
+    cells = " | ".join(titles).split(" | ")
+    rule = line("---:" if title.startswith(">") else "---" for title in cells)
+    return [line(title.removeprefix(">") for title in cells), rule]
 
 
 def line(cells: Iterable[str]) -> str:

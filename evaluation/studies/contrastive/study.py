@@ -46,7 +46,8 @@ class Row(study.Row):
     mix_penalty: float = 0.0  # on the layers' weights
     encoder_dropout: bool = True
     learning_rate: float = 5e-5  # peak; linear warm-up over a tenth of the steps, then linear decay
-    pooling_learning_rate: float = 0.0  # of the weights after the encoder, which begin random; 0 for the same
+    # Of the weights after the encoder, which begin random; 0 for the same.
+    pooling_learning_rate: float = 0.0
     epochs: float = 1.0
     max_steps: int = 0  # 0 leaves it to ``epochs``
     batch_size: int = 96
@@ -54,7 +55,8 @@ class Row(study.Row):
     pooling: str = ""  # as for `Pipeline`, and the next two; empty for the recipe's
     layers: int = -1
     tokens: bool = False
-    after: tuple[str, ...] = ("whitened",)  # keys of AFTER, fitted to the trained model's embeddings of the corpus
+    # Keys of AFTER, fitted to the trained model's embeddings of the corpus.
+    after: tuple[str, ...] = ("whitened",)
     dev_only: bool = False  # never scored on the test sets
     paper: dict[str, Any] = field(default_factory=dict)  # {encoder = "...", value = 72.74}
 

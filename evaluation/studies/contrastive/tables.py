@@ -63,10 +63,8 @@ def main_table(study: Study, results: Found) -> list[str]:
     split = _scored_split(results)
     scores = chosen(next(iter(results.values()))[0], "dev", "plain", split)
     titles = [f">{task.upper()}" for task in scores["tasks"]] if scores else []
-    lines = head(
-        *("run", "data", ">seeds", ">dev", *titles, ">Avg."),
-        *("95 % interval (seed 0)", "above the floor", "above the whitened floor", "the paper"),
-    )
+    last = ">Avg. | 95 % interval (seed 0) | above the floor | above the whitened floor | the paper"
+    lines = head("run | data | >seeds | >dev", *titles, last)
     for name, seeds in results.items():
         row = study.find(name)
         for form in ("plain", *row.after):
@@ -101,7 +99,7 @@ def sharpness_table(results: Found) -> list[str]:
     known = {name: [found["sharpness"] for found in seeds if "sharpness" in found] for name, seeds in results.items()}
     rows = [line([name, f"{mean(values):.3f}", str(len(values))]) for name, values in known.items() if values]
     text = f"Mean Σα² over {SHARPNESS_TEXTS} corpus texts: 1 for a single span, nearly 0 for even weights."
-    return section("Sharpness of the span weights", text, [*head("run", ">Σα²", ">seeds"), *rows]) if rows else []
+    return section("Sharpness of the span weights", text, [*head("run | >Σα² | >seeds"), *rows]) if rows else []
 
 
 def rules_table(study: Study, results: Found) -> list[str]:

@@ -72,7 +72,7 @@ class Study(study.Study[Row]):
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the errors of all pipelines."""
-        lines = [f"# {self.title}", "", *head("encoder", "pairs", "pipeline", ">largest error", ">mean error")]
+        lines = [f"# {self.title}", "", *head("encoder | pairs | pipeline | >largest error | >mean error")]
         for (task, name), (found, *_) in results.items():
             for pipeline, error in found["error"].items():
                 cells = [name, f"{found['pairs']} of {task}", pipeline]

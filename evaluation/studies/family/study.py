@@ -100,24 +100,15 @@ class Study(study.Study):
 
 def _embeddings_table(methods: list[_Method]) -> list[str]:
     """Return the table of the methods that make sentence vectors."""
-    table = head(
-        *(
-            ">no.",
-            "method",
-            ">seeds",
-            ">Avg.",
-            "95 % interval (seed 0)",
-            "above the floor",
-            "above the whitened floor",
-        ),
-        *(">training s", ">fitting s", ">parameters", ">dim", ">cost"),
-    )
+    score = ">Avg. | 95 % interval (seed 0) | above the floor | above the whitened floor"
+    cost = ">training s | >fitting s | >parameters | >dim | >cost"
+    table = head(">no. | method | >seeds", score, cost)
     kind = ""
     for number, method in enumerate(methods, 1):
         if method.kind != kind:
             kind = method.kind
             table.append(f"| | **{_KINDS[kind]}** |" + " |" * 10)
-        scores, cost = method.scores, method.cost
+        scores, known = method.scores, method.cost
         cells = [str(number), method.name, str(len(scores))]
         cells.append(f"**{spread([found['average'][0] for found in scores])}**")
         cells += [bounds(*scores[0]["average"][1:]), above(scores, "above_raw"), above(scores, "above_whitened")]
@@ -125,8 +116,9 @@ def _embeddings_table(methods: list[_Method]) -> list[str]:
             f"{statistics.median(seconds):.0f}" if any(seconds) else ""
             for seconds in (method.training, method.fitting)
         ]
-        cells += [f"{cost['parameters']:,}", str(cost["dimension"])] if cost else ["", ""]
-        table.append(line([*cells, f"{cost['times_the_first']:.2f}" if cost else ""]))
+        if known:
+            cells += [f"{known['parameters']:,}", str(known["dimension"]), f"{known['times_the_first']:.2f}"]
+        table.append(line([*cells, *([] if known else [""] * 3)]))
     return table
 
 
@@ -148,7 +140,7 @@ def _pair_costs(costs: Record) -> list[str]:
     """Return what scoring a pair costs; nothing if it has not been measured."""
     if not costs:
         return []
-    table = head("row", ">pairs a second", ">times the cross-encoder", ">parameters")
+    table = head("row | >pairs a second | >times the cross-encoder | >parameters")
     for name, cost in costs.items():
         numbers = (f"{cost['pairs_a_second']:.0f}", f"{cost['times_the_first']:.1f}", f"{cost['parameters']:,}")
         table.append(line([name, *numbers]))

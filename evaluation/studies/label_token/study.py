@@ -61,7 +61,8 @@ class Study(study.Study[Row]):
     train: str  # labelled pairs below --data; columns label (0 or 1), sentence1, sentence2
     dev: str  # pairs to choose settings on
     test: str  # pairs that are reported
-    model: str  # folder below --models: shape of the encoder, and the pretrained weights for ``start = "ranks"``
+    # Folder below --models: shape of the encoder, and the pretrained weights for ``start = "ranks"``.
+    model: str
     frequencies: list[str]  # files of readable texts, in which its words are counted
     steps: int  # batches of every training
     layers: int = 0  # how many of its lower layers are used; 0 for all
@@ -198,10 +199,8 @@ def _table(results: dict[str, list[Record]], bases: dict[str, str]) -> list[str]
     above_base = verdicts(
         {name: (tested[name], tested[base]) for name, base in bases.items() if name in tested and base in tested}
     )
-    lines = head(
-        *("row", "start", "unlabelled", ">seeds", ">steps", "AUC"),
-        *(f"minus {first}", "minus Siamese", "sentence vectors", ">s"),
-    )
+    compared = f"AUC | minus {first} | minus Siamese | sentence vectors | >s"
+    lines = head("row | start | unlabelled | >seeds | >steps", compared)
     for name, seeds in results.items():
         row = seeds[0]["row"]
         trained = row["kind"] != "tf-idf"

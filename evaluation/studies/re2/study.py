@@ -51,7 +51,8 @@ class Row(pairs.PairRow):
     model: str = ""  # folder below --models: with vectors.txt.gz for words, an encoder for a transformer
     width: int = 50  # of learned vectors
     vocabulary: int = 8000  # most subwords
-    config: dict[str, Any] = field(default_factory=dict)  # values of RE2Config that are other than the task's
+    # Values of RE2Config that are other than the task's.
+    config: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)  # values of RE2Schedule
     ablation: bool = False  # belongs to the table of ablations, on dev sets only, instead of the main one
     paper: dict[str, float] = field(default_factory=dict)  # reported for an ablation on its dev set, by task

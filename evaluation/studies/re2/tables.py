@@ -50,10 +50,8 @@ def paper_lines(study: Study, results: Results) -> list[str]:
 
 def cost_table(study: Study, results: Results) -> list[str]:
     """Return the dev scores, and what a training and its model cost."""
-    lines = head(
-        *("task", "row", ">dev", ">epochs, kept of made", ">seconds of training", ">parameters"),
-        *(">with embeddings", ">coverage"),
-    )
+    costs = ">seconds of training | >parameters | >with embeddings | >coverage"
+    lines = head("task | row | >dev | >epochs, kept of made", costs)
     for task in study.tasks:
         for row in study.main:
             seeds = results.get((task, row.name), [])
@@ -81,8 +79,7 @@ def ablation_table(study: Study, results: Results) -> list[str]:
         return []
     full = study.find(study.full)
     tasks = [task for task in study.tasks if any(task in study.tasks_of(row) for row in rows)]
-    titles = (title for task in tasks for title in (f">{task} dev", ">− full", ">the paper", ">− full"))
-    lines = head("network", ">seeds", *titles)
+    lines = head("network | >seeds", *(f">{task} dev | >− full | >the paper | >− full" for task in tasks))
     for row in [full, *rows]:
         cells: list[str] = []
         seeds: set[int] = set()

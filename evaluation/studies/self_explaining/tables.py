@@ -24,6 +24,7 @@ Found = dict[str, list[Record]]
 """Records by row, a seed each."""
 
 _RANKINGS = {"explanation": "span weights", "gradient": "gradient × input", "random": "random"}
+_MEASURES = ("comprehensiveness (high is good)", "sufficiency (low is good)")
 ACCURACY = (
     "Accuracy in percent, mean and standard deviation over seeds; the epoch of each run is chosen on dev. The "
     "interval is a bootstrap over the test texts of the mean over seeds; differences are paired, and bold where their "
@@ -54,10 +55,8 @@ def _interval(values: NDArray[np.float64], sign: str = "") -> str:
 
 def accuracy_table(study: Study, results: Found) -> list[str]:
     """Return accuracies beside mean pooling's and the paper's."""
-    lines = head(
-        *("pooling", ">seeds", ">dev", ">test accuracy", "95 % interval"),
-        *("minus mean pooling", ">sharpness Σα²", "the paper"),
-    )
+    last = "95 % interval | minus mean pooling | >sharpness Σα² | the paper"
+    lines = head("pooling | >seeds | >dev | >test accuracy", last)
     reference = next((row.name for row in study.rows if row.pooling == "mean"), "")
     right = {name: np.mean([_correct(found) for found in seeds], axis=0) for name, seeds in results.items()}
     for name, seeds in results.items():
@@ -76,10 +75,8 @@ def _correct(result: Record) -> NDArray[np.float64]:
 
 def faithfulness_table(results: Found) -> list[str]:
     """Return how the predicted class reacts to deletion, by what names the tokens."""
-    lines = head(
-        *("pooling", "tokens named by", "comprehensiveness (high is good)", "minus random"),
-        *("sufficiency (low is good)", "minus random"),
-    )
+    measures = (f"{measure} | minus random" for measure in _MEASURES)
+    lines = head("pooling | tokens named by", *measures)
     for name, seeds in results.items():
         for key, title in _RANKINGS.items():
             if key not in seeds[0]["faithfulness"]:
@@ -88,7 +85,7 @@ def faithfulness_table(results: Found) -> list[str]:
                 np.mean([found["faithfulness"][ranking] for found in seeds], axis=0) for ranking in (key, "random")
             )
             cells = [name, title]
-            for column in (0, 1):
+            for column in range(len(_MEASURES)):
                 gain = values[:, column] - chance[:, column]
                 cells += [_interval(values[:, column]), "" if key == "random" else _interval(gain, "+")]
             lines.append(line(cells))

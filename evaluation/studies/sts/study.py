@@ -96,7 +96,7 @@ class Study(study.Study[Row]):
         first = next(iter(named.values()))
         titles = [f">{task.title}" for task in first.tasks]
         lines = [f"# {self.title}", "", _INTRODUCTION, ""]
-        lines += head("pipeline", ">dim", *titles, ">Avg.", "above the floor", "above the whitened floor")
+        lines += head("pipeline | >dim", *titles, ">Avg. | above the floor | above the whitened floor")
         floors: dict[tuple[int, str], FloorResult] = {}
         for name, result in named.items():
             cells = [name, _dimension(result), *(f"{100 * task.spearman['all'].value:.2f}" for task in result.tasks)]

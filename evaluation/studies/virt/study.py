@@ -43,7 +43,8 @@ class Row(pairs.PairRow):
     # "cross-encoder" (the teacher itself), "siamese" (sentence vectors; softmax on [u; v; |u - v|] for classes, cosine
     # for scores) or "interaction" (VIRTPairClassifier on token vectors)
     kind: str = "siamese"
-    distillation: float = 0.0  # share of the teacher's answers in what is learned, the rest is the gold label
+    # Share of the teacher's answers in what is learned, the rest is the gold label.
+    distillation: float = 0.0
     weight: float = 0.0  # of VIRTLoss, as all down to ``include_special_tokens``; 0 for no VIRT
     layers: str | tuple[int, ...] = "all"
     target: str = "softmax_slice"
@@ -99,7 +100,8 @@ class Study(pairs.PairStudy[Row]):
     pooling: str = "mean"
     batch_size: int = 32
     teacher_learning_rate: float = 1e-4
-    teacher_seed: int | None = None  # of the cross-encoder that all seeds learn from; None for one of their own each
+    # Of the cross-encoder that all seeds learn from; None for one of their own each.
+    teacher_seed: int | None = None
     agreement_pairs: int = 256  # dev pairs on which attention maps are compared
 
     @classmethod

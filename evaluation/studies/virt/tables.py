@@ -37,7 +37,7 @@ AGREEMENT = (
 
 def dev_table(study: Study, rows: Sequence[str], results: Results) -> list[str]:
     """Return the scores on the dev sets, and what a training step takes."""
-    lines = head("row", *(title for task in study.tasks for title in (f">{task} dev", ">steps", ">s / step")))
+    lines = head("row", *(f">{task} dev | >steps | >s / step" for task in study.tasks))
     for row in rows:
         cells = []
         for task in study.tasks:
@@ -55,7 +55,7 @@ def dev_table(study: Study, rows: Sequence[str], results: Results) -> list[str]:
 
 def agreement_table(study: Study, rows: Sequence[str], results: Results) -> list[str]:
     """Return how well student's and teacher's maps overlap, layer by layer, before and after training."""
-    lines = head("task", "row", "overlap, layer by layer", "same top token")
+    lines = head("task | row | overlap, layer by layer | same top token")
     for task in study.tasks:
         by_row = {
             row: [found for found in seeds if "agreement" in found]
