@@ -57,6 +57,7 @@ class HeadedLoss(GuardedLoss):
     """
 
     head: nn.Module
+    _width: int  # of the embeddings that the head was made for
 
     def save_head(self, path: str | Path) -> None:
         """Write the head to a folder: ``loss_head.safetensors``, and ``loss_head.json`` about it.
@@ -104,34 +105,18 @@ class HeadedLoss(GuardedLoss):
         self.head.load_state_dict(state)
 
     def apply_head(self, features: Tensor) -> Tensor:
-        """Apply the head.
-
-        Args:
-            features: ``(…, width)``.
-
-        Returns:
-            What the head makes of them, computed in the head's own type.
-        """
+        """Apply the head, in its own type."""
         if dist.is_available() and dist.is_initialized() and not self._shared:
             self._share()
         weight = next(self.head.parameters(), features)
         output: Tensor = self.head(features.to(weight.dtype))
         return output
 
-    def widened(self, embeddings: Tensor, width: int) -> Tensor:
-        """Fill embeddings that ``MatryoshkaLoss`` has cut with zeros, so that the head can take them.
-
-        A linear head then uses its first columns only: the one head serves every dimension, as in the "efficient" form
-        of Matryoshka representations (MRL-E; Kusupati et al., arXiv 2205.13147).
-
-        Args:
-            embeddings: ``(…, d)``.
-            width: What d was before.
-
-        Returns:
-            ``(…, width)``.
-        """
-        missing = width - embeddings.shape[-1]
+    def widened(self, embeddings: Tensor) -> Tensor:
+        """Fill embeddings that ``MatryoshkaLoss`` has cut with zeros, so that the head can take them."""
+        # A linear head then uses its first columns only: the one head serves every dimension, as in the "efficient"
+        # form of Matryoshka representations (MRL-E; Kusupati et al., arXiv 2205.13147).
+        missing = self._width - embeddings.shape[-1]
         return pad(embeddings, (0, missing)) if missing > 0 and around(self.model).truncates else embeddings
 
     _shared = False
@@ -207,7 +192,7 @@ def check_targets(labels: Tensor | None, num_labels: int, remedy: str = "") -> N
 
 def embedding_dimension(model: SentenceTransformer) -> int:
     """Return the width of the model's embeddings."""
-    with model.truncate_embeddings(None):
+    with model.truncate_embeddings(None):  # which cuts only what `encode` returns
         dimension = model.get_embedding_dimension()
     if dimension is None:
         raise ValueError("the model does not say its embedding dimension; append a Pooling or Dense module to it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -25,6 +25,7 @@ __all__ = [
     "in_mode",
     "inner_model",
     "rebuild",
+    "recorded",
     "unwrapped",
 ]
 
@@ -132,3 +133,14 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def recorded(module: nn.Module, read: Callable[[Any], Any] = lambda output: output) -> Iterator[list[Any]]:
+    """Collect what a module returns inside the block, or what is read from it there and then."""
+    found: list[Any] = []
+    handle = module.register_forward_hook(lambda module, inputs, output: found.append(read(output)))
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -52,6 +52,8 @@ class GuardedLoss(nn.Module):
     # The host's trainer writes 0.0 to its log where a loss is NaN (logging_nan_inf_filter) and goes on, so the loss is
     # the last place where it can be seen. Looking waits for the device once a batch, as that filter does.
 
+    _paper: ClassVar[str] = ""  # BibTeX
+
     model: Any
     training_step: int | None = None  # counted from 1; NonFiniteLossCallback tells it
     _batches = 0
@@ -64,6 +66,11 @@ class GuardedLoss(nn.Module):
         except NonFiniteRowsError as error:
             count = _rows(self._batch[0]) if self._batch else 0  # a pass may have each row several times
             raise self.non_finite(str(error), sorted({row % count for row in error.rows} if count else ())) from error
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entry of the paper, for model cards."""
+        return self._paper
 
     def begin(self, columns: Sequence[Any], labels: Tensor | None = None) -> None:
         """Remember the batch, for errors, and refuse one that no loss could make anything of."""
@@ -142,6 +149,7 @@ def _rows(column: Any) -> int:
 
 def damaged_rows(embeddings: Sequence[Tensor]) -> list[int]:
     """Return the rows of which some embedding is not finite."""
+    # (…, N, d) each: a view of a sentence is damaged or another, it is the sentence that is named.
     finite = [e.detach().isfinite().all(dim=-1).view(-1, e.shape[-2]).all(dim=0) for e in embeddings]
     if not finite:
         return []

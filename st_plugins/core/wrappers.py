@@ -110,12 +110,14 @@ def written(loss: nn.Module | None) -> str:
 
 def gradient_cached(loss: nn.Module) -> str | None:
     """Name the loss, this one or one inside, that embeds twice: without gradients, and in the backward pass."""
+    # The innermost, for losses around it say so of themselves, too.
     return next((type(part).__name__ for part in reversed(list(loss.modules())) if uses_gradient_cache(part)), None)
 
 
 def keep_layers(features: dict[str, Any], output: dict[str, Any], found: Around) -> None:
     """Leave the layers of a pass where `AdaptiveLayerLoss` looks for them in the next: in the features."""
     if found.layers and not found.answers_layer and _LAYERS in output:
+        # With the last layer alone the wrapper would do nothing, and say nothing of it.
         if len(output[_LAYERS]) < 2:
             raise ValueError(
                 f"{found.name} got only the model's last layer: a model that is compiled in a process where another "
@@ -128,6 +130,7 @@ def keep_layers(features: dict[str, Any], output: dict[str, Any], found: Around)
 def repeated(features: dict[str, Any], count: int) -> dict[str, Any]:
     """Return a tokenized batch with every row several times: all rows, and all of them again."""
     rows = len(features["attention_mask" if "attention_mask" in features else "input_ids"])
+    # Layers that `keep_layers` left there have more rows: they are of the repeated batch already.
     return {
         key: value.repeat(count, *[1] * (value.ndim - 1))
         if isinstance(value, Tensor) and value.ndim and len(value) == rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -13,8 +13,6 @@ __all__ = ["WrappingLoss"]
 
 class WrappingLoss(GuardedLoss):
     """Base of losses around another loss, whose model is theirs."""
-
-    paper: ClassVar[str]  # BibTeX
 
     def __init__(self, loss: nn.Module, weight: float) -> None:
         super().__init__()
@@ -37,5 +35,5 @@ class WrappingLoss(GuardedLoss):
 
     @property
     def citation(self) -> str:
-        """BibTeX entries of the paper and of the wrapped loss."""
-        return f"{self.paper}{getattr(self.loss, 'citation', '')}"
+        """BibTeX entries of the paper and of the wrapped loss, for model cards."""
+        return f"{self._paper}{getattr(self.loss, 'citation', '')}"

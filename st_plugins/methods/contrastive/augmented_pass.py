@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from st_plugins.core.wrappers import repeated
 from st_plugins.methods.contrastive.bags import bag_mean, unpack_bags
-from st_plugins.methods.contrastive.encoders import EncoderParts, encoder_parts
+from st_plugins.methods.contrastive.encoders import EncoderParts, encoder_parts, special_ids
 from st_plugins.methods.contrastive.functional import adversarial_delta, shuffle_permutation
 from st_plugins.methods.contrastive.notation import flatten_view
 from st_plugins.methods.contrastive.views import AdversarialPerturbation, TokenShuffle, View
@@ -165,7 +165,9 @@ class AugmentedPass:
         self.parts: EncoderParts = encoder_parts(model)
         self._perturbations = perturbations
         self._attention_masks: list[Tensor] = []
-        self._special_ids = self._special_token_ids(model)
+        spared = any(not getattr(part, "include_special_tokens", True) for part in chain(*self.views))
+        bags = isinstance(self.parts.embedding, nn.EmbeddingBag)  # which hold no special tokens
+        self._special_ids = special_ids(model.tokenizer) if spared and not bags else []
         self._thread = threading.get_ident()
         self._call: _Call | None = None
         self._warned = False
@@ -216,16 +218,6 @@ class AugmentedPass:
 
     def _is_shuffle(self, part: View, kind: str) -> bool:
         return isinstance(part, TokenShuffle) and kind == (self.parts.shuffle if part.kind == "auto" else part.kind)
-
-    def _special_token_ids(self, model: SentenceTransformer) -> list[int]:
-        spared = any(not getattr(part, "include_special_tokens", True) for part in chain(*self.views))
-        if not spared or isinstance(self.parts.embedding, nn.EmbeddingBag):  # bags hold no special tokens
-            return []
-        tokenizer = model.tokenizer
-        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
-        # An unknown or masked word is a word, unless its id also marks an end, as in GPT-2.
-        words = {tokenizer.unk_token_id, tokenizer.mask_token_id} - ends
-        return sorted(set(tokenizer.all_special_ids) - words)
 
     # Another thread may find a hook just when it is being removed, and then calls it without kwargs.
     def _repeat(
@@ -314,18 +306,13 @@ class AugmentedPass:
         tokens_first = self.parts.tokens_first
         embeddings = output.transpose(0, 1) if tokens_first and isinstance(output, Tensor) else output
         expected = call.attention_mask.shape
-        if (
-            not isinstance(embeddings, Tensor)
-            or embeddings.dim() != 3
-            or len(embeddings) != expected[0]
-            or embeddings.shape[1] < expected[1]
-        ):
-            shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        if not isinstance(shape, tuple) or len(shape) != 3 or shape[0] != expected[0] or shape[1] < expected[1]:
             raise ValueError(
                 f"the embedding layer {type(module).__name__} returned {shape}, expected {tuple(expected)} and the "
                 "features; views do not work with this encoder"
             )
-        padding = (0, embeddings.shape[1] - expected[1])  # some encoders pad further, up to whole blocks
+        padding = (0, shape[1] - expected[1])  # some encoders pad further, up to whole blocks
         call.attention_mask = nn.functional.pad(call.attention_mask, padding)
         call.special_tokens = nn.functional.pad(call.special_tokens, padding)
         embeddings = self._recorded(embeddings, call)
@@ -343,20 +330,18 @@ class AugmentedPass:
         return bag_mean(self._recorded(embeddings.repeat(len(self.views), 1, 1), call), mask)
 
     def _recorded(self, embeddings: Tensor, call: _Call) -> Tensor:
-        embeddings = self._perturbed(self._augmented(embeddings, call))
+        """Make the views of token embeddings, and remember them."""
+        if call.training:
+            views = []
+            for view, own, real, special in self._by_view(embeddings, call.attention_mask, call.special_tokens):
+                for part in view:
+                    own = part.augment(own, real, special)
+                views.append(own)
+            embeddings = torch.cat(views) if len(views) > 1 else views[0]
+        embeddings = self._perturbed(embeddings)
         self.token_embeddings.append(embeddings)
         self._attention_masks.append(call.attention_mask)
         return embeddings
-
-    def _augmented(self, embeddings: Tensor, call: _Call) -> Tensor:
-        if not call.training:
-            return embeddings
-        views = []
-        for view, own, real, special in self._by_view(embeddings, call.attention_mask, call.special_tokens):
-            for part in view:
-                own = part.augment(own, real, special)
-            views.append(own)
-        return torch.cat(views) if len(views) > 1 else views[0]
 
     def _perturbed(self, embeddings: Tensor) -> Tensor:
         if not embeddings.requires_grad and torch.is_grad_enabled() and any(self._norms()):

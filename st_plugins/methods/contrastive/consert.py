@@ -113,6 +113,17 @@ class ConSERTLoss(ViewLoss):
         `nt_xent`), and there is no factor 0.15: with Adam that matters to gradient clipping only.
     """
 
+    _paper = """
+@inproceedings{yan-etal-2021-consert,
+    title = "{C}on{SERT}: A Contrastive Framework for Self-Supervised Sentence Representation Transfer",
+    author = "Yan, Yuanmeng and Li, Rumei and Wang, Sirui and Zhang, Fuzheng and Wu, Wei and Xu, Weiran",
+    booktitle = "Proceedings of the 59th Annual Meeting of the Association for Computational Linguistics",
+    year = "2021",
+    eprint = "2105.11741",
+    archivePrefix = "arXiv",
+}
+"""
+
     def __init__(
         self,
         model: SentenceTransformer,
@@ -149,20 +160,6 @@ class ConSERTLoss(ViewLoss):
             return 0.0 * torch.sum(views)
         first, second = sentences.unbind(dim=1)
         return nt_xent(first, second, self.temperature, slice(begin, begin + views.shape[1]))
-
-    @property
-    def citation(self) -> str:
-        """BibTeX entry of the paper."""
-        return """
-@inproceedings{yan-etal-2021-consert,
-    title = "{C}on{SERT}: A Contrastive Framework for Self-Supervised Sentence Representation Transfer",
-    author = "Yan, Yuanmeng and Li, Rumei and Wang, Sirui and Zhang, Fuzheng and Wu, Wei and Xu, Weiran",
-    booktitle = "Proceedings of the 59th Annual Meeting of the Association for Computational Linguistics",
-    year = "2021",
-    eprint = "2105.11741",
-    archivePrefix = "arXiv",
-}
-"""
 
 
 def two_views(views: Sequence[Any], mini_batch_size: int | None = None) -> Views:

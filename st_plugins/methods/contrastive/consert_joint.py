@@ -52,7 +52,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         +-----------------------------------+---------------------------+
 
     The paper's three ways to use labels, with two datasets: ``nli`` has columns premise, hypothesis and label, and
-    ``unlabelled`` one text column::
+    ``unlabeled`` one text column::
 
         def train(model, dataset, loss, **arguments):
             arguments = SentenceTransformerTrainingArguments(warmup_steps=0.1, **arguments)
@@ -62,10 +62,10 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         train(model, nli, ConSERTJointLoss(model), learning_rate=2e-5, num_train_epochs=1)
         # sup-unsup
         train(model, nli, SoftmaxLoss(model, model.get_embedding_dimension(), 3), learning_rate=2e-5)
-        train(model, unlabelled, ConSERTLoss(model, (NoAugmentation(), FeatureCutoff(0.1))), learning_rate=5e-7)
+        train(model, unlabeled, ConSERTLoss(model, (NoAugmentation(), FeatureCutoff(0.1))), learning_rate=5e-7)
         # joint-unsup
         train(model, nli, ConSERTJointLoss(model), learning_rate=2e-5)
-        train(model, unlabelled, ConSERTLoss(model, (NoAugmentation(), TokenShuffle())), learning_rate=5e-7)
+        train(model, unlabeled, ConSERTLoss(model, (NoAugmentation(), TokenShuffle())), learning_rate=5e-7)
 
     Example:
         >>> from st_plugins.miniature import corpus, untrained_encoder
@@ -104,12 +104,7 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         self.head = nn.Linear(self._width * (4 if add_max_square else 3), self.num_labels, device=model.device)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if there are not two text columns and a class for each row.
-
-        Args:
-            columns: One tokenized batch for each text column.
-            labels: The labels, if the dataset has them.
-        """
+        """Raise a ValueError if there are not two text columns and a class for each row."""
         if len(columns) != 2:
             raise ValueError(f"ConSERTJointLoss takes two text columns (premise, hypothesis), got {len(columns)}")
         check_targets(labels, self.num_labels, ", or use ConSERTLoss, which needs no labels")
@@ -130,19 +125,11 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         )
 
     def adversarial_objective(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        """Return the classification loss on the embeddings of the adversarial views.
-
-        Args:
-            embeddings: For premises and hypotheses ``(2, N, d)``, before the perturbation.
-            labels: ``(N,)`` classes.
-
-        Returns:
-            The loss, added over these views.
-        """
+        """Return the classification loss on the embeddings of the adversarial views."""
         return torch.stack([self._classify(embeddings, labels, view) for view in adversarial_views(self.views)]).sum()
 
     def _classify(self, embeddings: list[Tensor], labels: Any, view: int) -> Tensor:
-        u, v = (self.widened(column[view], self._width) for column in embeddings)
+        u, v = (self.widened(column[view]) for column in embeddings)
         features = pair_features(u, v)
         if self.add_max_square:
             features = torch.cat([features, torch.maximum(u, v).square()], dim=-1)

@@ -56,7 +56,7 @@ from sentence_transformers.base.modules import InputModule, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
-__all__ = ["EncoderParts", "ShuffleKind", "encoder_parts", "shuffle_kind", "supported_models"]
+__all__ = ["EncoderParts", "ShuffleKind", "encoder_parts", "shuffle_kind", "special_ids", "supported_models"]
 
 ShuffleKind = Literal["position_ids", "embeddings", "none"]
 
@@ -94,11 +94,11 @@ _ROTARY = "rotary_emb"
 class EncoderParts:
     """The modules of an encoder that views act on."""
 
-    transformer: nn.Module
-    embedding: nn.Module
-    positions: nn.Module | None
+    transformer: nn.Module  # the host's module around the encoder
+    embedding: nn.Module  # whose output are the token embeddings; for static embeddings the bag that averages them
+    positions: nn.Module | None  # called with the position ids, where there is such a one
     shuffle: ShuffleKind
-    tokens_first: bool = False
+    tokens_first: bool = False  # whether the embeddings are (tokens, batch, features)
 
 
 def supported_models() -> dict[str, ShuffleKind]:
@@ -190,3 +190,11 @@ def _positions(encoder: Any, embedding: nn.Module) -> nn.Module | None:
     if isinstance(rotary, nn.Module) and "position_ids" in inspect.signature(rotary.forward).parameters:
         return rotary
     return None
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens that views spare if they are told to."""
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
+    # An unknown or masked word is a word, unless its id also marks an end, as in GPT-2.
+    words = {tokenizer.unk_token_id, tokenizer.mask_token_id} - ends
+    return sorted(set(tokenizer.all_special_ids) - words)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["embed_in_mini_batches", "mini_batches"]
+from st_plugins.core.loss import Features
 
-Features = dict[str, Any]
+__all__ = ["embed_in_mini_batches", "mini_batches"]
 
 
 def embed_in_mini_batches(
@@ -21,9 +20,13 @@ def embed_in_mini_batches(
     size: int,
 ) -> Tensor:
     """Embed a batch so that activations exist for one mini-batch at a time; gradients are those of the whole batch."""
+    # Gao et al. (2021), arXiv 2101.06983, make three passes by hand. Here PyTorch's non-reentrant checkpoint embeds
+    # each mini-batch again in the backward pass, with the random state and autocast of the first time: there is one
+    # backward pass, as always, and gradient scalers, accumulation and DistributedDataParallel notice nothing.
+    # `embed_again` must not go through the DistributedDataParallel wrapper, which expects no forward pass there.
     parts = []
     for part in mini_batches(features, size):
-        functions = iter([embed])  # the first call is the forward pass, every further one a recomputation
+        functions = iter([embed])  # the first call is the forward pass, every further one makes it again
         parts.append(
             checkpoint(lambda p, f=functions: next(f, embed_again)(p), part, use_reentrant=False)
             if torch.is_grad_enabled()
@@ -42,6 +45,7 @@ def mini_batches(features: Features, size: int) -> Iterator[Features]:
         )
     for begin in range(0, len(mask), size):
         rows = slice(begin, begin + size)
+        # With padding on the left the last token is a real one, and nothing is cut.
         real = mask[rows].any(dim=0).nonzero()
         width = int(real.max()) + 1 if len(real) else mask.shape[1]
         part = {}

@@ -127,6 +127,17 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         that, append ``Dense(d, d, activation_function=torch.nn.Tanh())`` to the model and give ``mlp_head=False``.
     """
 
+    _paper = """
+@inproceedings{gao-etal-2021-simcse,
+    title = "{S}im{CSE}: Simple Contrastive Learning of Sentence Embeddings",
+    author = "Gao, Tianyu and Yao, Xingcheng and Chen, Danqi",
+    booktitle = "Proceedings of the 2021 Conference on Empirical Methods in Natural Language Processing",
+    year = "2021",
+    eprint = "2104.08821",
+    archivePrefix = "arXiv",
+}
+"""
+
     def __init__(
         self,
         model: SentenceTransformer,
@@ -152,12 +163,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
             self.head = nn.Identity()
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if there are not one, two or three columns.
-
-        Args:
-            columns: One tokenized batch for each text column.
-            labels: Ignored.
-        """
+        """Raise a ValueError if there are not one, two or three columns."""
         if not 1 <= len(columns) <= 3:
             raise ValueError(
                 f"SimCSELoss takes one text column (sentences), two (anchor, positive) or three (anchor, positive, "
@@ -165,16 +171,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
             )
 
     def embed(self, columns: list[Features], labels: Tensor | None = None, views: Any = None) -> list[Tensor]:
-        """Embed a single column twice, and several columns once each.
-
-        Args:
-            columns: One tokenized batch for each text column; left as they are.
-            labels: Ignored.
-            views: Views to use instead.
-
-        Returns:
-            For each column ``(views, N, d)``.
-        """
+        """Embed a single column twice, and several columns once each."""
         if views is None and len(columns) > 1:
             views = self.views[:1]
         return super().embed(columns, labels, views)
@@ -191,7 +188,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         """
         views = torch.cat(embeddings)
         if self.mlp_head:
-            views = self.apply_head(self.widened(views, self._width))
+            views = self.apply_head(self.widened(views))
         anchors, *candidates = views
         gathered, begin = self.gather(torch.stack(candidates, dim=1))
         positives, *negatives = gathered.unbind(dim=1)
@@ -215,17 +212,3 @@ class SimCSELoss(ViewLoss, HeadedLoss):
             "mini_batch_size": self.mini_batch_size,
             "mlp_head": self.mlp_head,
         }
-
-    @property
-    def citation(self) -> str:
-        """BibTeX entry of the paper."""
-        return """
-@inproceedings{gao-etal-2021-simcse,
-    title = "{S}im{CSE}: Simple Contrastive Learning of Sentence Embeddings",
-    author = "Gao, Tianyu and Yao, Xingcheng and Chen, Danqi",
-    booktitle = "Proceedings of the 2021 Conference on Empirical Methods in Natural Language Processing",
-    year = "2021",
-    eprint = "2104.08821",
-    archivePrefix = "arXiv",
-}
-"""

@@ -88,6 +88,7 @@ class ViewLoss(GuardedLoss, ABC):
         views = self.views if views is None else views
         inner = inner_model(self.model)
         self._check_surroundings(inner, views)
+        # Also where a loss is only evaluated: without augmentation and dropout the views would be the same.
         with as_in_training(inner):
             if adversarial_views(views):
                 steps = self._adversarial_steps(inner, columns, labels, views)
@@ -108,7 +109,8 @@ class ViewLoss(GuardedLoss, ABC):
             ]
 
     def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
-        """Collect the embeddings of all processes, in the order of their ranks and with gradients."""
+        """Collect the embeddings of all processes, and say where those of this one begin."""
+        # In the order of their ranks and with gradients; all processes need equally large batches.
         if not (self.gather_across_devices and dist.is_available() and dist.is_initialized()):
             return embeddings, 0
         return all_gather_with_grad(embeddings.contiguous()), dist.get_rank() * len(embeddings)
@@ -117,6 +119,8 @@ class ViewLoss(GuardedLoss, ABC):
         """Say whether a batch has nothing to tell its sentence apart from, and warn of it the first time."""
         if candidates > 1:
             return False
+        # A last batch of one sentence is harmless: the formula gives 0 for it, with a gradient of 0. But where the
+        # first one is so small, most often all are.
         if torch.is_grad_enabled() and self._batches <= 1 and (self.training_step or 1) <= 1:
             raise ValueError(
                 "the first batch has 1 sentence, but the negatives are the others in it; use larger batches, or more "
@@ -164,6 +168,7 @@ class ViewLoss(GuardedLoss, ABC):
         self, model: nn.Module, features: Features, views: Views, step: Tensor | None = None
     ) -> tuple[Tensor, AugmentedPass]:
         inner = inner_model(model)
+        # The block is for the model itself, but a DistributedDataParallel around it is what has to be called.
         with self._dropout(inner), augmented(inner, views, None if step is None else [step]) as pass_:
             output = model(features)
         keep_layers(features, output, around(model))
@@ -187,27 +192,23 @@ class ViewLoss(GuardedLoss, ABC):
         return [pass_.perturbations([g])[0] for (_, pass_), g in zip(first, gradients, strict=True)]
 
     def _check_surroundings(self, inner: SentenceTransformer, views: Views) -> None:
+        name = type(self).__name__
         if adversarial_views(views):
             refuse_around(
                 self.model,
-                type(self).__name__,
+                name,
                 "an AdversarialPerturbation follows the gradient of one loss, and here there is one for each "
                 "dimension or layer of the same pass; choose other views",
             )
         if self.mini_batch_size is not None:
             refuse_around(
                 self.model,
-                type(self).__name__,
+                name,
                 "with mini_batch_size texts are embedded again in the backward pass, when the wrapper has left the "
                 "model; set mini_batch_size=None, and use gradient accumulation",
             )
-        self._check_gradient_checkpointing(inner)
-
-    def _check_gradient_checkpointing(self, inner: SentenceTransformer) -> None:
-        if self.encoder_dropout or not torch.is_grad_enabled():
-            return
         recomputes = any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
-        if recomputes and dropout_probabilities(inner):
+        if recomputes and not self.encoder_dropout and torch.is_grad_enabled() and dropout_probabilities(inner):
             raise ValueError(
                 "encoder_dropout=False ends with the forward pass, but gradient checkpointing runs the layers again "
                 "in the backward pass; train inside `with without_dropout(model):` (st_plugins.augment), or "

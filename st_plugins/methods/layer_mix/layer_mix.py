@@ -35,6 +35,7 @@ def recipe_weights(recipe: str, num_hidden_layers: int) -> Tensor:
         raise ValueError(
             f"recipe {recipe!r} needs an encoder with layers, but num_hidden_layers is {num_hidden_layers}"
         )
+    # The embedding layer is the first; the weights sum to one, also where first and last layer are the same.
     weights = torch.zeros(num_hidden_layers + 1, device="cpu")
     for index in RECIPES[recipe]:
         weights[index] += 1.0 / len(RECIPES[recipe])
@@ -200,7 +201,7 @@ class LayerMix(StoredModule):
         for weight, state in zip(weights, states, strict=True):  # never all layers in one tensor
             if self.learned or weight:
                 layer = state.to(mixed.dtype)
-                mixed = mixed + weight * (_normalised(layer, features) if self.layer_norm else layer)
+                mixed = mixed + weight * (_normalized(layer, features) if self.layer_norm else layer)
         features["token_embeddings"] = mixed.to(states[-1].dtype)
         return features
 
@@ -238,15 +239,15 @@ class LayerMix(StoredModule):
         return precise(self.scalars).softmax(dim=0)
 
 
-def _normalised(layer: Tensor, features: Mapping[str, Any]) -> Tensor:
+def _normalized(layer: Tensor, features: Mapping[str, Any]) -> Tensor:
     """Return a layer with mean 0 and variance 1 over all numbers of a text that are no padding."""
     batch = unflattened({**features, "token_embeddings": layer})
     values = batch["token_embeddings"]
     mask = batch.get("attention_mask", values.new_ones(values.shape[:2])).bool()
     inside = mask[:, :, None]
     count = (mask.sum(dim=1)[:, None, None] * values.shape[2]).clamp(min=1)
-    centred = (values - values.masked_fill(~inside, 0.0).sum(dim=(1, 2), keepdim=True) / count).masked_fill(
+    centered = (values - values.masked_fill(~inside, 0.0).sum(dim=(1, 2), keepdim=True) / count).masked_fill(
         ~inside, 0.0
     )
-    normal: Tensor = centred / (centred.square().sum(dim=(1, 2), keepdim=True) / count + _EPSILON).sqrt()
+    normal: Tensor = centered / (centered.square().sum(dim=(1, 2), keepdim=True) / count + _EPSILON).sqrt()
     return normal[mask][None] if "cu_seq_lens_q" in features else normal

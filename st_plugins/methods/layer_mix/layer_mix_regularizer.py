@@ -20,15 +20,6 @@ _ALL_LAYERS = (
     "the model's LayerMix reads all layers at once, so that it would give the same embedding for each layer; leave "
     "out the one or the other"
 )
-_CITATION = """
-@inproceedings{peters-etal-2018-deep,
-    title = "Deep Contextualized Word Representations",
-    author = "Peters, Matthew E. and Neumann, Mark and Iyyer, Mohit and Gardner, Matt and Clark, Christopher and
-              Lee, Kenton and Zettlemoyer, Luke",
-    booktitle = "Proceedings of NAACL-HLT 2018",
-    year = "2018",
-}
-"""
 
 
 class LayerMixRegularizer(WrappingLoss):
@@ -67,7 +58,15 @@ class LayerMixRegularizer(WrappingLoss):
         Peters et al., "Deep contextualized word representations" (NAACL 2018), arXiv 1802.05365, section 3.4.
     """
 
-    paper = _CITATION
+    _paper = """
+@inproceedings{peters-etal-2018-deep,
+    title = "Deep Contextualized Word Representations",
+    author = "Peters, Matthew E. and Neumann, Mark and Iyyer, Mohit and Gardner, Matt and Clark, Christopher and
+              Lee, Kenton and Zettlemoyer, Luke",
+    booktitle = "Proceedings of NAACL-HLT 2018",
+    year = "2018",
+}
+"""
 
     def __init__(self, loss: nn.Module, weight: float) -> None:
         super().__init__(loss, weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -19,6 +19,7 @@ from sentence_transformers.util import cos_sim, pairwise_cos_sim
 from torch import Tensor, nn
 
 from st_plugins.core.dropout import dropout_probabilities
+from st_plugins.core.host import recorded
 from st_plugins.core.loss import Terms, as_in_training
 from st_plugins.core.precision import precise
 from st_plugins.core.wrappers import refuse_around
@@ -143,7 +144,7 @@ class RDropLoss(WrappingLoss):
     """
 
     marks_missing = True
-    paper = """
+    _paper = """
 @inproceedings{liang-etal-2021-r-drop,
     title = "{R-Drop}: Regularized Dropout for Neural Networks",
     author = "Liang, Xiaobo and Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and
@@ -190,7 +191,9 @@ class RDropLoss(WrappingLoss):
                 "the model's configuration."
             )
 
-    def forward(self, sentence_features: Iterable[Any], labels: Tensor | None = None, **kwargs: Any) -> Terms:
+    def forward(
+        self, sentence_features: Iterable[Any], labels: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
         """Compute the wrapped loss for both passes, and how far their predictions differ.
 
         Args:
@@ -225,12 +228,14 @@ class RDropLoss(WrappingLoss):
             )
         if self.consistency == "scores" and labels is not None and labels.ndim > 1:
             labels = labels.flatten()  # version 6.0 of the host compares (N, 1) with itself as a matrix
-        missing = None if labels is None else self._missing(labels)
-        filled = labels if missing is None or labels is None else _filled(labels, missing)
-        with as_in_training(inner_of(self.model)), two_passes(self.loss) as passes, self._recorded() as outputs:
+        filled, missing = self._filled(labels)
+        head = classifier_of(self.loss)
+        recording: Any = contextlib.nullcontext([]) if head is None else recorded(head)
+        with as_in_training(inner_of(self.model)), two_passes(self.loss) as passes, recording as outputs:
             terms = [self._wrapped(passes, half, None, columns, filled, kwargs) for half in (0, 1)]
             predictions = self._predictions(passes, list(outputs))
-            if missing is not None and labels is not None and bool(missing.any()):
+            if labels is not None and bool(missing.any()):
+                # What the loss made of invented labels is thrown away; it sees the same outputs again, without them.
                 rows = (~missing).nonzero().flatten()
                 terms = [
                     self._wrapped(passes, half, rows, columns, labels[rows], kwargs)
@@ -243,10 +248,13 @@ class RDropLoss(WrappingLoss):
         embeddings = [both.unflatten(0, (2, -1)) for both in passes.embeddings()]
         return self.guarded(found, embeddings)
 
-    def _missing(self, labels: Tensor) -> Tensor:
-        """Return which rows have no label, ``(N,)``."""
+    def _filled(self, labels: Any) -> tuple[Any, Any]:
+        """Return labels that the wrapped loss accepts, and which rows have none, ``(N,)``."""
+        if labels is None:
+            return None, None
         marks = labels.isnan() if labels.is_floating_point() else labels == self.unlabeled
-        return marks.flatten(1).any(dim=1) if marks.ndim > 1 else marks
+        missing = marks.flatten(1).any(dim=1) if marks.ndim > 1 else marks
+        return labels.masked_fill(missing.view(-1, *[1] * (labels.ndim - 1)), 0), missing
 
     def _wrapped(
         self,
@@ -267,20 +275,6 @@ class RDropLoss(WrappingLoss):
                 "that its two passes cannot be told apart; use a loss that embeds each column once"
             )
         return Terms(value if isinstance(value, Mapping) else {type(self.loss).__name__: value})
-
-    @contextlib.contextmanager
-    def _recorded(self) -> Iterator[list[Tensor]]:
-        """Collect what the loss's classifier returns inside the block."""
-        outputs: list[Tensor] = []
-        head = classifier_of(self.loss)
-        if head is None:
-            yield outputs
-            return
-        handle = head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        try:
-            yield outputs
-        finally:
-            handle.remove()
 
     def _predictions(self, passes: TwoPasses, outputs: list[Tensor]) -> tuple[Tensor, ...]:
         """Return what the first and the second pass predict, for all rows."""
@@ -329,8 +323,3 @@ class RDropLoss(WrappingLoss):
             "scale": self.scale,
             "unlabeled": self.unlabeled,
         }
-
-
-def _filled(labels: Tensor, missing: Tensor) -> Tensor:
-    """Return labels that the wrapped loss accepts; what it makes of the invented ones is not used."""
-    return labels.masked_fill(missing.view(-1, *[1] * (labels.ndim - 1)), 0)

@@ -31,6 +31,8 @@ class TwoPasses(nn.Module):
 
     def forward(self, features: Features, **kwargs: Any) -> Features:
         """Return what the model makes of the next column in the pass to show."""
+        # The first time, the model gets each row twice, so that both copies have dropout masks of their own. Whenever
+        # the loss is called again, it is shown the other half, or some rows of a half, of the same outputs.
         if self.columns_shown == len(self.outputs):
             output = self.module(doubled(features), **kwargs)
             keep_layers(features, output, around(self.module))

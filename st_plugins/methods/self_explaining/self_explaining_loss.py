@@ -92,6 +92,8 @@ class SelfExplainingLoss(ClassifierLoss):
         joint form, with one separator between the texts.
     """
 
+    _paper = CITATION
+
     def __init__(
         self,
         model: SentenceTransformer,
@@ -110,12 +112,7 @@ class SelfExplainingLoss(ClassifierLoss):
         self.head = nn.Linear(self._width * (1 if pairs == "joint" else 3), self.num_labels, device=model.device)
 
     def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if the number of text columns is not that of ``pairs``, or a row has no class.
-
-        Args:
-            columns: One tokenized batch for each text column.
-            labels: The labels, if the dataset has them.
-        """
+        """Raise a ValueError if the number of text columns is not that of ``pairs``, or a row has no class."""
         wanted = 1 if self.pairs == "joint" else 2
         if len(columns) != wanted:
             remedy = (
@@ -190,17 +187,12 @@ class SelfExplainingLoss(ClassifierLoss):
 
     def logits(self, embeddings: list[Tensor]) -> Tensor:
         """Return the logits of the classes, ``(N, num_labels)``, in float32 at least."""
-        columns = [self.widened(embedding, self._width) for embedding in embeddings]
+        columns = [self.widened(embedding) for embedding in embeddings]
         return precise(self.apply_head(columns[0] if self.pairs == "joint" else pair_features(*columns)))
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
         return {"labels": self.labels, "weight": self.weight, "pairs": self.pairs}
-
-    @property
-    def citation(self) -> str:
-        """BibTeX entry of the paper."""
-        return CITATION
 
 
 def check_weight(weight: float) -> float:

@@ -8,11 +8,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
+from st_plugins.core.precision import precise
 from st_plugins.methods.self_explaining import span_attention_triton
 from st_plugins.methods.self_explaining.span_attention_torch import TorchSpanAttention
 
-__all__ = ["SpanAttention", "span_attention", "span_reach"]
+__all__ = ["SpanAttention", "product_attention", "span_attention", "span_reach"]
 
 
 # Blocks that depend on the mask are nothing to compile; the rest of a model still is.
@@ -145,6 +147,7 @@ def _check(
 
 def span_reach(mask: Tensor, segments: Tensor | None, length: int) -> Tensor:
     """Count the spans that begin at each token."""
+    # Spans (i, i), …, (i, i + reach - 1) are valid, and no other that begins at i.
     tokens = mask.shape[1]
     position = torch.arange(tokens, device=mask.device)
     barrier = ~mask  # a span that began earlier ends before such a token
@@ -153,3 +156,50 @@ def span_reach(mask: Tensor, segments: Tensor | None, length: int) -> Tensor:
     barriers = pad(torch.where(barrier, position, tokens)[:, 1:], (0, 1), value=tokens)
     following = barriers.flip(1).cummin(1).values.flip(1)
     return (following - position).clamp(max=length) * mask
+
+
+def product_attention(
+    tokens: Tensor,
+    start: Tensor,
+    end: Tensor,
+    project: Callable[[Tensor], Tensor],
+    scorer: Tensor,
+    mask: Tensor,
+    max_span_length: int | None = None,
+) -> SpanAttention:
+    """Attend over all spans (i, j), i ≤ j, with vectors ``tanh(start_i + end_j + project(token_i ∘ token_j))``."""
+    # The paper's W₄ (hᵢ ∘ hⱼ), which the authors' code does not compute. The spans of one length are computed at a
+    # time, and again in the backward pass: the memory is that of one length, and of a vector for each length and text.
+
+    def of_one_length(tokens: Tensor, start: Tensor, end: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores of the spans, and the mean of their vectors weighted among themselves."""
+        count, offset = inside.shape[1], tokens.shape[1] - inside.shape[1]
+        vectors = start[:, :count] + end[:, offset:] + project(tokens[:, :count] * tokens[:, offset:])
+        with torch.autocast(tokens.device.type, enabled=False):
+            vectors = precise(vectors).tanh()
+            scores = vectors @ scorer.to(vectors.dtype)
+            return scores, torch.einsum("bi,bid->bd", _softmax(scores, inside), vectors)
+
+    length = mask.shape[1]
+    breaks = (~mask).cumsum(dim=1)
+    scores, means, valid = [], [], []
+    for offset in range(min(length, max_span_length or length)):
+        count = length - offset
+        inside = mask[:, :count] & (breaks[:, offset:] == breaks[:, :count])
+        score, mean = checkpoint(
+            of_one_length, tokens, start, end, inside, use_reentrant=False, preserve_rng_state=False
+        )
+        scores.append(pad(score, (0, offset)))
+        means.append(mean)
+        valid.append(pad(inside, (0, offset)))
+    weights = _softmax(torch.stack(scores, dim=2).flatten(1), torch.stack(valid, dim=2).flatten(1))
+    weights = weights.unflatten(1, (length, -1))
+    # A length's weighted mean times its share of all weights is its weighted sum.
+    pooled = torch.einsum("bk,bkd->bd", weights.sum(dim=1), torch.stack(means, dim=1))
+    return SpanAttention(pooled.to(start.dtype), weights, weights.square().sum(dim=(1, 2)))
+
+
+def _softmax(scores: Tensor, valid: Tensor) -> Tensor:
+    """Softmax over the last dimension among the valid entries; 0 for all others, and for all where none is valid."""
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~valid, lowest).softmax(dim=-1).masked_fill(~valid, 0.0)

@@ -49,10 +49,10 @@ class TorchSpanAttention(torch.autograd.Function):
                 total.mul_((top - highest).exp_()[..., None])
                 total.baddbmm_((score - highest).exp_()[:, None], hidden.flatten(1, 2))
                 top = highest
-            unnormalised = (scores[..., _MARGIN:-_MARGIN] - top[..., None]).exp_()
-            mass = unnormalised.sum((1, 2))[:, None]
+            unnormalized = (scores[..., _MARGIN:-_MARGIN] - top[..., None]).exp_()
+            mass = unnormalized.sum((1, 2))[:, None]
             pooled.index_copy_(0, texts, total.squeeze(1) / mass)
-            weights.index_copy_(0, texts, unnormalised.div_(mass[..., None]))
+            weights.index_copy_(0, texts, unnormalized.div_(mass[..., None]))
 
         _each(pool, start, reach)
         ctx.save_for_backward(start, end, product, scorer, reach, pooled, weights)
@@ -62,6 +62,10 @@ class TorchSpanAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, pooled_grad: Tensor, weights_grad: Tensor) -> tuple[Tensor | None, ...]:
         """Make the spans again and return the gradients."""
+        # With g and γ the gradients of `pooled` and of the weights, the gradient of a score is
+        #     δ_ij = α_ij (g · h_ij + γ_ij - c),   c = Σ α (g · h + γ) = g · pooled + Σ α γ,
+        # and c ("center") is known beforehand. So one pass over the spans is enough: the gradient of the argument of
+        # tanh is (α_ij g + δ_ij scorer) ∘ (1 - h_ij²).
         start, end, product, scorer, reach, pooled, weights = ctx.saved_tensors
         start_grad, end_grad = torch.zeros_like(start), torch.zeros_like(end)
         product_grad = None if product is None else torch.zeros_like(product)
@@ -72,8 +76,8 @@ class TorchSpanAttention(torch.autograd.Function):
             own_start_grad, own_end_grad, own_factor_grad = (torch.zeros_like(spans.start) for _ in range(3))
             own_scorer_grad = torch.zeros_like(scorer)
             toward, alpha, gain = pooled_grad[texts, None], weights[texts], weights_grad[texts]
-            centre = (toward[:, 0] * pooled[texts]).sum(1) + (alpha * gain).sum((1, 2))
-            rest = _band(alpha * (gain - centre[:, None, None]))
+            center = (toward[:, 0] * pooled[texts]).sum(1) + (alpha * gain).sum((1, 2))
+            rest = _band(alpha * (gain - center[:, None, None]))
             alpha = _band(alpha)
             for block in spans.blocks():
                 hidden = spans.hidden(block)
@@ -152,6 +156,8 @@ class _Spans:
         first, last = self.start[:, block.starts, None], self.end[:, None, block.ends]
         shape = (*first.shape[:2], *last.shape[2:])
         hidden = torch.add(first, last, out=self.memory[: math.prod(shape)].view(shape))
+        # tanh x as 2 σ(2x) - 1: on a CPU that takes a third of the time, and it is as exact for numbers near 1 (2e-7
+        # in float32). The factor 2 is in the halves already.
         if self.factor is not None:
             hidden.addcmul_(self.factor[:, block.starts, None], self.factor[:, None, block.ends], value=2)
         return torch.add(self.minus_one, hidden.sigmoid_(), alpha=2, out=hidden)
@@ -163,6 +169,8 @@ def _block_size(start: Tensor) -> int:
 
 def _starts(numbers: int) -> int:
     """Return how many start positions a block has, given how many numbers one span of each text has together."""
+    # k of them make a k-th of the blocks, but about k² / 2 spans of each block are wasted, as they end before they
+    # begin. An operation takes as long to start as to run over some thousand numbers, hence the constant (measured).
     return max(1, min(_MARGIN + 1, math.isqrt(2**17 // numbers)))
 
 
@@ -184,6 +192,8 @@ def _groups(start: Tensor, reach: Tensor) -> list[Tensor]:
 
 def _each(work: Callable[[Tensor], Result], start: Tensor, reach: Tensor) -> list[Result]:
     """Call ``work`` for all texts, a few at a time; on a CPU in several threads that use one core each."""
+    # PyTorch would split every single operation on a block over the cores, and wait for the slowest each time. That is
+    # slow for blocks that fit into a cache, and hopeless (20 times slower) where other processes want the cores too.
     groups = _groups(start, reach)
     workers = min(len(groups), torch.get_num_threads()) if start.device.type == "cpu" else 1
     if workers < 2:

@@ -68,8 +68,8 @@ class TritonSpanAttention(torch.autograd.Function):
         """Make the spans again, twice, and return the gradients."""
         start, end, product, scorer, reach, pooled, weights = ctx.saved_tensors
         pooled_grad = pooled_grad.contiguous()
-        centre = (pooled * pooled_grad).sum(1) + (weights * weights_grad).sum((1, 2))
-        delta = weights * (weights_grad - centre[:, None, None])  # the first kernel adds what the vectors tell
+        center = (pooled * pooled_grad).sum(1) + (weights * weights_grad).sum((1, 2))
+        delta = weights * (weights_grad - center[:, None, None])  # the first kernel adds what the vectors tell
         start_grad, end_grad, scorer_grads = torch.empty_like(start), torch.empty_like(end), torch.empty_like(start)
         product_grad = None if product is None else torch.empty_like(product)
         common = (weights.shape[2], start, end, product, scorer, pooled_grad, weights, delta, product_grad)

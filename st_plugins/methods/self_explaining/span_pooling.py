@@ -13,8 +13,7 @@ from typing_extensions import Self
 
 from st_plugins.core.module import StoredModule
 from st_plugins.core.tokens import counted_tokens, refuse_non_finite, special_token_ids, unflattened
-from st_plugins.methods.self_explaining.product_attention import product_attention
-from st_plugins.methods.self_explaining.span_attention import SpanAttention, span_attention
+from st_plugins.methods.self_explaining.span_attention import SpanAttention, product_attention, span_attention
 
 __all__ = ["SpanPooling"]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from st_plugins.core.host import inner_model
+from st_plugins.core.host import inner_model, recorded
 from st_plugins.core.loss import Features, with_term
 from st_plugins.core.wrappers import around, gradient_cached, refuse_around, written
 from st_plugins.core.wrapping_loss import WrappingLoss
@@ -54,7 +52,7 @@ class SpanSharpnessRegularizer(WrappingLoss):
         classifier's is our extension.
     """
 
-    paper = CITATION
+    _paper = CITATION
 
     def __init__(self, loss: nn.Module, weight: float) -> None:
         super().__init__(loss, check_weight(weight))
@@ -96,7 +94,8 @@ class SpanSharpnessRegularizer(WrappingLoss):
             layers=False,
         )
         pooling = SpanPooling.of(inner_model(self.model))
-        with pooling.returning_spans(), _recorded_sharpness(pooling) as sharpness:
+        # Losses hand their features to no one; each pass overwrites what the one before wrote into them.
+        with pooling.returning_spans(), recorded(pooling, lambda features: features[TERM]) as sharpness:
             value = self.loss(columns, labels)
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in pooling.parameters())
         if not sharpness or (trains and not all(part.requires_grad for part in sharpness)):
@@ -106,18 +105,3 @@ class SpanSharpnessRegularizer(WrappingLoss):
                 "caching, and gradient accumulation for memory"
             )
         return self.guarded(with_term(self.loss, value, TERM, -self.weight * torch.cat(sharpness).mean()))
-
-
-@contextlib.contextmanager
-def _recorded_sharpness(pooling: SpanPooling) -> Iterator[list[Tensor]]:
-    """Collect the sharpness of every pass inside the block; losses hand their features to no one."""
-    found: list[Tensor] = []
-
-    def record(module: nn.Module, inputs: Any, features: Features) -> None:
-        found.append(features[TERM])
-
-    handle = pooling.register_forward_hook(record)
-    try:
-        yield found
-    finally:
-        handle.remove()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from st_plugins.methods.self_explaining.product_attention import product_attention
+from st_plugins.methods.self_explaining.span_attention import product_attention
 from st_plugins.modules import SpanPooling
 
 WIDTH = 6
