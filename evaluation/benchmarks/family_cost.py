@@ -152,7 +152,7 @@ def pair_models(
     cross = CrossEncoder(str(folder), num_labels=len(task.classes), max_length=2 * task.max_length)
     encoder = build_model(Pipeline("encoder", folder.name, max_length=task.max_length), models, seed=0)
     siamese, answer = softmax_siamese(encoder, len(task.classes), nn.CrossEntropyLoss())
-    interaction = VIRTPairClassifier(encoder, num_labels=len(task.classes))
+    interaction = VIRTPairClassifier(encoder, labels=len(task.classes))
     source = build_source(row, examples, models, task.max_length)
     matcher = RE2Matcher(source, study.config_of(row, PAIRS_TASK), list(task.classes))
     words = WordVectors.from_file(models / row.model / "vectors.txt.gz")

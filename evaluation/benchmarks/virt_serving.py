@@ -66,7 +66,7 @@ def main(
         student = encoder(Path(folder, "student"), layers, hidden_size, heads, 2 * words + 8, device)
         teacher: Any = CrossEncoder(str(Path(folder, "student")), num_labels=1, device=device)
         training = compare_training(Path(folder), teacher, words, hidden_size, batch_size, runs, device)
-    classifier = VIRTPairClassifier(student, num_labels=1)
+    classifier = VIRTPairClassifier(student)
     texts = random_texts(candidates + queries, words)
     documents, questions = texts[:candidates], texts[candidates:]
     embeddings: Any = student.encode(documents, batch_size=batch_size, convert_to_tensor=True)

@@ -34,7 +34,7 @@ def trim(examples: Examples, tokenizer: Any, max_length: int) -> Examples:
 def student(row: Row, model: SentenceTransformer, classes: int) -> tuple[nn.Module, Answer]:
     """Return the own loss of a row that is no cross-encoder, and how the trained row answers; 0 classes for scores."""
     if row.kind == "interaction":
-        classifier = VIRTPairClassifier(model, classes or 1, fusion=row.fusion)
+        classifier = VIRTPairClassifier(model, classes or None, fusion=row.fusion)
         return VIRTPairLoss(classifier), partial(predict, classifier)
     if classes:
         return softmax_siamese(model, classes, soft_cross_entropy if row.distillation else nn.CrossEntropyLoss())

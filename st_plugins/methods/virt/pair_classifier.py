@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from st_plugins.core.encoding import encode_batch, encode_tokens, padded
 from st_plugins.core.files import write_tensors
+from st_plugins.core.headed_loss import count_classes
 from st_plugins.core.host import evaluating
 from st_plugins.core.loading.encoder import load_encoder
 from st_plugins.core.loading.files import read_tensors, shapes
@@ -35,7 +36,7 @@ from st_plugins.methods.virt.interaction import FUSIONS, PairHead, attended_mean
 __all__ = ["VIRTPairClassifier"]
 
 _RECORD, _TENSORS = "pair_head.json", "pair_head.safetensors"
-_OPTIONS = ("num_labels", "fusion", "hidden", "dropout")
+_OPTIONS = ("labels", "fusion", "hidden_dimension", "dropout")
 
 
 class VIRTPairClassifier(LateInteractionModel):
@@ -55,16 +56,16 @@ class VIRTPairClassifier(LateInteractionModel):
 
     Args:
         model: The encoder; shared, not copied.
-        num_labels: Number of classes; 1 for a score from 0 to 1.
+        labels: Names of the classes in their order, or just their number; None for a score from 0 to 1.
         fusion: ``"concatenation"`` for ``[u; v]``, ``"difference"`` for ``[u; v; |u - v|]``, ``"product"`` for
             ``[u; v; |u - v|; u ∘ v]``. The default is what Siamese classifiers (the host's ``SoftmaxLoss``) are
             trained on, so that a comparison with them is one of the interaction.
-        hidden: Width of the perceptron's hidden layer; None for the width of the token vectors.
+        hidden_dimension: Width of the perceptron's hidden layer; None for the width of the token vectors.
         dropout: Dropout of the hidden layer.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
-        >>> classifier = VIRTPairClassifier(untrained_encoder(), num_labels=3)
+        >>> classifier = VIRTPairClassifier(untrained_encoder(), labels=["yes", "no", "maybe"])
         >>> pairs = [("a dog runs", "an animal moves"), ("a dog runs", "nobody moves")]
         >>> classifier.predict(pairs).shape
         (2, 3)
@@ -89,20 +90,22 @@ class VIRTPairClassifier(LateInteractionModel):
     def __init__(
         self,
         model: SentenceTransformer,
-        num_labels: int,
+        labels: Sequence[str] | int | None = None,
         *,
         fusion: str = "difference",
-        hidden: int | None = None,
+        hidden_dimension: int | None = None,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
+        count = 1 if labels in (None, 1) else count_classes(labels)
+        super().__init__(None if labels is None or isinstance(labels, int) else labels)
         if not isinstance(model, SentenceTransformer):
             raise TypeError(f"model must be a SentenceTransformer, got {type(model).__name__}")
-        if num_labels < 1:
-            raise ValueError(f"num_labels must be at least 1 (1 for a score), got {num_labels}")
         check_fusion(fusion)
-        if hidden is not None and hidden < 1:
-            raise ValueError(f"hidden must be at least 1, or None for the width of the token vectors; got {hidden}")
+        if hidden_dimension is not None and hidden_dimension < 1:
+            raise ValueError(
+                "hidden_dimension must be at least 1, or None for the width of the token vectors; got "
+                f"{hidden_dimension}"
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         tokenizer = getattr(model, "tokenizer", None)
@@ -115,8 +118,9 @@ class VIRTPairClassifier(LateInteractionModel):
         self.special_ids = special_token_ids(tokenizer)
         with torch.no_grad(), evaluating(model):
             self.width = encode_batch(model, ["a"], self.special_ids, None)[0].shape[-1]
-        self.num_labels, self.fusion, self.hidden, self.dropout = num_labels, fusion, hidden or self.width, dropout
-        self.head = PairHead(self.width, num_labels, fusion, self.hidden, dropout).to(model.device)
+        self.num_labels, self.fusion, self.dropout = count, fusion, dropout
+        self.hidden_dimension = hidden_dimension or self.width
+        self.head = PairHead(self.width, count, fusion, self.hidden_dimension, dropout).to(model.device)
         self.training = self.head.train(model.training).training
 
     def forward(self, sentence_features: Iterable[Mapping[str, Any]]) -> Tensor:
@@ -167,8 +171,8 @@ class VIRTPairClassifier(LateInteractionModel):
 
     def predict_from_tokens(
         self,
-        tokens_a: Sequence[TokenVectors],
-        tokens_b: Sequence[TokenVectors],
+        first: Sequence[TokenVectors],
+        second: Sequence[TokenVectors],
         batch_size: int = 64,
         activation_fn: Activation | None = None,
         apply_softmax: bool | None = False,
@@ -178,8 +182,8 @@ class VIRTPairClassifier(LateInteractionModel):
         """Do what `predict` does from token vectors, without the encoder.
 
         Args:
-            tokens_a: Of each pair's first text what `encode_tokens` gave, as tensors or arrays of any float type.
-            tokens_b: The same of its second text.
+            first: Of each pair's first text what `encode_tokens` gave, as tensors or arrays of any float type.
+            second: The same of its second text.
             batch_size: Pairs scored at a time.
             activation_fn: As for `predict`.
             apply_softmax: As for `predict`.
@@ -192,18 +196,19 @@ class VIRTPairClassifier(LateInteractionModel):
         Raises:
             ValueError: The lists are not equally long, or vectors have another width, or hold NaN or infinity.
         """
-        if len(tokens_a) != len(tokens_b):
+        if len(first) != len(second):
             raise ValueError(
-                f"tokens_a has {len(tokens_a)} texts and tokens_b has {len(tokens_b)}; give both texts of each pair"
+                f"first has {len(first)} texts and second has {len(second)}; give both texts of each pair"
             )
-        first, second = checked(tokens_a, self.width, "tokens_a"), checked(tokens_b, self.width, "tokens_b")
+        vectors = checked(first, self.width, "first"), checked(second, self.width, "second")
         with torch.no_grad(), evaluating(self):
-            scores = activated(self._score(first, second, check_batch_size(batch_size)), activation_fn, apply_softmax)
+            scores = activated(self._score(*vectors, check_batch_size(batch_size)), activation_fn, apply_softmax)
         return converted(scores, convert_to_numpy, convert_to_tensor)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options: ``VIRTPairClassifier(model, **config)`` builds the same, with a new head."""
-        return {name: getattr(self, name) for name in _OPTIONS}
+        labels = self.labels or (None if self.num_labels == 1 else self.num_labels)
+        return {"labels": labels} | {name: getattr(self, name) for name in _OPTIONS[1:]}
 
     @contextmanager
     def _encoding(self, prompt: str | None) -> Iterator[Callable[[Sequence[str], int], list[Tensor]]]:
@@ -233,12 +238,10 @@ class VIRTPairClassifier(LateInteractionModel):
 
     @classmethod
     def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:
-        with described(folder / _RECORD, cls.__name__):
-            num_labels, *options = (record[name] for name in _OPTIONS)
         _check_head(record, folder)
         model = load_encoder(folder, device)
         with described(folder / _RECORD, cls.__name__):
-            classifier = cls(model, num_labels, **dict(zip(_OPTIONS[1:], options, strict=True)))
+            classifier = cls(model, **{name: record[name] for name in _OPTIONS})
         try:
             classifier.head.load_state_dict(read_tensors(folder / _TENSORS))
         except RuntimeError as error:
@@ -249,15 +252,16 @@ class VIRTPairClassifier(LateInteractionModel):
 def _check_head(record: dict[str, Any], folder: Path) -> None:
     """Compare what the record says of the head with its tensors, before memory is asked for."""
     held = shapes(folder / _TENSORS)
-    fusion = record["fusion"]
     with described(folder / _RECORD, "VIRTPairClassifier"):
+        labels, fusion, hidden, _ = (record[name] for name in _OPTIONS)
         check_fusion(fusion)
+        count = 1 if labels is None else count_classes(labels)
     columns = held.get("inner.weight", (0, 0))[-1]
     check_sizes(
         "PairHead",
-        {name: record[name] for name in _OPTIONS},
+        {"num_labels": count, "hidden_dimension": hidden},
         held,
         str(folder / _RECORD),
-        lambda: PairHead(columns // FUSIONS[fusion], record["num_labels"], fusion, record["hidden"], 0.0),
+        lambda: PairHead(columns // FUSIONS[fusion], count, fusion, hidden, 0.0),
         _TENSORS,
     )

@@ -54,7 +54,7 @@ class VIRTPairLoss(ClassifierLoss):
 
     Example:
         >>> from st_plugins.miniature import corpus, untrained_encoder
-        >>> loss = VIRTPairLoss(VIRTPairClassifier(untrained_encoder().train(), num_labels=2))
+        >>> loss = VIRTPairLoss(VIRTPairClassifier(untrained_encoder().train(), labels=2))
         >>> columns = [loss.model.preprocess(corpus(8)), loss.model.preprocess(corpus(8, seed=1))]
         >>> bool(0.3 < loss(columns, labels=torch.arange(8) % 2) < 1.2)  # untrained: about log 2 = 0.7
         True
@@ -90,7 +90,7 @@ class VIRTPairLoss(ClassifierLoss):
         if labels.ndim != 1 or not bool(((labels >= 0) & (labels <= 1)).all()):
             raise ValueError(
                 f"labels must be scores from 0 to 1, one for each row, got {labels.flatten()[:8].tolist()}; divide "
-                "them by the highest, or set num_labels to the number of classes"
+                "them by the highest, or give the classifier labels"
             )
 
     def embed(self, columns: list[Features]) -> tuple[list[Tensor]]:

@@ -315,8 +315,11 @@ def test_a_folder_of_a_model_may_be_a_link_and_begin_with_a_tilde(
 @pytest.mark.usefixtures("limited")
 def test_sizes_of_pair_models(model: SentenceTransformer, tmp_path: Path) -> None:
     pairs = save(VIRTPairClassifier(model, 2), tmp_path / "pairs")
-    edit(pairs / "pair_head.json", hidden=10**10)
-    with pytest.raises(ValueError, match=r"pair_head\.safetensors does not fit .*hidden 10000000000"):
+    edit(pairs / "pair_head.json", hidden_dimension=10**10)
+    with pytest.raises(ValueError, match=r"pair_head\.safetensors does not fit .*hidden_dimension 10000000000"):
+        st_plugins.load(pairs)
+    edit(pairs / "pair_head.json", hidden_dimension=16, labels=10**10)
+    with pytest.raises(ValueError, match=r"pair_head\.safetensors does not fit .*num_labels 10000000000"):
         st_plugins.load(pairs)
     matcher = RE2Matcher(LearnedEmbedding.from_texts(["a dog runs"], 8), RE2Config(hidden=8, blocks=1))
     record = save(matcher, tmp_path / "matcher") / "matcher.json"

@@ -353,7 +353,7 @@ def test_our_own_losses(make_model: Callable[..., SentenceTransformer], sentence
     outside = SpanSharpnessRegularizer(RDropLoss(host.CoSENTLoss(model)), 0.5)(pair, SCORES)
     assert list(outside) == ["CoSENTLoss", "r_drop", "span_sharpness"]
     for labels, number in ((CLASSES, 3), (SCORES, 1)):
-        matcher = VIRTPairLoss(VIRTPairClassifier(make_model().train(), num_labels=number))
+        matcher = VIRTPairLoss(VIRTPairClassifier(make_model().train(), labels=number))
         found = RDropLoss(matcher)(
             [matcher.model.preprocess(sentences[:6]), matcher.model.preprocess(sentences[30:36])], labels
         )

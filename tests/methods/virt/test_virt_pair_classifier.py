@@ -177,7 +177,7 @@ def test_every_encoder_is_scored_as_its_texts_alone_are(make_model: MakeModel, k
 def test_predict_is_the_formula(
     model: SentenceTransformer, sentences: list[str], fusion: str, num_labels: int
 ) -> None:
-    classifier = VIRTPairClassifier(model, num_labels, fusion=fusion, hidden=5)
+    classifier = VIRTPairClassifier(model, num_labels, fusion=fusion, hidden_dimension=5)
     pairs = list(zip(sentences[:4], ["a cat", *sentences[41:44]], strict=True))
     expected = np.array(
         [
@@ -363,13 +363,13 @@ def test_vectors_that_do_not_suit(model: SentenceTransformer) -> None:
     classifier = VIRTPairClassifier(model, 2)
     good, other = torch.zeros(3, 16), torch.zeros(3, 8)
     for wrong, message in (
-        (other, r"tokens_b must be floating-point vectors of shape \(tokens, 16\), but entry 1 is torch.float32 of"),
+        (other, r"second must be floating-point vectors of shape \(tokens, 16\), but entry 1 is torch.float32 of"),
         (torch.zeros(16), r"of shape \(16,\)"),
         (torch.zeros(3, 16, dtype=torch.int8), "torch.int8"),
     ):
         with pytest.raises(ValueError, match=message):
             classifier.predict_from_tokens([good, good], [good, wrong])
-    with pytest.raises(ValueError, match="tokens_a has 1 texts and tokens_b has 2; give both"):
+    with pytest.raises(ValueError, match="first has 1 texts and second has 2; give both"):
         classifier.predict_from_tokens([good], [good, good])
     for value in (math.nan, math.inf):
         with pytest.raises(ValueError, match=r"the token vectors of pairs \[1\] hold NaN or infinity"):
@@ -396,10 +396,10 @@ def test_vectors_that_are_not_finite_name_the_text(model: SentenceTransformer) -
 
 def test_arguments_that_do_not_suit(model: SentenceTransformer) -> None:
     for arguments, message in (
-        ({"num_labels": 0}, "num_labels must be at least 1"),
-        ({"num_labels": 2, "fusion": "sum"}, "fusion must be 'concatenation', 'difference', 'product', got 'sum'"),
-        ({"num_labels": 2, "hidden": 0}, "hidden must be at least 1, or None .* got 0"),
-        ({"num_labels": 2, "dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
+        ({"labels": 0}, "labels must be the names of at least two classes, or their number, got 0"),
+        ({"labels": 2, "fusion": "sum"}, "fusion must be 'concatenation', 'difference', 'product', got 'sum'"),
+        ({"labels": 2, "hidden_dimension": 0}, "hidden_dimension must be at least 1, or None .* got 0"),
+        ({"labels": 2, "dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
     ):
         with pytest.raises(ValueError, match=message):
             VIRTPairClassifier(model, **arguments)  # type: ignore[arg-type]
@@ -413,3 +413,12 @@ def test_arguments_that_do_not_suit(model: SentenceTransformer) -> None:
         VIRTPairClassifier(SentenceTransformer(modules=[static], device="cpu"), 2)
     with pytest.raises(ValueError, match=r"shapes None and \(1, 3\); use an encoder that keeps its tokens"):
         content_tokens({"input_ids": torch.zeros(1, 3)}, [0])
+
+
+def test_names_of_labels_are_kept(model: SentenceTransformer, tmp_path: Path) -> None:
+    for labels, count in ((["no", "maybe", "yes"], 3), (3, 3), (None, 1)):
+        classifier = VIRTPairClassifier(model, labels)
+        assert classifier.num_labels == count and classifier.get_config_dict()["labels"] == labels
+        classifier.save(tmp_path / str(count), overwrite=True)
+        again = VIRTPairClassifier.load(tmp_path / str(count))
+        assert again.labels == (labels if isinstance(labels, list) else None) and again.num_labels == count

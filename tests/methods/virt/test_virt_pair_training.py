@@ -47,7 +47,7 @@ def test_saved_and_loaded_in_a_new_process_it_is_the_same_to_the_bit(
     model: SentenceTransformer, tmp_path: Path, sentences: list[str]
 ) -> None:
     model.prompts["claim"] = "is "
-    classifier = VIRTPairClassifier(model, 3, fusion="product", hidden=7, dropout=0.2)
+    classifier = VIRTPairClassifier(model, 3, fusion="product", hidden_dimension=7, dropout=0.2)
     classifier.save(tmp_path / "pair")
     pairs = list(zip(sentences[:6], sentences[20:26], strict=True))
     program = (
@@ -62,7 +62,7 @@ def test_saved_and_loaded_in_a_new_process_it_is_the_same_to_the_bit(
     assert np.array_equal(output["plain"], classifier.predict(pairs))
     assert np.array_equal(output["claim"], classifier.predict(pairs, "claim"))
     assert run.stdout.split("} ")[1].split() == ["False", "False"]
-    options = {"num_labels": 3, "fusion": "product", "hidden": 7, "dropout": 0.2}
+    options = {"labels": 3, "fusion": "product", "hidden_dimension": 7, "dropout": 0.2}
     record = json.loads((tmp_path / "pair" / "pair_head.json").read_text())
     assert record.pop("library").startswith("st-plugins ")
     assert (
@@ -110,8 +110,8 @@ def test_folders_that_are_damaged_foreign_or_incomplete(
     edited(fusion="sum")
     fails(ValueError, "pair_head.json does not describe a VIRTPairClassifier.*fusion must be")
     record.write_text(json.dumps({"type": "VIRTPairClassifier"}))
-    fails(ValueError, "pair_head.json does not describe a VIRTPairClassifier.*num_labels")
-    edited(num_labels=3)
+    fails(ValueError, "pair_head.json does not describe a VIRTPairClassifier.*labels")
+    edited(labels=3)
     fails(ValueError, "pair_head.safetensors does not fit .*pair_head.json")
     tensors.write_bytes(data[:100])
     fails(ValueError, "pair_head.safetensors is damaged")
@@ -342,7 +342,7 @@ def test_the_hosts_accuracy_of_a_loss(model: SentenceTransformer, sentences: lis
 
 
 def test_the_configuration_builds_the_loss_again(model: SentenceTransformer) -> None:
-    loss = VIRTPairLoss(VIRTPairClassifier(model, 3, fusion="concatenation", hidden=4, dropout=0.0))
+    loss = VIRTPairLoss(VIRTPairClassifier(model, 3, fusion="concatenation", hidden_dimension=4, dropout=0.0))
     config = json.loads(json.dumps(loss.get_config_dict()))
     again = VIRTPairLoss(VIRTPairClassifier(model, **config))
     assert [tensor.shape for tensor in again.state_dict().values()] == [t.shape for t in loss.state_dict().values()]
