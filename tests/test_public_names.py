@@ -13,13 +13,9 @@ import st_plugins
 
 SHELVES = [
     "st_plugins",
-    *(
-        f"st_plugins.{one.name}"
-        for one in pkgutil.iter_modules(st_plugins.__path__)
-        if not one.name.startswith(("__main__", "demo"))
-    ),
+    *(f"st_plugins.{one.name}" for one in pkgutil.iter_modules(st_plugins.__path__) if one.name != "__main__"),
 ]
-# Trains for minutes where it was never called before; the demo and its tests run it.
+# Trains for minutes where it was never called before; the examples and their tests run it.
 SLOW = {"pretrained_encoder"}
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
-from st_plugins import demo_explain, demo_re2, demo_virt, load, miniature
+from st_plugins import load, miniature
 from st_plugins.cli import main as cli
 from st_plugins.evaluation import SuiteResult
 from st_plugins.evaluation.tables import number
@@ -285,12 +286,14 @@ def test_demo_prints_its_table_and_banner(run: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(miniature, "pretrained_encoder", lambda **_: miniature.untrained_encoder(32))
     monkeypatch.setattr(miniature, "corpus", lambda **_: texts)
     monkeypatch.setattr(miniature, "sts_tasks", lambda **_: tasks)
-    short = functools.partial(demo_explain.run_explanation_demo, steps=2, held_out=4)
-    monkeypatch.setattr(demo_explain, "run_explanation_demo", short)
-    shorter = functools.partial(demo_virt.run_virt_demo, teacher_steps=1, steps=1, drawn=200, choosing=4, judged=8)
-    monkeypatch.setattr(demo_virt, "run_virt_demo", shorter)
-    shortest = functools.partial(demo_re2.run_re2_demo, epochs=1, drawn=400, choosing=10, judged=20)
-    monkeypatch.setattr(demo_re2, "run_re2_demo", shortest)
+    short: dict[str, dict[str, int]] = {
+        "02_explain": {"steps": 2, "held_out": 4},
+        "03_virt": {"teacher_steps": 1, "steps": 1, "drawn": 200, "choosing": 4, "judged": 8},
+        "04_re2": {"epochs": 1, "drawn": 400, "choosing": 10, "judged": 20},
+    }
+    for name, settings in short.items():
+        example = import_module(f"st_plugins.examples.{name}")
+        monkeypatch.setattr(example, "run", functools.partial(example.run, **settings))
     code, out, _ = run("demo", "--output", str(tmp_path / "demo"))
     assert "Entailment or not, 8 pairs" in out and "The same by RE2" in out and "Block 2: what the second" in out
     assert "Deciding words of 4 opinions" in out and (tmp_path / "demo" / "explanation.html").is_file()

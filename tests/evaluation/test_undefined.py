@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,6 @@ from transformers import TrainerControl, TrainerState
 
 from st_plugins.cli.console import comparison_table, print_before_after
 from st_plugins.data import Pairs
-from st_plugins.demo import conclusion
 from st_plugins.evaluation import Difference, STSSuiteEvaluator, SuiteResult, compare
 from st_plugins.evaluation.report import csv_text, markdown
 from st_plugins.evaluation.statistics import difference, holm
@@ -135,6 +135,7 @@ def test_before_and_after_say_that_nothing_was_measured(result: SuiteResult) -> 
 
 
 def test_the_demo_has_a_word_for_it(result: SuiteResult) -> None:
+    conclusion = import_module("st_plugins.examples.01_evaluate_and_whiten").conclusion
     assert "not separable" not in conclusion({"m": result})
 
 

@@ -1,34 +1,35 @@
-"""The demo's explanation: what it counts, against counts by hand."""
+"""The example of explanations: what it counts, against counts by hand."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from st_plugins import demo_explain, miniature
+from st_plugins import miniature
 from st_plugins.explain import explain_text
 from st_plugins.explain.tokens import read
 from st_plugins.miniature import SentimentSentence
+
+example = import_module("st_plugins.examples.02_explain")
 
 
 def test_the_deciding_tokens_are_those_of_the_characters() -> None:
     opinion = SentimentSentence("the film was not bad .", 1, 13, 20, "bad")
     tokens = read(miniature.untrained_encoder(), opinion.text).tokens
-    inside = demo_explain._inside(tokens, opinion)
+    inside = example.deciding(tokens, opinion)
     assert [token.text for token, found in zip(tokens, inside, strict=True) if found] == ["not", "bad"]
 
 
 def test_counts_are_those_of_the_explanations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(miniature, "pretrained_encoder", lambda seed: miniature.untrained_encoder(seed=seed))
     trained = []
-    real = demo_explain.train_classifier
-    monkeypatch.setattr(
-        demo_explain, "train_classifier", lambda model, *a, **k: trained.append(model) or real(model, *a, **k)
-    )
-    found = demo_explain.run_explanation_demo(tmp_path, steps=3, held_out=6)
+    real = example.train
+    monkeypatch.setattr(example, "train", lambda model, *rest: trained.append(model) or real(model, *rest))
+    found = example.run(tmp_path, steps=3, held_out=6)
     spans = trained[0]
     hits, masses, chances = [], [], []
     for opinion in miniature.sentiment_sentences(2006)[:6]:
@@ -51,9 +52,9 @@ def test_counts_are_those_of_the_explanations(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_the_deciding_words_are_found(tmp_path: Path) -> None:
-    """The demo itself, with the encoder it uses: its claim, and that it is the same every time."""
+    """The example itself, with the encoder it uses: its claim, and that it is the same every time."""
     torch.manual_seed(1)  # of no influence
-    found = demo_explain.run_explanation_demo(tmp_path)
+    found = example.run(tmp_path)
     # A training of its own on each processor: 87 % of the heaviest spans with one thread, 98 % with two.
     assert found.accuracy > 0.9 and found.top_span > 0.75 > found.mean_top_token
     assert found.mass > 0.6 > found.mean_mass > found.chance

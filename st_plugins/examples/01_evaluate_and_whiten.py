@@ -1,4 +1,4 @@
-"""The demo: evaluate and whiten a small encoder in a miniature world, on a fresh and offline machine."""
+"""Does an encoder know more than which words two texts share? Evaluate and whiten one, and write the reports."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from st_plugins import miniature
-from st_plugins.evaluation.report import report_targets, write_reports
-from st_plugins.evaluation.result import Difference, SuiteResult
-from st_plugins.evaluation.suite import STSSuiteEvaluator
-from st_plugins.recipes import first_last_avg, whiten
-
-__all__ = ["BANNER", "conclusion", "run_demo"]
+from st_plugins import first_last_avg, miniature, whiten
+from st_plugins.evaluation import Difference, STSSuiteEvaluator, SuiteResult, write_reports
+from st_plugins.evaluation.report import report_targets
 
 BANNER = (
     "This is a miniature world: sentences from a small hand-written grammar, and a tiny encoder trained on them. "
@@ -20,31 +16,20 @@ BANNER = (
 )
 
 
-def run_demo(
-    output: str | Path = "st-plugins-demo", *, seed: int = 0, overwrite: bool = False
-) -> dict[str, SuiteResult]:
-    """Pretrain (or load from the cache) the miniature encoder, evaluate several pipelines, write their reports.
-
-    Args:
-        output: Folder for one report folder per pipeline.
-        seed: Seed of the world, the encoder and the resamples.
-        overwrite: Whether reports of an earlier demo may be replaced.
-
-    Returns:
-        The evaluations by name of the pipeline, in the order of the table.
-    """
+def run(output: str | Path = "st-plugins-demo", *, seed: int = 0, overwrite: bool = False) -> dict[str, SuiteResult]:
+    """Return the evaluations by name of the pipeline; ``output`` gets a folder with the report of each."""
     output = Path(output)
-    report_targets(output / "mean-pooling", name="output", overwrite=overwrite)
-    encoder = miniature.pretrained_encoder(seed=seed)
-    texts = miniature.corpus(seed=seed)
-    first_last = first_last_avg(encoder)
+    report_targets(output / "mean-pooling", name="output", overwrite=overwrite)  # before anything is trained
+    encoder = miniature.pretrained_encoder(seed=seed)  # or SentenceTransformer("path/to/your/model")
+    texts = miniature.corpus(seed=seed)  # your unlabeled texts
     dimension = encoder.get_embedding_dimension() or 0
 
+    first_last = first_last_avg(encoder)
     pipelines: dict[str, SentenceTransformer] = {"mean pooling": encoder, "first-last-avg": first_last}
     for size in (None, dimension // 2, dimension // 4):
-        label = f"mean pooling + whitening {size or ''}".rstrip()
-        pipelines[label] = whiten(encoder, texts, size, source="miniature corpus")
-    pipelines["first-last-avg + whitening"] = whiten(first_last, texts, None, source="miniature corpus")
+        name = f"mean pooling + whitening {size or ''}".rstrip()
+        pipelines[name] = whiten(encoder, texts, size, source="miniature corpus")
+    pipelines["first-last-avg + whitening"] = whiten(first_last, texts, source="miniature corpus")
 
     evaluator = STSSuiteEvaluator(tasks=miniature.sts_tasks(seed=seed), floor_texts=texts, seed=seed)
     results = {}
@@ -57,18 +42,10 @@ def run_demo(
 
 
 def conclusion(results: dict[str, SuiteResult]) -> str:
-    """Say in words what the demo's table implies.
-
-    Args:
-        results: What :func:`run_demo` returned.
-
-    Returns:
-        Two sentences: where the raw encoder and the best pipeline stand against the floor.
-    """
-    raw = next(iter(results))
+    """Say where the raw encoder and the best pipeline stand against random token vectors."""
     best = max(results, key=lambda name: results[name].average["spearman_all"].value)
     sentences = []
-    for name, whitened in ((raw, False), (best, True)):
+    for name, whitened in ((next(iter(results)), False), (best, True)):
         floor = results[name].floor
         if floor is not None:
             above = (floor.above_whitened if whitened else floor.above_raw)["avg"]
@@ -80,3 +57,7 @@ def conclusion(results: dict[str, SuiteResult]) -> str:
 def _words(difference: Difference) -> str:
     words = {"better": "better than", "worse": "worse than", "undefined": "of undefined distance from"}
     return words.get(difference.verdict, "not separable from")
+
+
+if __name__ == "__main__":
+    print(conclusion(run()))

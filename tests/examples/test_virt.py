@@ -1,6 +1,8 @@
-"""The demo of learned attention: what it counts, against counts by hand."""
+"""The example of learned attention: what it counts, against counts by hand."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -8,12 +10,15 @@ import torch
 from sentence_transformers import CrossEncoder
 from torch import nn
 
-from st_plugins import demo_virt, miniature
+from st_plugins import miniature
+from st_plugins.examples.pairs import entailment_pairs
 from st_plugins.losses import map_agreement
+
+example = import_module("st_plugins.examples.03_virt")
 
 
 def test_half_of_the_pairs_follow_and_none_occurs_twice() -> None:
-    pairs = demo_virt.entailment_pairs(200)
+    pairs = entailment_pairs(200)
     assert len({pair[:2] for pair in pairs}) == len(pairs) > 20
     assert [label for _, _, label in pairs] == [1, 0] * (len(pairs) // 2)
     labels = {(first, second): label for first, second, label in miniature.nli_pairs(200)}
@@ -31,25 +36,25 @@ def test_the_threshold_is_the_best_there_is(seed: int) -> None:
     def right(threshold: float) -> int:
         return sum(int(score > threshold) == label for score, label in zip(scores, follows, strict=True))
 
-    found = demo_virt._threshold(scores, pairs)
+    found = example.threshold(scores, pairs)
     assert right(found) == max(right(edge) for edge in [-1, *scores])
 
 
 def test_counts_are_those_of_the_three_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(miniature, "pretrained_encoder", lambda seed: miniature.untrained_encoder(32, seed=seed))
     trained: list[nn.Module] = []
-    real = demo_virt._train
-    monkeypatch.setattr(demo_virt, "_train", lambda model, *rest: trained.append(model) or real(model, *rest))
+    real = example.train
+    monkeypatch.setattr(example, "train", lambda model, *a, **k: trained.append(model) or real(model, *a, **k))
     started: list[nn.Module] = []
-    build = demo_virt._cross_encoder
-    monkeypatch.setattr(demo_virt, "_cross_encoder", lambda model: started.append(model) or build(model))
-    found = demo_virt.run_virt_demo(teacher_steps=3, steps=2, weight=5.0, drawn=300, choosing=10, judged=20)
+    build = example.cross_encoder
+    monkeypatch.setattr(example, "cross_encoder", lambda model: started.append(model) or build(model))
+    found = example.run(teacher_steps=3, steps=2, weight=5.0, drawn=300, choosing=10, judged=20)
     siamese, teacher, virt = trained
     assert isinstance(teacher, CrossEncoder) and not any(model.training for model in trained)
     types = teacher.preprocess([("a cat slept", "a dog ate")])["token_type_ids"][0].tolist()
     assert types == [0] * 5 + [1] * 4
     assert started == [siamese]
-    pairs = demo_virt.entailment_pairs(300)[:30]
+    pairs = entailment_pairs(300)[:30]
     dev, test = pairs[:10], pairs[10:]
     assert found.pairs == len(test) == 20
     shares, hits = [], []
@@ -61,7 +66,7 @@ def test_counts_are_those_of_the_three_models(monkeypatch: pytest.MonkeyPatch) -
             else:
                 u, v = model.encode([first, second], show_progress_bar=False)
                 scores.append(float(u @ v / np.linalg.norm(u) / np.linalg.norm(v)))
-        threshold = demo_virt._threshold(np.array(scores[:10]), dev)
+        threshold = example.threshold(np.array(scores[:10]), dev)
         hits.append([int(score > threshold + 1e-9) == pair[2] for score, pair in zip(scores[10:], test, strict=True)])
         shares.append(sum(hits[-1]) / 20)
     assert [found.cross_encoder, found.siamese, found.virt] == pytest.approx(shares)
@@ -76,8 +81,8 @@ def test_counts_are_those_of_the_three_models(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_the_bi_encoder_learns_the_attention() -> None:
-    """The demo itself, with the encoder it uses: its claim, and that it is the same every time."""
+    """The example itself, with the encoder it uses: its claim, and that it is the same every time."""
     torch.manual_seed(1)  # of no influence
-    found = demo_virt.run_virt_demo()
+    found = example.run()
     assert found.virt_overlap > found.siamese_overlap + 0.05
     assert min(found.cross_encoder, found.siamese, found.virt) > 0.6
