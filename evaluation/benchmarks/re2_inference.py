@@ -50,7 +50,7 @@ from st_plugins.methods.re2.layers import fold_weight_norm
 from st_plugins.methods.re2.matcher import RE2Matcher
 from st_plugins.methods.re2.network import RE2
 from st_plugins.miniature import untrained_encoder
-from st_plugins.miniature.grammar import vocabulary
+from st_plugins.miniature.english.grammar import vocabulary
 
 # Layers, width and heads.
 SHAPES = {"BERT-base": (12, 768, 12), "MiniLM-L6": (6, 384, 12)}

@@ -40,7 +40,7 @@ from st_plugins.core.writing.atomic import write_text
 from st_plugins.losses import VIRTLoss
 from st_plugins.matching import VIRTPairClassifier
 from st_plugins.miniature import untrained_encoder
-from st_plugins.miniature.grammar import vocabulary
+from st_plugins.miniature.english.grammar import vocabulary
 
 CROSS_ENCODER, INTERACTION, HALF = "cross-encoder", "adapted interaction", "adapted interaction, float16 vectors"
 STUDENT = "student, kept embeddings"

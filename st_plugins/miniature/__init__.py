@@ -6,7 +6,8 @@ anything about English; every table made from it has to say so.
 
 from __future__ import annotations
 
-from st_plugins.miniature.encoder import pretrained_encoder, untrained_encoder
+from st_plugins.miniature.encoder import untrained_encoder
+from st_plugins.miniature.pretraining import pretrained_encoder
 from st_plugins.miniature.sentiment import SentimentSentence, sentiment_sentences
 from st_plugins.miniature.world import corpus, nli_pairs, sts_pairs, sts_tasks
 

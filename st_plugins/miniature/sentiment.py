@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from st_plugins.miniature.grammar import pick, stream
+from st_plugins.miniature.english.grammar import pick, stream
 
 __all__ = ["SentimentSentence", "sentiment_sentences", "sentiment_vocabulary"]
 

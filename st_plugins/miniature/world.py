@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from st_plugins.data.pairs import Pairs
-from st_plugins.miniature.events import draw_event, edit_event
-from st_plugins.miniature.grammar import pick, realize, stream
-from st_plugins.miniature.lexicon import TOPICS
-from st_plugins.miniature.meaning import gold_score, nli_label
+from st_plugins.miniature.english.events import draw_event, edit_event
+from st_plugins.miniature.english.grammar import pick, realize, stream
+from st_plugins.miniature.english.lexicon import TOPICS
+from st_plugins.miniature.english.meaning import gold_score, nli_label
 
 __all__ = ["NLI_LABELS", "corpus", "held_out", "nli_pairs", "sts_pairs", "sts_tasks"]
 

@@ -16,9 +16,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from st_plugins import miniature
-from st_plugins.miniature import encoder, inflection, lexicon, mlm
-from st_plugins.miniature.grammar import realize, stream, vocabulary
-from st_plugins.miniature.meaning import MANY, Meaning, Phrase, gold_score, nli_label
+from st_plugins.miniature import pretraining
+from st_plugins.miniature.english import inflection, lexicon
+from st_plugins.miniature.english.grammar import realize, stream, vocabulary
+from st_plugins.miniature.english.meaning import MANY, Meaning, Phrase, gold_score, nli_label
 from st_plugins.miniature.sentiment import _NEGATORS, _OPPOSITES, sentiment_vocabulary
 from st_plugins.miniature.world import NLI_LABELS, held_out
 
@@ -290,7 +291,7 @@ class TestPretraining:
         report = json.loads((folder / "pretraining.json").read_text())
         assert report["scores"]["loss"] > 0
         assert report["settings"]["steps"] == 2
-        monkeypatch.setattr(encoder, "pretrain", lambda *_, **__: pytest.fail("trained again"))
+        monkeypatch.setattr(pretraining, "pretrain", lambda *_, **__: pytest.fail("trained again"))
         second = miniature.pretrained_encoder(tmp_path, **quick)  # type: ignore[arg-type]
         assert np.array_equal(first.encode(["A dog runs."]), second.encode(["A dog runs."]))
         assert np.array_equal(
@@ -299,10 +300,10 @@ class TestPretraining:
 
     def test_the_environment_names_the_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ST_PLUGINS_CACHE", str(tmp_path))
-        assert encoder.cache_folder() == tmp_path
-        assert encoder.cache_folder(tmp_path / "other") == tmp_path / "other"
+        assert pretraining.cache_folder() == tmp_path
+        assert pretraining.cache_folder(tmp_path / "other") == tmp_path / "other"
         monkeypatch.delenv("ST_PLUGINS_CACHE")
-        assert encoder.cache_folder() == Path.home() / ".cache" / "st-plugins"
+        assert pretraining.cache_folder() == Path.home() / ".cache" / "st-plugins"
 
     @pytest.mark.parametrize("damage", ["truncated weights", "no report", "broken report", "missing weights"])
     def test_a_damaged_cache_is_rebuilt(
@@ -323,7 +324,7 @@ class TestPretraining:
             second = miniature.pretrained_encoder(tmp_path, **quick)  # type: ignore[arg-type]
         assert "is damaged" in caplog.text
         assert list(tmp_path.iterdir()) == [folder]
-        assert encoder._load_cached(folder) is not None
+        assert pretraining._load_cached(folder) is not None
         assert np.array_equal(first.encode(["A dog runs."]), second.encode(["A dog runs."]))
 
     def test_an_unwritable_cache_is_a_warning(
@@ -340,7 +341,7 @@ class TestPretraining:
         generator = torch.Generator().manual_seed(0)
         ids = torch.full((400, 100), 50)
         ids[:, 0] = 2
-        masked, chosen = mlm.mask_pieces(ids, ids >= 5, 4, 5, 1000, 0.15, generator)
+        masked, chosen = pretraining.mask_pieces(ids, ids >= 5, 4, 5, 1000, 0.15, generator)
         assert not chosen[:, 0].any()
         assert torch.equal(masked[~chosen], ids[~chosen])
         assert chosen[:, 1:].double().mean().item() == pytest.approx(0.15, abs=0.01)
@@ -349,7 +350,7 @@ class TestPretraining:
         assert int(masked[chosen & (masked != 4)].min()) >= 5
 
     def test_the_schedule_warms_up_and_cools_down(self) -> None:
-        factors = [mlm._warm_up_cosine(step, 100) for step in range(100)]
+        factors = [pretraining._warm_up_cosine(step, 100) for step in range(100)]
         assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
         assert factors[10] == 1.0
         assert factors[55] == pytest.approx(0.5)
@@ -357,7 +358,7 @@ class TestPretraining:
 
     def test_batches_hold_every_sentence_once_with_little_padding(self) -> None:
         sentences = [[5 + index] * (3 + index % 7) for index in range(50)]
-        batches = mlm._batches(sentences, 40)
+        batches = pretraining._batches(sentences, 40)
         assert all(batch.numel() <= 40 for batch in batches)
         rows = sorted(tuple(row[row > 0].tolist()) for batch in batches for row in batch)
         assert rows == sorted(map(tuple, sentences))

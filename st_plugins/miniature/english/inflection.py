@@ -27,9 +27,7 @@ _PLURALS = {
 
 def plural(noun: str) -> str:
     """Return the plural of a noun."""
-    if noun in _PLURALS:
-        return _PLURALS[noun]
-    return _with_s(noun)
+    return _PLURALS.get(noun) or _with_s(noun)
 
 
 def third_person(verb: str) -> str:

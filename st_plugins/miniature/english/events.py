@@ -10,10 +10,19 @@ import random
 import zlib
 from dataclasses import replace
 
-from st_plugins.miniature import lexicon
-from st_plugins.miniature.grammar import pick
-from st_plugins.miniature.lexicon import ANTONYMS, ATTRIBUTES, ATTRIBUTES_OF, MANNERS, NOUNS, PLACES, TOPICS, VERBS
-from st_plugins.miniature.meaning import MANY, Meaning, Phrase
+from st_plugins.miniature.english import lexicon
+from st_plugins.miniature.english.grammar import pick
+from st_plugins.miniature.english.lexicon import (
+    ANTONYMS,
+    ATTRIBUTES,
+    ATTRIBUTES_OF,
+    MANNERS,
+    NOUNS,
+    PLACES,
+    TOPICS,
+    VERBS,
+)
+from st_plugins.miniature.english.meaning import MANY, Meaning, Phrase
 
 __all__ = ["draw_event", "edit_event"]
 
@@ -40,6 +49,7 @@ def draw_event(topic: str, rng: random.Random) -> Meaning:
 @functools.cache
 def _favorites(concept: str, options: tuple[str, ...]) -> tuple[str, ...]:
     """Order options by how much a concept likes them."""
+    # Synonyms share a concept's likings and its siblings do not: words are known by the company they keep.
     return tuple(sorted(options, key=lambda option: zlib.crc32(f"{concept} {option}".encode())))
 
 
@@ -59,6 +69,7 @@ def _attribute(head: str, rng: random.Random) -> str | None:
 
 def edit_event(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
     """Try to change one thing about an event: a phrase, the action, place, manner, tense or negation."""
+    # A change that does not apply to the event leaves it as it is.
     edits = (_edit_agent, _edit_object, _edit_action, _edit_place, _edit_manner, _edit_clause)
     return edits[int(rng.random() * len(edits))](meaning, topic, rng)
 

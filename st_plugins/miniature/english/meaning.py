@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from st_plugins.miniature.lexicon import ANTONYMS, ATTRIBUTES, MANNERS, NOUNS, PLACES, VERBS, Concepts
+from st_plugins.miniature.english.lexicon import ANTONYMS, ATTRIBUTES, MANNERS, NOUNS, PLACES, VERBS, Concepts
 
 __all__ = ["MANY", "Meaning", "Phrase", "concept_similarity", "gold_score", "nli_label"]
 
@@ -16,8 +16,7 @@ MANY = 99
 
 _AKIN, _KIND_OF, _OPPOSITE = 0.4, 0.7, 0.2
 _NEGATION, _TENSE, _NUMBER = 0.5, 0.9, 0.85
-_WEIGHTS = {"agent": 3.0, "action": 3.0, "object": 3.0, "place": 1.5, "agent attribute": 1.0, "object attribute": 1.0}
-_MANNER_WEIGHT = 0.75
+_CORE, _PLACE, _ATTRIBUTE, _MANNER = 3.0, 1.5, 1.0, 0.75  # weights of the roles
 
 
 @dataclass(frozen=True)
@@ -60,20 +59,19 @@ def gold_score(first: Meaning, second: Meaning) -> float:
     agents = _phrase_similarity(first.agent, second.agent)
     objects = _phrase_similarity(first.object, second.object)
     roles = [
-        (_WEIGHTS["agent"], first.agent, second.agent, agents),
-        (_WEIGHTS["action"], first.action, second.action, concept_similarity(VERBS, first.action, second.action)),
-        (_WEIGHTS["object"], first.object, second.object, objects),
-        (_WEIGHTS["place"], first.place, second.place, concept_similarity(PLACES, first.place, second.place)),
-        (_MANNER_WEIGHT, first.manner, second.manner, concept_similarity(MANNERS, first.manner, second.manner)),
+        (_CORE, first.agent, second.agent, agents),
+        (_CORE, first.action, second.action, concept_similarity(VERBS, first.action, second.action)),
+        (_CORE, first.object, second.object, objects),
+        (_PLACE, first.place, second.place, concept_similarity(PLACES, first.place, second.place)),
+        (_MANNER, first.manner, second.manner, concept_similarity(MANNERS, first.manner, second.manner)),
     ]
-    for role, one, other, nouns in (
-        ("agent attribute", first.agent, second.agent, agents),
-        ("object attribute", first.object, second.object, objects),
-    ):
+    for one, other, nouns in ((first.agent, second.agent, agents), (first.object, second.object, objects)):
         attributes = (one.attribute if one else None, other.attribute if other else None)
-        roles.append((_WEIGHTS[role], *attributes, nouns * concept_similarity(ATTRIBUTES, *attributes)))
+        # Attributes count as far as their nouns agree.
+        roles.append((_ATTRIBUTE, *attributes, nouns * concept_similarity(ATTRIBUTES, *attributes)))
     weighted = total = 0.0
     for weight, left, right, similarity in roles:
+        # A role that only one of them fills counts half: silence is not disagreement.
         filled = (left is not None) + (right is not None)
         weighted += weight * similarity
         total += weight * filled / 2
@@ -85,8 +83,9 @@ def gold_score(first: Meaning, second: Meaning) -> float:
 
 def nli_label(premise: Meaning, hypothesis: Meaning) -> str:
     """Derive the inference label of two meanings."""
+    # Both are taken to be about one event, as in SNLI and MultiNLI: opposites and other numbers contradict.
     forward, backward = _implies(premise, hypothesis), _implies(hypothesis, premise)
-    if premise.negated and hypothesis.negated:
+    if premise.negated and hypothesis.negated:  # who denies the general denies the special
         return "entailment" if backward else "neutral"
     if premise.negated or hypothesis.negated:
         # What is stated must imply what is denied.

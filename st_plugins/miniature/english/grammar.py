@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from st_plugins.miniature import inflection, lexicon
-from st_plugins.miniature.meaning import MANY, Meaning, Phrase
+from st_plugins.miniature.english import inflection, lexicon
+from st_plugins.miniature.english.meaning import MANY, Meaning, Phrase
 
 __all__ = ["pick", "realize", "stream", "vocabulary"]
 
@@ -37,6 +37,7 @@ _DENIALS = ("it is not true that", "it is false that")
 
 def stream(*names: str | int) -> random.Random:
     """Return a stream of random numbers of its own, the same on every machine and Python version."""
+    # Only `random()` may be called on it: of all methods that one alone is promised never to change.
     return random.Random("/".join(map(str, names)))  # noqa: S311 - a toy world, not a secret
 
 
@@ -73,13 +74,8 @@ def vocabulary() -> list[str]:
     for noun in (*lexicon.NOUNS.members, *lexicon.NOUNS.expressions()):
         words += [noun] if noun in lexicon.MASS else [noun, inflection.plural(noun)]
     for verb in lexicon.VERBS.expressions():
-        words += [
-            verb,
-            inflection.third_person(verb),
-            inflection.past(verb),
-            inflection.participle(verb),
-            inflection.gerund(verb),
-        ]
+        words.append(verb)
+        words += [getattr(inflection, form)(verb) for form in ("third_person", "past", "participle", "gerund")]
     return list(dict.fromkeys(word.lower() for word in words if word.isalpha()))
 
 

@@ -1,0 +1,1 @@
+"""The words, the grammar and the meanings of the miniature world."""
