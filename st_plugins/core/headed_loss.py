@@ -131,6 +131,8 @@ class HeadedLoss(GuardedLoss):
 class ClassifierLoss(HeadedLoss, ABC):
     """Base of losses whose head decides about texts, and which decide without labels what they are trained to."""
 
+    num_labels: int
+
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
         self.model: nn.Module = model
@@ -140,15 +142,21 @@ class ClassifierLoss(HeadedLoss, ABC):
         columns = list(sentence_features)
         self.begin(columns)
         predicting = labels is None and not torch.is_grad_enabled()
-        self.check_inputs(columns, columns[0]["input_ids"].new_zeros(0) if predicting and columns else labels)
+        self.check_columns(columns)
+        if not predicting:
+            self.check_labels(labels)
         embeddings, *terms = self.embed(columns)
         if predicting:
             return embeddings, self.logits(embeddings)
         return self.guarded(self.compute_loss_from_embeddings(embeddings, labels, *terms), embeddings)
 
     @abstractmethod
-    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if the columns or labels do not suit the loss."""
+    def check_columns(self, columns: list[Features]) -> None:
+        """Raise a ValueError if the loss does not take such text columns."""
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise a ValueError if there is not a class for each row."""
+        check_targets(labels, self.num_labels)
 
     @abstractmethod
     def embed(self, columns: list[Features]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -66,6 +67,11 @@ class GuardedLoss(nn.Module):
         except NonFiniteRowsError as error:
             count = _rows(self._batch[0]) if self._batch else 0  # a pass may have each row several times
             raise self.non_finite(str(error), sorted({row % count for row in error.rows} if count else ())) from error
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
+        _, *arguments = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in arguments}
 
     @property
     def citation(self) -> str:

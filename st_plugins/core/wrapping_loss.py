@@ -29,9 +29,9 @@ class WrappingLoss(GuardedLoss):
         return cast("nn.Module", self.loss.model)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return the weight, and name and configuration of the wrapped loss."""
+        """Return name and configuration of the wrapped loss, and the other arguments."""
         inner: dict[str, Any] = getattr(self.loss, "get_config_dict", dict)()
-        return {"loss": type(self.loss).__name__, "loss_config": inner, "weight": self.weight}
+        return {"loss": type(self.loss).__name__, "loss_config": inner, **super().get_config_dict()}
 
     @property
     def citation(self) -> str:

@@ -103,10 +103,13 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         self._width = embedding_dimension(model)
         self.head = nn.Linear(self._width * (4 if add_max_square else 3), self.num_labels, device=model.device)
 
-    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if there are not two text columns and a class for each row."""
+    def check_columns(self, columns: list[Features]) -> None:
+        """Raise a ValueError if there are not two text columns."""
         if len(columns) != 2:
             raise ValueError(f"ConSERTJointLoss takes two text columns (premise, hypothesis), got {len(columns)}")
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise a ValueError if there is not a class for each row."""
         check_targets(labels, self.num_labels, ", or use ConSERTLoss, which needs no labels")
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
@@ -134,12 +137,3 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         if self.add_max_square:
             features = torch.cat([features, torch.maximum(u, v).square()], dim=-1)
         return cross_entropy(precise(self.apply_head(features)), labels)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
-        return {
-            **super().get_config_dict(),
-            "labels": self.labels,
-            "weight": self.weight,
-            "add_max_square": self.add_max_square,
-        }

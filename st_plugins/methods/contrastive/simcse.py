@@ -162,7 +162,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         else:
             self.head = nn.Identity()
 
-    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
+    def check_columns(self, columns: list[Features]) -> None:
         """Raise a ValueError if there are not one, two or three columns."""
         if not 1 <= len(columns) <= 3:
             raise ValueError(
@@ -202,13 +202,3 @@ class SimCSELoss(ViewLoss, HeadedLoss):
             self.hard_negative_weight,
             begin,
         )
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
-        return {
-            "temperature": self.temperature,
-            "hard_negative_weight": self.hard_negative_weight,
-            "gather_across_devices": self.gather_across_devices,
-            "mini_batch_size": self.mini_batch_size,
-            "mlp_head": self.mlp_head,
-        }

@@ -65,14 +65,18 @@ class ViewLoss(GuardedLoss, ABC):
         """Embed the batch and compute the loss."""
         columns = list(sentence_features)
         self.begin(columns)
-        self.check_inputs(columns, labels)
+        self.check_columns(columns)
+        self.check_labels(labels)
         embeddings = self.embed(columns, labels)
         return self.guarded(self.compute_loss_from_embeddings(embeddings, labels), embeddings)
 
-    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if the columns or labels do not suit the loss."""
+    def check_columns(self, columns: list[Features]) -> None:
+        """Raise a ValueError if the loss does not take such text columns."""
         if not columns:
             raise ValueError("the dataset has no text column; give it at least one")
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise a ValueError if the labels do not suit the loss; by default it needs none."""
 
     @abstractmethod
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Any:
@@ -144,13 +148,8 @@ class ViewLoss(GuardedLoss, ABC):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
-        return {
-            "views": [view_config(view) for view in self.views],
-            "temperature": self.temperature,
-            "gather_across_devices": self.gather_across_devices,
-            "mini_batch_size": self.mini_batch_size,
-            "encoder_dropout": self.encoder_dropout,
-        }
+        config = super().get_config_dict()
+        return config | ({"views": [view_config(view) for view in self.views]} if "views" in config else {})
 
     def _encode(self, model: nn.Module, features: Features, views: Views) -> Tensor:
         host = around(model)

@@ -313,13 +313,3 @@ class RDropLoss(WrappingLoss):
         if self.consistency != "scores":
             return symmetric_kl(first, second)
         return (precise(first) - precise(second)).square().mean()
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the arguments, and name and configuration of the wrapped loss."""
-        return {
-            **super().get_config_dict(),
-            "scaling": self.scaling,
-            "consistency": self.consistency,
-            "scale": self.scale,
-            "unlabeled": self.unlabeled,
-        }

@@ -12,13 +12,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from st_plugins.core.headed_loss import (
-    ClassifierLoss,
-    check_targets,
-    count_classes,
-    embedding_dimension,
-    pair_features,
-)
+from st_plugins.core.headed_loss import ClassifierLoss, count_classes, embedding_dimension, pair_features
 from st_plugins.core.host import default_prompt, evaluating, inner_model
 from st_plugins.core.loss import Features, Terms
 from st_plugins.core.precision import precise
@@ -111,8 +105,8 @@ class SelfExplainingLoss(ClassifierLoss):
         self._width = embedding_dimension(model)
         self.head = nn.Linear(self._width * (1 if pairs == "joint" else 3), self.num_labels, device=model.device)
 
-    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if the number of text columns is not that of ``pairs``, or a row has no class."""
+    def check_columns(self, columns: list[Features]) -> None:
+        """Raise a ValueError if the number of text columns is not that of ``pairs``."""
         wanted = 1 if self.pairs == "joint" else 2
         if len(columns) != wanted:
             remedy = (
@@ -125,7 +119,6 @@ class SelfExplainingLoss(ClassifierLoss):
                 f"SelfExplainingLoss with pairs={self.pairs!r} takes {wanted} text column(s), got {len(columns)}; "
                 f"{remedy}"
             )
-        check_targets(labels, self.num_labels)
 
     def embed(self, columns: list[Features]) -> tuple[list[Tensor], Tensor | None]:
         """Return the embeddings of the columns, and the sharpness of the spans of all their texts."""
@@ -189,10 +182,6 @@ class SelfExplainingLoss(ClassifierLoss):
         """Return the logits of the classes, ``(N, num_labels)``, in float32 at least."""
         columns = [self.widened(embedding) for embedding in embeddings]
         return precise(self.apply_head(columns[0] if self.pairs == "joint" else pair_features(*columns)))
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor arguments, ready for JSON: ``type(loss)(model, **config)`` builds the loss again."""
-        return {"labels": self.labels, "weight": self.weight, "pairs": self.pairs}
 
 
 def check_weight(weight: float) -> float:

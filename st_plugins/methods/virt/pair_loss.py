@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from st_plugins.core.headed_loss import ClassifierLoss, check_targets
+from st_plugins.core.headed_loss import ClassifierLoss
 from st_plugins.core.loss import Features
 from st_plugins.core.wrappers import refuse_around
 from st_plugins.methods.virt.interaction import pair_means
@@ -65,6 +65,8 @@ class VIRTPairLoss(ClassifierLoss):
         host trains its cross-encoders.
     """
 
+    _paper = _CITATION
+
     def __init__(self, classifier: VIRTPairClassifier) -> None:
         if not isinstance(classifier, VIRTPairClassifier):
             raise TypeError(f"classifier must be a VIRTPairClassifier, got {type(classifier).__name__}")
@@ -73,17 +75,15 @@ class VIRTPairLoss(ClassifierLoss):
         self.num_labels, self.special_ids = classifier.num_labels, classifier.special_ids
         self._config = classifier.get_config_dict()
 
-    def check_inputs(self, columns: list[Features], labels: Tensor | None) -> None:
-        """Raise a ValueError if there are not two text columns, or a row has no label of the right kind.
-
-        Args:
-            columns: One tokenized batch for each text column.
-            labels: The labels, if the dataset has them.
-        """
+    def check_columns(self, columns: list[Features]) -> None:
+        """Raise a ValueError if there are not two text columns."""
         if len(columns) != 2:
             raise ValueError(f"VIRTPairLoss takes 2 text columns, got {len(columns)}; give both texts of each pair")
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise a ValueError if a row has no label of the right kind."""
         if self.num_labels > 1:
-            check_targets(labels, self.num_labels)
+            super().check_labels(labels)
             return
         if labels is None:
             raise ValueError("labels are missing: name the dataset's column of scores 'label'")
@@ -131,8 +131,3 @@ class VIRTPairLoss(ClassifierLoss):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the classifier's options: ``VIRTPairLoss(VIRTPairClassifier(model, **config))`` builds the same."""
         return dict(self._config)
-
-    @property
-    def citation(self) -> str:
-        """BibTeX entry of the paper."""
-        return _CITATION
