@@ -20,7 +20,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the reports of an earlier demo.")] = False,
 ) -> None:
     """Evaluate, whiten, explain, teach and match in a miniature world, offline, in about four minutes."""
-    from st_plugins.cli.console import pipelines_table
+    from st_plugins.evaluation.pages.tables import pipelines_table
 
     names = ("01_evaluate_and_whiten", "02_explain", "03_virt", "04_re2")  # no names for an import statement
     evaluating, explaining, teaching, matching = (_example(name) for name in names)
@@ -32,7 +32,8 @@ def demo(
         "each row is one way to make embeddings; does it stand above what shared words alone would have?",
     )
     results = evaluating.run(output, seed=seed, overwrite=overwrite)
-    console.print(pipelines_table("Miniature world: Spearman x 100, convention 'all', 95 % intervals", results))
+    title = "Miniature world: Spearman x 100, convention 'all', 95 % intervals"
+    console.print(pipelines_table(title, results).to_terminal())
     say(evaluating.conclusion(results))
     _say_step(
         "2/4 Explain: which words an embedding is made of",

@@ -156,9 +156,10 @@ def compare(
 
       st-plugins compare ./model-a ./model-b --tasks stsb,sickr --data ./data
     """
-    from st_plugins.cli.console import comparison_table, print_warnings, verdict
+    from st_plugins.cli.console import print_warnings, verdict
     from st_plugins.core.writing.atomic import file_target
     from st_plugins.evaluation.comparison import compare as compare_results
+    from st_plugins.evaluation.pages.tables import comparison_table
     from st_plugins.evaluation.result import SuiteResult
 
     target = None
@@ -203,7 +204,8 @@ def compare(
     )
     if target is not None:
         target.write_text(comparison.to_json())
-    terminal().print(comparison_table(comparison, {task.name: task.title for task in results[0].tasks}))
+    titles = {task.name: task.title for task in results[0].tasks}
+    terminal().print(comparison_table(comparison, titles).to_terminal())
     say(verdict(comparison))
     warnings = [text for result in results for text in result.warnings]
     print_warnings(terminal(), [*warnings, *comparison.notes])

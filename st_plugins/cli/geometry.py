@@ -51,13 +51,14 @@ def geometry(
     """
     import json
 
-    from st_plugins.cli.console import geometry_table, print_warnings
+    from st_plugins.cli.console import print_warnings
     from st_plugins.core.encoding import encode_longest_first
     from st_plugins.core.host import check_prompt
     from st_plugins.core.writing.atomic import file_target
     from st_plugins.data.own import read_texts
     from st_plugins.evaluation.encoding import distinct
     from st_plugins.evaluation.measuring import way_of_texts
+    from st_plugins.evaluation.pages.tables import geometry_table
     from st_plugins.geometry.embeddings import describe
 
     check_model(model)
@@ -84,7 +85,7 @@ def geometry(
     numbers = describe(embeddings, seed=seed)
     if target is not None:
         target.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
-    terminal().print(geometry_table(f"{model} on {len(sentences):,} distinct texts", numbers))
+    terminal().print(geometry_table(f"{model} on {len(sentences):,} distinct texts", numbers).to_terminal())
     print_warnings(terminal(), [warning] if warning else [])
     if output is not None:
         say(f"wrote {output}")

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from st_plugins.core.writing.atomic import Target, file_target
-from st_plugins.evaluation.html_report import html
-from st_plugins.evaluation.reading import how_to_read
+from st_plugins.evaluation.pages.figures import Picture, pictures
+from st_plugins.evaluation.pages.tables import tables
+from st_plugins.evaluation.pages.words import header, how_to_read, summary
 from st_plugins.evaluation.result import Difference, Score, SuiteResult
-from st_plugins.evaluation.tables import Cell, Table, header, summary, tables
-from st_plugins.report.page import GENERATOR
-from st_plugins.report.terminal import shown
+from st_plugins.report.page import GENERATOR, escape, page, section
+from st_plugins.report.table import Table, markdown_text
 
-__all__ = ["csv_text", "markdown", "report_targets", "write_reports"]
+__all__ = ["csv_text", "html", "markdown", "report_targets", "write_reports"]
 
 _METRICS = [f"{metric}_{kind}" for metric in ("spearman", "pearson") for kind in ("all", "mean", "wmean")]
 _COLUMNS = ["model", "system", "task", "subset", "pairs"]
@@ -84,16 +82,60 @@ def write_reports(
 def markdown(result: SuiteResult) -> str:
     """Return the report as Markdown. It holds no date: the same result gives the same text."""
     lines = header(result)
-    parts = [f"# STS evaluation: {_escaped(lines['Model'])}"]
+    parts = [f"# STS evaluation: {markdown_text(lines['Model'])}"]
     if result.settings.get("banner"):
-        parts.append(f"> **{_escaped(str(result.settings['banner']))}**")
-    parts.append(_escaped(summary(result)))
-    parts.append("\n".join(f"- {name}: {_escaped(line)}" for name, line in lines.items()))
-    parts += [_markdown_table(table) for table in tables(result)]
+        parts.append(f"> **{markdown_text(str(result.settings['banner']))}**")
+    parts.append(markdown_text(summary(result)))
+    parts.append("\n".join(f"- {name}: {markdown_text(line)}" for name, line in lines.items()))
+    parts += [table.to_markdown() for table in tables(result)]
     if result.warnings:
-        parts.append("## Warnings\n\n" + "\n".join(f"- {_escaped(warning)}" for warning in result.warnings))
-    parts.append("## How to read this\n\n" + "\n\n".join(_escaped(text) for text in how_to_read(result)))
+        parts.append("## Warnings\n\n" + "\n".join(f"- {markdown_text(warning)}" for warning in result.warnings))
+    parts.append("## How to read this\n\n" + "\n\n".join(markdown_text(text) for text in how_to_read(result)))
     return "\n\n".join(parts) + "\n"
+
+
+def html(result: SuiteResult) -> str:
+    """Return the whole page."""
+    lines = header(result)
+    title = f"STS evaluation: {lines['Model']}"
+    main, *others = tables(result)
+    body = [f"<h1>{escape(title)}</h1>"]
+    if result.settings.get("banner"):
+        body.insert(0, f'<p class="banner" role="note">{escape(str(result.settings["banner"]))}</p>')
+    body.append(f'<p class="summary">{escape(summary(result))}</p>')
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(line)}</dd>" for name, line in lines.items())
+    body.append(f"<dl>{facts}</dl>")
+    if result.warnings:
+        items = "".join(f"<li>{escape(warning)}</li>" for warning in result.warnings)
+        body.append(section("Warnings", f"<ul>{items}</ul>"))
+    body.append(main.to_html())
+    body.append(_figures(pictures(result)))
+    body.append(section("How to read this", "".join(f"<p>{escape(text)}</p>" for text in how_to_read(result))))
+    body += [table.to_html() for table in others]
+    return page(title, body)
+
+
+def _figures(drawn: list[Picture] | None) -> str:
+    if drawn is None:
+        return section(
+            "Figures",
+            '<p>matplotlib is not installed: <code>pip install "st-plugins[report]"</code> adds figures.</p>',
+        )
+    content = ""
+    for group, title in (("overview", "Figures"), ("scatter", "Similarity against gold score")):
+        images = "\n".join(_figure(picture) for picture in drawn if picture.group == group)
+        if images:
+            content += section(title, f'<div class="{group}">\n{images}\n</div>')
+        else:
+            content += section(title, "<p>The result does not hold the similarities of the pairs.</p>")
+    return content
+
+
+def _figure(picture: Picture) -> str:
+    return (
+        f'<figure><img src="{picture.uri}" alt="{escape(picture.alt)}">'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    )
 
 
 def csv_text(result: SuiteResult) -> str:
@@ -125,30 +167,9 @@ def csv_text(result: SuiteResult) -> str:
             for name, difference in sorted(above.items()):
                 row = {"system": system, "task": name} | _fields("spearman_all", difference)
                 rows.append(row | {"p_value": difference.p_value, "verdict": difference.verdict})
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"model": result.model.get("name", "")} | row for row in rows)
-    return buffer.getvalue()
+    model = {"model": result.model.get("name", "")}
+    return Table("", _COLUMNS, [[str((model | row).get(column, "")) for column in _COLUMNS] for row in rows]).to_csv()
 
 
 def _fields(metric: str, score: Score | Difference) -> dict[str, Any]:
     return {metric: score.value, f"{metric}_low": score.low, f"{metric}_high": score.high}
-
-
-def _markdown_table(table: Table) -> str:
-    def line(cells: list[Cell]) -> str:
-        texts = [cell if isinstance(cell, str) else " ".join(cell) for cell in cells]
-        return "| " + " | ".join(_escaped(text) for text in texts) + " |"
-
-    note = f"{_escaped(table.note)}\n\n" if table.note else ""
-    rows = [line([*table.columns]), "| " + " | ".join("---" for _ in table.columns) + " |", *map(line, table.rows)]
-    return f"## {_escaped(table.title)}\n\n{note}" + "\n".join(rows)
-
-
-def _escaped(text: str) -> str:
-    """Return text that Markdown shows as it is: no HTML, no emphasis, no link, no broken table row."""
-    text = shown(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "\\`*|":
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("](", "]\\(")

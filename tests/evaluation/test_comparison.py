@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli.console import comparison_table, verdict
+from st_plugins.cli.console import verdict
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluation import STSSuiteEvaluator, SuiteResult, compare
+from st_plugins.evaluation.pages.tables import comparison_table
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_model_is_not_separable_from_itself(result: SuiteResult) -> None:
     assert {value.verdict for value in [*comparison.tasks.values(), comparison.average]} == {"not separable"}
     assert comparison.average.value == 0 and comparison.average.p_value == 1
     console = Console(file=io.StringIO(), width=200)
-    console.print(comparison_table(comparison, {}), verdict(comparison))
+    console.print(comparison_table(comparison, {}).to_terminal(), verdict(comparison))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "B - A is +0.00 [+0.0, +0.0]" in printed and "-0.0" not in printed
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from st_plugins.evaluation import report
-from st_plugins.evaluation.figures import MAX_POINTS
-from st_plugins.evaluation.html_report import html
-from st_plugins.evaluation.report import markdown, write_reports
+from st_plugins.evaluation.pages.figures import MAX_POINTS
+from st_plugins.evaluation.report import html, markdown, write_reports
 from st_plugins.evaluation.result import Difference, FloorResult, Score, SuiteResult, TaskResult
 
 KINDS = ("all", "mean", "wmean")

@@ -19,9 +19,10 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerControl, TrainerState
 
-from st_plugins.cli.console import comparison_table, print_before_after
+from st_plugins.cli.console import print_before_after
 from st_plugins.data import Pairs
 from st_plugins.evaluation import Difference, STSSuiteEvaluator, SuiteResult, compare
+from st_plugins.evaluation.pages.tables import comparison_table
 from st_plugins.evaluation.report import csv_text, markdown
 from st_plugins.evaluation.statistics import difference, holm
 from st_plugins.geometry import GeometryCallback
@@ -92,7 +93,7 @@ def test_one_flat_task_makes_the_average_undefined_not_the_other_task(result: Su
     verdicts = {name: judged.verdict for name, judged in found.tasks.items()}
     assert verdicts == {"fine": "not separable", "flat": "undefined"}
     assert found.average.verdict == "undefined" and found.tasks["fine"].p_value == 1
-    text = _printed(lambda console: console.print(comparison_table(found, {})))
+    text = _printed(lambda console: console.print(comparison_table(found, {}).to_terminal()))
     assert "nan" not in text and text.count("undefined") == 8
 
 

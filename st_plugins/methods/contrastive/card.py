@@ -13,8 +13,8 @@ from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluation.comparison import Comparison
 from st_plugins.evaluation.result import Difference, Score, SuiteResult
-from st_plugins.evaluation.tables import percent
 from st_plugins.methods.contrastive.result import TrainingResult
+from st_plugins.report.table import percent
 from st_plugins.report.terminal import shown
 
 __all__ = ["add_section", "consert_section", "selection_in_words"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from st_plugins.evaluation.result import Score, SuiteResult, TaskResult
-from st_plugins.evaluation.tables import percent
+from st_plugins.report.table import percent
 
 __all__ = ["Picture", "pictures"]
 

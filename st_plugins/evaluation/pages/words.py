@@ -1,16 +1,73 @@
-"""The paragraphs of a report that explain its numbers."""
+"""The words of a report: what was found, how it was measured, and how its numbers are to be read."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from st_plugins.evaluation.result import SuiteResult
-from st_plugins.evaluation.tables import module_name, number, percent
+from st_plugins.evaluation.measuring import setting_in_words
+from st_plugins.evaluation.pages.tables import json_text, score_cell, words
+from st_plugins.evaluation.result import Score, SuiteResult
+from st_plugins.report.table import number, percent
 
-__all__ = ["TIES_MATTER", "highest_in_words", "how_to_read"]
+__all__ = ["TIES_MATTER", "header", "highest_in_words", "how_to_read", "summary"]
 
 TIES_MATTER = 0.995  # half a point; the ties of the graded tasks cost less
+
+
+def summary(result: SuiteResult) -> str:
+    """Say in one or two sentences what was found."""
+    score = result.average["spearman_all"]
+    tasks = "1 task" if len(result.tasks) == 1 else f"{len(result.tasks)} tasks"
+    text = f'Average over {tasks}: {score_cell(score)} (Spearman × 100, convention "all").'
+    if result.floor is None:
+        return text
+    above = result.floor.above_whitened["avg"]
+    if math.isnan(above.value):
+        return f"{text} Its distance from the whitened floor is undefined."
+    side, distance = "above", Score(above.value, above.low, above.high)
+    if above.value < 0:
+        side, distance = "below", Score(-above.value, -above.high, -above.low)
+    return f"{text} That is {score_cell(distance)} {side} the whitened floor: {above.verdict}."
+
+
+def header(result: SuiteResult) -> dict[str, str]:
+    """Return what was evaluated and with what, one short line each."""
+    model = result.model
+    lines = {"Model": str(model.get("name", "unnamed"))}
+    parts = [_module_name(module) for module in model.get("modules") or []]
+    if model.get("pooling") is not None:
+        parts.append(f"pooling {json_text(model['pooling'])}")
+    if model.get("dimension") is not None:
+        parts.append(f"{model['dimension']} dimensions")
+    if model.get("dtype"):
+        parts.append(str(model["dtype"]))
+    if model.get("max_seq_length") is not None:
+        parts.append(f"at most {model['max_seq_length']} tokens")
+    if parts:
+        lines["Modules"] = ", ".join(parts)
+    if result.settings.get("similarity"):
+        lines["Similarity"] = str(result.settings["similarity"])
+    lines |= _measured(result.settings.get("measured") or {})
+    lines["Versions"] = ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
+    return lines
+
+
+def _measured(settings: dict[str, Any]) -> dict[str, str]:
+    """Return a line on the prompts and routes that were used, and one on what was not the model's own."""
+    lines = {}
+    for name in ("prompts", "routes"):
+        used = settings.get(name, {}).get("used", {})
+        if any(side is not None for sides in used.values() for side in sides):
+            lines[name.capitalize()] = setting_in_words(used)
+    changed = [
+        f"{words(name)} {setting_in_words(value['used'])} (own: {setting_in_words(value['own'])})"
+        for name, value in sorted(settings.items())
+        if value["used"] != value["own"]
+    ]
+    if changed:
+        lines["Not the model's own"] = ", ".join(changed)
+    return lines
 
 
 def how_to_read(result: SuiteResult) -> list[str]:
@@ -62,7 +119,7 @@ def _fitted_on(result: SuiteResult) -> str:
         text += f" The floor was whitened on {result.floor.whitened_on}."
         if "evaluated" in result.floor.whitened_on:
             text += " Those are the test texts (without their gold scores), which is the floor's best case."
-    modules = [module for module in result.model.get("modules") or [] if module_name(module) == "Whitening"]
+    modules = [module for module in result.model.get("modules") or [] if _module_name(module) == "Whitening"]
     if not modules:
         return f"{text} The model holds no whitening."
     sources = [name for module in modules for name in _sources(module)]
@@ -84,3 +141,8 @@ def _sources(module: dict[str, Any]) -> list[str]:
     if isinstance(sources, dict):
         return [f"{name} ({number(rows)} texts)" for name, rows in sorted(sources.items())]
     return [str(source) for source in ([sources] if isinstance(sources, str) else sources)]
+
+
+def _module_name(module: dict[str, Any]) -> str:
+    """Return the class of a module without its package."""
+    return str(module.get("type", "module")).rsplit(".", 1)[-1]

@@ -1,0 +1,3 @@
+"""The pages of a report: its tables, its words and its figures."""
+
+from __future__ import annotations
