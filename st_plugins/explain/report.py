@@ -18,8 +18,7 @@ from st_plugins.explain.tokens import Token
 from st_plugins.explain.units import By
 from st_plugins.report.matrices import (
     STYLE,
-    Cell,
-    cells,
+    Piece,
     legend_html,
     matrix_html,
     matrix_terminal,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from st_plugins.explain.pair import PairExplanation
     from st_plugins.explain.single import Explanation
 
-__all__ = ["explanation_html", "explanation_terminal", "pair_html", "pair_terminal"]
+__all__ = ["explanation_html", "explanation_terminal", "pair_html", "pair_terminal", "pieces"]
 
 _TERMINAL_TOKENS, _PAGE_TOKENS = 12, 40
 _UNIFORM = (
@@ -58,7 +57,7 @@ def explanation_terminal(explanation: Explanation) -> Group:
         table.add_column(column, justify="right" if column == "weight" else "left")
     for span in explanation.top:
         table.add_row(f"{span.weight:.4f}", foreign(_shown(span)))
-    strip = strip_terminal(cells(explanation.text, explanation.side.tokens, explanation.saliency), _top(explanation))
+    strip = strip_terminal(pieces(explanation.text, explanation.side.tokens, explanation.saliency), _top(explanation))
     parts: list[RenderableType] = [Padding(strip, (1, 0)), table, Text(_weights_line(explanation))]
     parts += [foreign(line) for line in _notes(explanation.side, explanation.unit)]
     return Group(*parts, *_faithfulness_terminal(explanation.faithfulness))
@@ -67,7 +66,7 @@ def explanation_terminal(explanation: Explanation) -> Group:
 def explanation_html(explanation: Explanation) -> str:
     """Return the page of one text."""
     side = explanation.side
-    strip = strip_html(cells(side.text, side.tokens, explanation.saliency), _top(explanation))
+    strip = strip_html(pieces(side.text, side.tokens, explanation.saliency), _top(explanation))
     legend = legend_html(_top(explanation), signed=False)
     rows = [[_shown(span), _place(span), f"{span.weight:.4f}"] for span in explanation.top]
     body = [
@@ -145,7 +144,24 @@ def pair_html(explanation: PairExplanation) -> str:
     return page(f"Why {explanation.similarity:.4f}?", body, STYLE)
 
 
-def _pair_strips(explanation: PairExplanation) -> tuple[list[list[Cell]], float]:
+def pieces(text: str, tokens: Sequence[Token], values: Sequence[float] | NDArray[np.float64]) -> list[Piece]:
+    """Lay numbers of tokens over their text, so that the text can be read as it was written."""
+    found: list[Piece] = []
+    reached = after = 0
+    for token, value in zip(tokens, values, strict=True):
+        if token.start is not None and token.start > reached:
+            found.append(Piece(text[reached : token.start]))
+        elif found and (token.start is None or found[-1].added):
+            found.append(Piece(" "))
+        found.append(Piece(token.text, float(value), token.kind != "text"))
+        if token.end is not None:
+            reached, after = max(reached, token.end), len(found)
+    if after and reached < len(text):
+        found.insert(after, Piece(text[reached:]))
+    return found
+
+
+def _pair_strips(explanation: PairExplanation) -> tuple[list[list[Piece]], float]:
     """Both texts with their saliencies, and the number that gets full colour in both."""
     shown = explanation.gathered(_one(explanation))
     found = []
@@ -153,12 +169,12 @@ def _pair_strips(explanation: PairExplanation) -> tuple[list[list[Cell]], float]
         (explanation.first, shown.first, shown.contributions.sum(1)),
         (explanation.second, shown.second, shown.contributions.sum(0)),
     ):
-        pieces = [
+        tokens = [
             Token(unit.text, unit.text, unit.start, unit.end, unit.kind) for unit in units if unit.kind != "rest"
         ]
-        found.append((side.text, pieces, values[: len(pieces)]))
+        found.append((side.text, tokens, values[: len(tokens)]))
     limit = float(max(np.abs(values).max() for _, _, values in found))
-    return [cells(*one) for one in found], limit
+    return [pieces(*one) for one in found], limit
 
 
 def _one(explanation: PairExplanation) -> By:

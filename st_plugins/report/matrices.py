@@ -7,7 +7,7 @@ matrix has its number written in it, so that nothing rests on color alone. Text 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,13 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from st_plugins.explain.tokens import Token
 from st_plugins.report.page import escape
 from st_plugins.report.palette import color, hexadecimal, ink
 from st_plugins.report.terminal import shown
 
 __all__ = [
     "STYLE",
-    "Cell",
-    "cells",
+    "Piece",
     "legend_html",
     "matrix_html",
     "matrix_terminal",
@@ -52,38 +50,20 @@ mark, .heat td, .legend i { print-color-adjust: exact; -webkit-print-color-adjus
 """
 
 
-@dataclass(frozen=True)
-class Cell:
+class Piece(NamedTuple):
     """A piece of a text in a strip."""
 
     text: str
-    value: float | None = None
-    added: bool = False
+    value: float | None = None  # text between the tokens has none, and no color
+    added: bool = False  # special tokens and prompts do not stand in the text itself
 
 
-def cells(text: str, tokens: Sequence[Token], values: Sequence[float] | NDArray[np.float64]) -> list[Cell]:
-    """Lay numbers of tokens over their text, so that the text can be read as it was written."""
-    found: list[Cell] = []
-    reached = after = 0
-    for token, value in zip(tokens, values, strict=True):
-        if token.start is not None and token.start > reached:
-            found.append(Cell(text[reached : token.start]))
-        elif found and (token.start is None or found[-1].added):
-            found.append(Cell(" "))
-        found.append(Cell(token.text, float(value), token.kind != "text"))
-        if token.end is not None:
-            reached, after = max(reached, token.end), len(found)
-    if after and reached < len(text):
-        found.insert(after, Cell(text[reached:]))
-    return found
-
-
-def strip_terminal(strip: Sequence[Cell], limit: float | None = None) -> Text:
+def strip_terminal(strip: Sequence[Piece], limit: float | None = None) -> Text:
     """Return a strip for the terminal."""
-    scale = limit or _limit([cell.value or 0.0 for cell in strip])
+    scale = limit or _limit([piece.value or 0.0 for piece in strip])
     drawn = Text()
-    for cell in strip:
-        drawn.append(shown(cell.text), None if cell.value is None else _style(cell.value / scale))
+    for piece in strip:
+        drawn.append(shown(piece.text), None if piece.value is None else _style(piece.value / scale))
     return drawn
 
 
@@ -108,18 +88,18 @@ def matrix_terminal(
     return table
 
 
-def strip_html(strip: Sequence[Cell], limit: float | None = None) -> str:
+def strip_html(strip: Sequence[Piece], limit: float | None = None) -> str:
     """Return a strip as a paragraph of HTML; hovering over a token shows its number."""
-    scale = limit or _limit([cell.value or 0.0 for cell in strip])
+    scale = limit or _limit([piece.value or 0.0 for piece in strip])
     drawn = ""
-    for cell in strip:
-        if cell.value is None:
-            drawn += escape(cell.text)
+    for piece in strip:
+        if piece.value is None:
+            drawn += escape(piece.text)
             continue
-        names = " ".join(name for name, on in (("added", cell.added), ("minus", cell.value < 0)) if on)
-        title = escape(f"{cell.text}: {cell.value:.4g}")
+        names = " ".join(name for name, on in (("added", piece.added), ("minus", piece.value < 0)) if on)
+        title = escape(f"{piece.text}: {piece.value:.4g}")
         named = f' class="{names}"' if names else ""
-        drawn += f'<mark{named} style="{_css(cell.value / scale)}" title="{title}">{escape(cell.text)}</mark>'
+        drawn += f'<mark{named} style="{_css(piece.value / scale)}" title="{title}">{escape(piece.text)}</mark>'
     return f'<p class="strip">{drawn}</p>'
 
 

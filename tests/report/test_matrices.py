@@ -14,9 +14,10 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.explain import explain_pair, explain_text
+from st_plugins.explain.report import pieces
 from st_plugins.explain.tokens import Token
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
-from st_plugins.report.matrices import Cell, cells, matrix_html, matrix_terminal, strip_html, strip_terminal
+from st_plugins.report.matrices import Piece, matrix_html, matrix_terminal, strip_html, strip_terminal
 from st_plugins.report.palette import color, ink
 
 Make = Callable[..., SentenceTransformer]
@@ -74,7 +75,7 @@ def test_pages_are_escaped_and_self_contained(make_model: Make) -> None:
 
 
 def test_a_token_of_markup_is_escaped() -> None:
-    page = _Page(strip_html([Cell("<script>", 1.0), Cell(" <img src=x> "), Cell('" onclick="x', -1.0)]))
+    page = _Page(strip_html([Piece("<script>", 1.0), Piece(" <img src=x> "), Piece('" onclick="x', -1.0)]))
     assert page.tags == ["p", "mark", "mark"] and page.words == '<script> <img src=x> " onclick="x'
     assert {name for name, _ in page.attributes} == {"class", "style", "title"}
     assert ("title", '" onclick="x: -1') in page.attributes
@@ -84,17 +85,17 @@ def test_a_token_of_markup_is_escaped() -> None:
 def test_the_strip_is_the_text_as_it_was_written(make_model: Make) -> None:
     text = "  The man's\tbig <dog>   is un-happy. "
     found = explain_text(make_model("bert"), text)
-    strip = cells(text, found.side.tokens, found.saliency)
-    assert "".join(cell.text for cell in strip if not cell.added).strip() == text.strip()
+    strip = pieces(text, found.side.tokens, found.saliency)
+    assert "".join(piece.text for piece in strip if not piece.added).strip() == text.strip()
     assert _Page(strip_html(strip)).words.split() == strip_terminal(strip).plain.split()
-    assert [cell.text for cell in strip if cell.added] == ["[CLS]", "[SEP]"]
-    shown = [cell.value for cell in strip if cell.value is not None]
+    assert [piece.text for piece in strip if piece.added] == ["[CLS]", "[SEP]"]
+    shown = [piece.value for piece in strip if piece.value is not None]
     assert shown == pytest.approx(found.saliency)
 
 
 def test_tokens_without_characters_are_set_apart() -> None:
     tokens = [Token("[A]", "[A]", None, None, "special"), Token("x", "x", None, None, "text")]
-    assert [cell.text for cell in cells("x", tokens, [1, 2])] == ["[A]", " ", "x"]
+    assert [piece.text for piece in pieces("x", tokens, [1, 2])] == ["[A]", " ", "x"]
 
 
 @pytest.mark.parametrize("value", np.linspace(-1, 1, 81))
@@ -130,7 +131,7 @@ def test_a_matrix_shows_its_numbers() -> None:
 
 
 def test_all_zeros_have_no_color() -> None:
-    assert "background:#f7f7f7" in strip_html([Cell("a", 0.0)]) and "#08306b" not in strip_html([Cell("a", 0.0)])
+    assert "background:#f7f7f7" in strip_html([Piece("a", 0.0)]) and "#08306b" not in strip_html([Piece("a", 0.0)])
 
 
 def test_terminal_shows_text_with_markup_as_it_is(make_model: Make) -> None:
