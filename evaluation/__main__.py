@@ -21,7 +21,7 @@ from evaluation.engine.study import Place
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run a study, or make its table.")
 Recipe = Annotated[Path, typer.Argument(help="A TOML file of evaluation/studies/<study>/recipes/, or one like them.")]
-Folder = Annotated[Path | None, typer.Option(help="Folder of the study's results [default: the study's own].")]
+Folder = Annotated[Path | None, typer.Option(help="Folder of the study's results, if not its own.")]
 
 
 @app.command()

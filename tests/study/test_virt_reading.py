@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from transformers import AutoModel, AutoTokenizer
 
 from evaluation.__main__ import run
@@ -161,6 +162,13 @@ def test_a_recipe_names_the_reading_and_the_command_trains_it(
     assert str(trained) in capsys.readouterr().out
     config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["BertForSequenceClassification"]
+
+
+def test_a_run_without_a_cache_says_what_it_needs(folders: dict[str, Path]) -> None:
+    study = _study(folders)
+    study.place = Place(folders["models"], folders["data"])
+    with pytest.raises(typer.BadParameter, match="need a folder"):
+        reader(study)
 
 
 def test_a_head_that_is_not_berts_is_refused(make_model: Callable[..., Any], folders: dict[str, Path]) -> None:

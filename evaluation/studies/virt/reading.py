@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import typer
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from transformers import AutoTokenizer
@@ -54,7 +55,7 @@ class Reading:
 def cache_of(study: Study) -> Path:
     """Return the folder of what is trained once for all rows."""
     if study.place.cache is None:
-        raise ValueError("the cross-encoders that all rows learn from need a folder: give --cache")
+        raise typer.BadParameter("the cross-encoders that all rows learn from need a folder", param_hint="--cache")
     return study.place.cache
 
 
