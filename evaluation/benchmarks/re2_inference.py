@@ -85,7 +85,7 @@ def main(
                     for name, model in encoders.items()
                 }
                 for count in blocks:
-                    config = RE2Config(blocks=count, encoder_layers=encoder_layers, hidden=hidden)
+                    config = RE2Config(blocks=count, encoder_layers=encoder_layers, hidden_dimension=hidden)
                     row = {"threads": thread_count, "pairs": pairs, "blocks": count}
                     row |= compare_networks(config, width, pairs, tokens, runs, Path(folder, "re2.onnx"))
                     row |= compare_models(config, width, given, slow, slow_runs)
@@ -94,7 +94,7 @@ def main(
     result = {
         "benchmark": "RE2 inference on a CPU",
         "tokens_a_text": tokens,
-        "re2": {"encoder_layers": encoder_layers, "hidden": hidden, "width": width},
+        "re2": {"encoder_layers": encoder_layers, "hidden_dimension": hidden, "width": width},
         "cross_encoders": {name: dict(zip(("layers", "width", "heads"), shape)) for name, shape in SHAPES.items()},  # noqa: B905
         "shrink": shrink,
         "rows": rows,
@@ -123,7 +123,9 @@ def compare_networks(config: RE2Config, width: int, pairs: int, tokens: int, run
         "network": lambda: network(a, mask, b, mask),
     }
     if importlib.util.find_spec("onnxruntime") is not None:
-        methods["onnx"] = onnx_method(network, file, {"a": a, "a_mask": mask, "b": b, "b_mask": mask})
+        methods["onnx"] = onnx_method(
+            network, file, {"first": a, "first_mask": mask, "second": b, "second_mask": mask}
+        )
     with torch.inference_mode():
         for method in methods.values():
             torch.testing.assert_close(method(), folded(a, mask, b, mask), rtol=1e-3, atol=1e-4)
@@ -173,7 +175,9 @@ class Transcription(nn.Module):
 
     def __init__(self, network: RE2) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(TranscribedBlock(block, network.config.hidden) for block in network.blocks)
+        self.blocks = nn.ModuleList(
+            TranscribedBlock(block, network.config.hidden_dimension) for block in network.blocks
+        )
         self.inner, self.outer = network.prediction.inner, network.prediction.outer
 
     def forward(self, a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor) -> Tensor:

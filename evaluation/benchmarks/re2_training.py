@@ -37,7 +37,7 @@ from st_plugins.matching import RE2Config, RE2Matcher, WordVectors
 # Network and pairs in a batch.
 CONFIGURATIONS = {
     "quora": (RE2Config.named("quora"), 512),
-    "small": (RE2Config(blocks=2, hidden=64, prediction="symmetric", max_length=32), 32),
+    "small": (RE2Config(blocks=2, hidden_dimension=64, prediction="symmetric", max_seq_length=32), 32),
 }
 FILE = "matching/qqp_train_subset.tsv.gz"
 

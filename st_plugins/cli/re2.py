@@ -14,7 +14,7 @@ from st_plugins.cli.options import DeviceOption, LengthOption, SeedOption, refus
 from st_plugins.report.terminal import say
 
 if TYPE_CHECKING:
-    from st_plugins.core.labeled import LabelledPairs
+    from st_plugins.core.labeled import LabeledPairs
     from st_plugins.core.reading.tables import Table
     from st_plugins.methods.re2.config import RE2Config
 
@@ -140,7 +140,7 @@ def train(
     _say_configuration(chosen, shape, batch_size or schedule.batch_size, len(rows), config is None)
     torch.manual_seed(seed)
     if max_seq_length is not None:
-        shape = dataclasses.replace(shape, max_length=max_seq_length)
+        shape = dataclasses.replace(shape, max_seq_length=max_seq_length)
     source: Any
     if vectors is not None:
         words = [text for pairs in (rows, judged) if pairs is not None for text in (*pairs.first, *pairs.second)]
@@ -221,9 +221,9 @@ def match(
 
 def _labelled(
     table: Table, columns: tuple[str, str, str], score: bool, classes: list[str] | None = None, name: str = "train"
-) -> tuple[LabelledPairs, list[str] | None]:
+) -> tuple[LabeledPairs, list[str] | None]:
     """Return pairs and the names of their classes, which are given for dev; errors have the line in the file."""
-    from st_plugins.core.labeled import LabelledPairs
+    from st_plugins.core.labeled import LabeledPairs
     from st_plugins.core.reading.labels import class_counts, class_labels
 
     first, second, label = columns
@@ -242,7 +242,7 @@ def _labelled(
     def where(row: int) -> str:
         return f"{table.path}:{table.lines[row]}: row {row} of {name}"
 
-    return LabelledPairs.read(list(zip(*texts, labels, strict=True)), classes, name, where), classes
+    return LabeledPairs.read(list(zip(*texts, labels, strict=True)), classes, name, where), classes
 
 
 def _check_not_scores(table: Table, label: str) -> None:
@@ -264,4 +264,4 @@ def _say_configuration(name: str, shape: RE2Config, batch_size: int, pairs: int,
     reason = (
         f", as there are {pairs:,} training pairs, {few} {FEW_PAIRS:,}; --config takes another" if by_default else ""
     )
-    say(f"configuration {name}: {shape.hidden} wide, {shape.blocks} blocks, batches of {batch_size}{reason}")
+    say(f"configuration {name}: {shape.hidden_dimension} wide, {shape.blocks} blocks, batches of {batch_size}{reason}")

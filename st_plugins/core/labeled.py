@@ -16,7 +16,7 @@ from st_plugins.core.reading.labels import check_labels, class_counts
 from st_plugins.core.reading.tables import to_score
 from st_plugins.core.texts import text_fault
 
-__all__ = ["LABEL_COLUMNS", "LabelledPairs", "check_classes", "check_occurring", "read_train_and_dev"]
+__all__ = ["LABEL_COLUMNS", "LabeledPairs", "check_classes", "check_occurring", "read_train_and_dev"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ LABEL_COLUMNS = ("label", "labels", "score", "scores")  # as the host's trainers
 
 
 @dataclass(frozen=True)
-class LabelledPairs:
+class LabeledPairs:
     """Pairs of texts with the number each has to get."""
 
     first: list[str]
@@ -99,7 +99,7 @@ def check_classes(labels: Sequence[str]) -> None:
     check_labels(labels, error, "in labels[{}]".format, "", quiet=True)
 
 
-def check_occurring(train: LabelledPairs, dev: LabelledPairs | None, classes: Sequence[str]) -> None:
+def check_occurring(train: LabeledPairs, dev: LabeledPairs | None, classes: Sequence[str]) -> None:
     """Log how often each class occurs; raise a ValueError if one cannot be learned."""
     for pairs, name in ((train, "train"), (dev, "dev")):
         if pairs is None:
@@ -115,13 +115,13 @@ def check_occurring(train: LabelledPairs, dev: LabelledPairs | None, classes: Se
 
 def read_train_and_dev(
     train: Any, dev: Any, classes: Sequence[str] | None, seed: int
-) -> tuple[LabelledPairs, LabelledPairs | None]:
+) -> tuple[LabeledPairs, LabeledPairs | None]:
     """Read what a caller gave to train on and to choose the weights on."""
-    pairs, judged = LabelledPairs.read(train, classes, "train"), None
+    pairs, judged = LabeledPairs.read(train, classes, "train"), None
     if isinstance(dev, float):
         pairs, judged = pairs.split(dev, seed)
     elif dev is not None:
-        judged = LabelledPairs.read(dev, classes, "dev")
+        judged = LabeledPairs.read(dev, classes, "dev")
     if classes is not None:
         check_occurring(pairs, judged, classes)
     return pairs, judged

@@ -52,7 +52,7 @@ def run(
     dev, test, seen = pairs[:choosing], pairs[choosing : choosing + judged], pairs[choosing + judged :]
     torch.manual_seed(seed)
     tokenizer: Any = miniature.untrained_encoder(seed=seed).tokenizer
-    config = RE2Config(blocks=2, encoder_layers=1, hidden=48, dropout=0.1)
+    config = RE2Config(blocks=2, encoder_layers=1, hidden_dimension=48, dropout=0.1)
     matcher = RE2Matcher(LearnedEmbedding.from_tokenizer(tokenizer, 64), config, LABELS)
     schedule = RE2Schedule(learning_rate=4e-3, batch_size=64, decay_rate=0.9, decay_samples=4000, epochs=2)
     matcher.fit(seen, dev, schedule=schedule, epochs=epochs, seed=seed, device="cpu", show_progress_bar=False)

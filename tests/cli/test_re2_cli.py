@@ -58,8 +58,12 @@ def test_train_and_match_classes(run: Run, pairs: Path, tmp_path: Path) -> None:
     assert f"{pairs}: 2 classes: 'no' 14, 'yes' 26" in out and "]; majority class 65.0. They took" in out
     assert "configuration small: 64 wide, 2 blocks, batches of 20, as there are 40 training pairs, fewer than" in out
     matcher = RE2Matcher.load(output)
-    assert isinstance(matcher.source, LearnedEmbedding) and matcher.source.width == 8
-    assert matcher.labels == ["no", "yes"] and matcher.config.max_length == 6 and matcher.config.hidden == 64
+    assert isinstance(matcher.source, LearnedEmbedding) and matcher.source.embedding_dimension == 8
+    assert (
+        matcher.labels == ["no", "yes"]
+        and matcher.config.max_seq_length == 6
+        and matcher.config.hidden_dimension == 64
+    )
     table = read_table(pairs)
     texts = list(zip(table.texts("sentence1"), table.texts("sentence2"), strict=True))
     expected = matcher.predict(texts, apply_softmax=True)

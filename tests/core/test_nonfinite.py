@@ -225,7 +225,9 @@ def test_the_callback_looks_at_the_weights_before_they_are_saved(make_model: Mak
 
 def test_what_a_last_step_ruined_is_no_result(sentences: list[str], tmp_path: Path) -> None:
     rows = [(sentences[row], sentences[row + 1], str(row % 2)) for row in range(8)]
-    matcher = RE2Matcher(LearnedEmbedding.from_texts(sentences[:9], 8), RE2Config(hidden=8, blocks=1), ["0", "1"])
+    matcher = RE2Matcher(
+        LearnedEmbedding.from_texts(sentences[:9], 8), RE2Config(hidden_dimension=8, blocks=1), ["0", "1"]
+    )
     with pytest.raises(NonFiniteLossError, match="what the last step left gives no finite scores"):
         matcher.fit(rows, epochs=1, batch_size=8, learning_rate=1e30, show_progress_bar=False)
     pairs = AnonymizedPairs(["1 2 3", "3 4 5"] * 2, ["2 1", "1 5"] * 2, ["1", "0"] * 2)

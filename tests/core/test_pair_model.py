@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
-from st_plugins.core.labeled import LabelledPairs, check_classes, check_occurring
+from st_plugins.core.labeled import LabeledPairs, check_classes, check_occurring
 from st_plugins.core.pair_metrics import METRICS, Accuracy, check_metric, measure, measure_accuracy
 from st_plugins.core.reading.tables import read_table
 from st_plugins.core.writing.rows import table_target, write_table
@@ -121,20 +121,20 @@ def test_metrics_by_name() -> None:
 
 def test_labels_by_name_by_position_and_by_dataset() -> None:
     rows: list[Any] = [("a", "b", 2), ["c", "", 0], ("e", "f", np.int64(1)), ("", "h", 2.0)]
-    pairs = LabelledPairs.read(rows, NLI)
+    pairs = LabeledPairs.read(rows, NLI)
     assert (pairs.first, pairs.second) == (["a", "c", "e", ""], ["b", "", "f", "h"])
     assert pairs.labels == [2, 0, 1, 2] and len(pairs) == 4
-    assert LabelledPairs.read([("a", "b", "entailment"), ("c", "d", "contradiction")], NLI).labels == [2, 0]
-    assert LabelledPairs.read(pairs, NLI) is pairs
+    assert LabeledPairs.read([("a", "b", "entailment"), ("c", "d", "contradiction")], NLI).labels == [2, 0]
+    assert LabeledPairs.read(pairs, NLI) is pairs
     columns = {"premise": ["a", "c"], "label": [0, 2], "hypothesis": ["b", "d"]}
-    assert LabelledPairs.read(Dataset.from_dict(columns), NLI).labels == [0, 2]
+    assert LabeledPairs.read(Dataset.from_dict(columns), NLI).labels == [0, 2]
     # The dataset's own names count, not its numbers.
     features = {"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=NLI[::-1])}
-    pairs = LabelledPairs.read(Dataset.from_dict(columns, features=Features(features)), NLI)
+    pairs = LabeledPairs.read(Dataset.from_dict(columns, features=Features(features)), NLI)
     assert pairs.labels == [2, 0] and pairs.second == ["b", "d"]
     # Numbers that are names.
-    assert LabelledPairs.read([("a", "b", 1), ("a", "b", "2"), ("a", "b", True)], ["1", "2"]).labels == [0, 1, 0]
-    scores = LabelledPairs.read([("a", "b", 1), ("a", "b", "0.25"), ("a", "b", False)], None).labels
+    assert LabeledPairs.read([("a", "b", 1), ("a", "b", "2"), ("a", "b", True)], ["1", "2"]).labels == [0, 1, 0]
+    scores = LabeledPairs.read([("a", "b", 1), ("a", "b", "0.25"), ("a", "b", False)], None).labels
     assert scores == [1.0, 0.25, 0.0] and all(isinstance(score, float) for score in scores)
 
 
@@ -143,29 +143,29 @@ def test_what_is_no_class_is_none_called_none_either(label: Any) -> None:
     with pytest.raises(
         ValueError, match=r"row 1 of train has the label .*, which is none of the classes 'None', 'Some'"
     ):
-        LabelledPairs.read([("a", "b", "None"), ("a", "b", label)], ["None", "Some"])
+        LabeledPairs.read([("a", "b", "None"), ("a", "b", label)], ["None", "Some"])
 
 
 def test_data_that_is_read_once() -> None:
     rows = [{"premise": "a", "hypothesis": "b", "label": 0}, {"premise": "c", "hypothesis": "d", "label": 2}]
     names = Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=NLI[::-1]))
     stream = Dataset.from_list(rows, features=names).to_iterable_dataset()
-    assert LabelledPairs.read(stream, NLI).labels == [2, 0]
+    assert LabeledPairs.read(stream, NLI).labels == [2, 0]
     unknown = IterableDataset.from_generator(lambda: iter(rows))
     assert unknown.column_names is None
     for data in (unknown, rows, iter(rows), ((row["premise"], row["hypothesis"], row["label"]) for row in rows)):
-        pairs = LabelledPairs.read(data, NLI)
+        pairs = LabeledPairs.read(data, NLI)
         assert (pairs.first, pairs.second, pairs.labels) == (["a", "c"], ["b", "d"], [0, 2])
     used = iter(rows)
-    LabelledPairs.read(used, NLI)
+    LabeledPairs.read(used, NLI)
     with pytest.raises(ValueError, match=r"train has no rows; give at least one .* and a generator only once"):
-        LabelledPairs.read(used, NLI)
+        LabeledPairs.read(used, NLI)
     with pytest.raises(ValueError, match="train has no rows"):
-        LabelledPairs.read(IterableDataset.from_generator(lambda: iter([])), NLI)
+        LabeledPairs.read(IterableDataset.from_generator(lambda: iter([])), NLI)
     with pytest.raises(ValueError, match="row 1 of train must have the columns premise, hypothesis, label, got"):
-        LabelledPairs.read([rows[0], {"premise": "a"}], NLI)
+        LabeledPairs.read([rows[0], {"premise": "a"}], NLI)
     with pytest.raises(ValueError, match="two columns of texts besides 'label', but it has 3"):
-        LabelledPairs.read([row | {"id": 1} for row in rows], NLI)
+        LabeledPairs.read([row | {"id": 1} for row in rows], NLI)
 
 
 def test_names_of_classes() -> None:
@@ -185,9 +185,9 @@ def test_names_of_classes() -> None:
 
 
 def test_classes_are_counted_and_missed(caplog: pytest.LogCaptureFixture) -> None:
-    train = LabelledPairs(["a"] * 3, ["b"] * 3, [0, 1, 1])
+    train = LabeledPairs(["a"] * 3, ["b"] * 3, [0, 1, 1])
     with caplog.at_level(logging.INFO):
-        check_occurring(train, LabelledPairs(["a"], ["b"], [1]), ["no", "yes"])
+        check_occurring(train, LabeledPairs(["a"], ["b"], [1]), ["no", "yes"])
     assert "train: 2 classes: 'no' 1, 'yes' 2" in caplog.text and "dev: 1 class: 'yes' 1" in caplog.text
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith("dev has no pair of the classes 'no': ")
@@ -250,11 +250,11 @@ def test_classes_are_counted_and_missed(caplog: pytest.LogCaptureFixture) -> Non
 )
 def test_data_that_does_not_suit(data: Any, classes: list[str] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LabelledPairs.read(data, classes)
+        LabeledPairs.read(data, classes)
 
 
 def test_a_share_is_put_aside_by_first_texts() -> None:
-    pairs = LabelledPairs([f"q{row % 10}" for row in range(40)], [str(row) for row in range(40)], list(range(40)))
+    pairs = LabeledPairs([f"q{row % 10}" for row in range(40)], [str(row) for row in range(40)], list(range(40)))
     kept, aside = pairs.split(0.3, seed=1)
     assert len(kept) == 28 and len(aside) == 12 and not set(kept.first) & set(aside.first)
     assert sorted([*kept.labels, *aside.labels]) == list(range(40))
@@ -267,7 +267,7 @@ def test_a_share_is_put_aside_by_first_texts() -> None:
         with pytest.raises(ValueError, match=r"as a share of the training data must lie above 0 and below 1"):
             pairs.split(share, 0)
     with pytest.raises(ValueError, match="all its pairs have the same first text; give dev itself"):
-        LabelledPairs(["a", "a"], ["b", "c"], [0, 1]).split(0.5, 0)
+        LabeledPairs(["a", "a"], ["b", "c"], [0, 1]).split(0.5, 0)
 
 
 @pytest.mark.parametrize("name", ["out.tsv", "out.csv", "out.jsonl", "out.tsv.gz", "out.jsonl.gz"])

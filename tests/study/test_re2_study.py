@@ -35,7 +35,7 @@ full = "RE2"
 [config]
 blocks = 1
 encoder_layers = 1
-hidden = 8
+hidden_dimension = 8
 [schedule]
 batch_size = 8
 epochs = 2
@@ -125,7 +125,9 @@ def test_every_row_is_trained_scored_and_tabulated(folders: dict[str, Path], tmp
     assert found["pairs"] == 40 and found["steps"] == 10 and found["step"] in (5, 10)
     assert found["dev"]["pairs"] == 20 and "resamples" not in found["dev"]
     assert found["tests"]["para-test"]["pairs"] == 60 and "f1" in found["tests"]["para-test"]
-    assert found["config"]["hidden"] == 8 and found["schedule"]["epochs"] == 2 and found["seconds_training"] > 0
+    assert (
+        found["config"]["hidden_dimension"] == 8 and found["schedule"]["epochs"] == 2 and found["seconds_training"] > 0
+    )
     assert 0.5 < found["coverage"] < 1 and found["device"] == "CPU"
     # A table of nine words and a row for the others, frozen in the matcher, trained in the Siamese encoder.
     assert found["parameters"]["embeddings"] == 60
@@ -325,7 +327,7 @@ def test_the_tables(tmp_path: Path) -> None:
         ({"a": "paper = { lost = 0.5 }"}, HEAD, r"paper=\['lost'\] must be among para, qa"),
         ({"a": "colour = 1"}, HEAD, "colour"),
         ({"a": "config = { colour = 1 }"}, HEAD, "row 'a': task 'para': RE2Config has no 'colour'"),
-        ({"a": "config = { hidden = 0 }"}, HEAD, "row 'a': task 'para': hidden must be"),
+        ({"a": "config = { hidden_dimension = 0 }"}, HEAD, "row 'a': task 'para': hidden_dimension must be"),
         ({"a": "schedule = { epochs = 0 }"}, HEAD, "row 'a': task 'para': epochs must be"),
         ({"a": "", "b": "ablation = true"}, HEAD, "full='RE2' must be the row that ablations are compared with"),
         ({"RE2": "", "cross-encoder": ""}, HEAD, "two rows have one name"),

@@ -131,7 +131,7 @@ class Study(pairs.PairStudy[Row]):
     def config_of(self, row: Row, task: str) -> RE2Config:
         """Return a row's network on a task: the study's values, with the task's and then the row's in their place."""
         own = self.tasks[task]
-        return RE2Config.from_dict({"max_length": own.max_length, **self.config, **own.config, **row.config})
+        return RE2Config.from_dict({"max_seq_length": own.max_length, **self.config, **own.config, **row.config})
 
     def schedule_of(self, row: Row, task: str) -> RE2Schedule:
         """Return a row's schedule on a task, in the same way."""

@@ -25,14 +25,14 @@ class Alignment(nn.Module):
 
     def forward(
         self,
-        a: Tensor,
-        b: Tensor,
-        a_mask: Tensor | None = None,
-        b_mask: Tensor | None = None,
+        first: Tensor,
+        second: Tensor,
+        first_mask: Tensor | None = None,
+        second_mask: Tensor | None = None,
         maps: Maps | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Align two texts."""
-        return self.attend(self.compared(a), self.compared(b), a, b, a_mask, b_mask, maps)
+        return self.attend(self.compared(first), self.compared(second), first, second, first_mask, second_mask, maps)
 
     def compared(self, x: Tensor) -> Tensor:
         """Return ``F(x)``."""
@@ -40,25 +40,27 @@ class Alignment(nn.Module):
 
     def attend(
         self,
-        a_compared: Tensor,
-        b_compared: Tensor,
-        a: Tensor,
-        b: Tensor,
-        a_mask: Tensor | None = None,
-        b_mask: Tensor | None = None,
+        first_compared: Tensor,
+        second_compared: Tensor,
+        first: Tensor,
+        second: Tensor,
+        first_mask: Tensor | None = None,
+        second_mask: Tensor | None = None,
         maps: Maps | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Do what `forward` does after ``F``."""
-        dtype = torch.promote_types(a.dtype, torch.float32)
-        with torch.autocast(a.device.type, enabled=False):
-            scores = (a_compared.to(dtype) * self.temperature.to(dtype)) @ b_compared.to(dtype).transpose(1, 2)
-            if a_mask is None or b_mask is None:
-                for_a, for_b = scores.softmax(dim=2), scores.transpose(1, 2).softmax(dim=2)
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        with torch.autocast(first.device.type, enabled=False):
+            scores = (first_compared.to(dtype) * self.temperature.to(dtype)) @ second_compared.to(dtype).transpose(
+                1, 2
+            )
+            if first_mask is None or second_mask is None:
+                for_first, for_second = scores.softmax(dim=2), scores.transpose(1, 2).softmax(dim=2)
             else:
-                outside = ~(a_mask[:, :, None] & b_mask[:, None, :])
+                outside = ~(first_mask[:, :, None] & second_mask[:, None, :])
                 scores = scores.masked_fill(outside, torch.finfo(dtype).min)
-                for_a = scores.softmax(dim=2).masked_fill(outside, 0.0)
-                for_b = scores.softmax(dim=1).masked_fill(outside, 0.0).transpose(1, 2)
+                for_first = scores.softmax(dim=2).masked_fill(outside, 0.0)
+                for_second = scores.softmax(dim=1).masked_fill(outside, 0.0).transpose(1, 2)
         if maps is not None:
-            maps.append((for_a, for_b))
-        return for_a.to(b.dtype) @ b, for_b.to(a.dtype) @ a
+            maps.append((for_first, for_second))
+        return for_first.to(second.dtype) @ second, for_second.to(first.dtype) @ first

@@ -32,18 +32,18 @@ _READING = (
 class AlignmentMap:
     """The alignment of one block."""
 
-    a_to_b: NDArray[np.float64]
-    b_to_a: NDArray[np.float64]
+    first_to_second: NDArray[np.float64]
+    second_to_first: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class AlignmentExplanation:
     """What the tokens of two texts found in each other, and what came out."""
 
-    a: str
-    b: str
-    tokens_a: tuple[str, ...]
-    tokens_b: tuple[str, ...]
+    first: str
+    second: str
+    first_tokens: tuple[str, ...]
+    second_tokens: tuple[str, ...]
     blocks: tuple[AlignmentMap, ...]
     scores: Mapping[str, float]
 
@@ -54,11 +54,11 @@ class AlignmentExplanation:
 
     def counterparts(self, block: int = 0) -> list[tuple[str, str, float]]:
         """Return for each token of the first text the token of the second that it finds most of."""
-        table = self.blocks[block].a_to_b
+        table = self.blocks[block].first_to_second
         best = table.argmax(axis=1)
         return [
-            (token, self.tokens_b[column], float(row[column]))
-            for token, column, row in zip(self.tokens_a, best, table, strict=True)
+            (token, self.second_tokens[column], float(row[column]))
+            for token, column, row in zip(self.first_tokens, best, table, strict=True)
         ]
 
     def to_json(self) -> str:
@@ -70,9 +70,10 @@ class AlignmentExplanation:
         """Read :meth:`to_json` back."""
         stored: dict[str, Any] = json.loads(text)
         blocks = tuple(
-            AlignmentMap(np.array(block["a_to_b"]), np.array(block["b_to_a"])) for block in stored["blocks"]
+            AlignmentMap(np.array(block["first_to_second"]), np.array(block["second_to_first"]))
+            for block in stored["blocks"]
         )
-        tokens: dict[str, Any] = {name: tuple(stored[name]) for name in ("tokens_a", "tokens_b")}
+        tokens: dict[str, Any] = {name: tuple(stored[name]) for name in ("first_tokens", "second_tokens")}
         return cls(**{**stored, **tokens, "blocks": blocks})
 
     def to_terminal(self) -> Group:
@@ -92,7 +93,7 @@ class AlignmentExplanation:
         body = [
             "<h1>What two texts find in each other</h1>",
             f'<p class="summary">{escape(self.summary())}</p>',
-            f'<p class="note">First text: {escape(self.a)}<br>Second text: {escape(self.b)}</p>',
+            f'<p class="note">First text: {escape(self.first)}<br>Second text: {escape(self.second)}</p>',
         ]
         for title, rows, columns, values, shades in self._drawn(_PAGE_TOKENS):
             drawn = matrix_html(rows, columns, values, shades=shades, title=title)
@@ -104,13 +105,17 @@ class AlignmentExplanation:
         """Return every picture, with the tokens that most attention goes to; see `_gather`."""
         to_a, to_b = (
             np.sum([getattr(block, name).sum(axis=0) for block in self.blocks], axis=0)
-            for name in ("b_to_a", "a_to_b")
+            for name in ("second_to_first", "first_to_second")
         )
-        a, b = _gather(self.tokens_a, to_a, most), _gather(self.tokens_b, to_b, most)
+        a, b = _gather(self.first_tokens, to_a, most), _gather(self.second_tokens, to_b, most)
         drawn = []
         for number, block in enumerate(self.blocks, start=1):
-            drawn.append(_picture(f"Block {number}: what the first text finds in the second, %", a, b, block.a_to_b))
-            drawn.append(_picture(f"Block {number}: what the second text finds in the first, %", b, a, block.b_to_a))
+            drawn.append(
+                _picture(f"Block {number}: what the first text finds in the second, %", a, b, block.first_to_second)
+            )
+            drawn.append(
+                _picture(f"Block {number}: what the second text finds in the first, %", b, a, block.second_to_first)
+            )
         return drawn
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from st_plugins.core.labeled import LabelledPairs
+    from st_plugins.core.labeled import LabeledPairs
 
 __all__ = [
     "BestWeightsCallback",
@@ -160,7 +160,7 @@ class _EpochCallback(TrainerCallback):
         self.order.epoch = state.global_step // -(-len(self.order) // self.order.batch_size)
 
 
-def digest_of_pairs(pairs: LabelledPairs | None, classes: list[str] | None) -> str | None:
+def digest_of_pairs(pairs: LabeledPairs | None, classes: list[str] | None) -> str | None:
     """Return the number of pairs and the SHA-256 of their texts and labels, or None for none."""
     if pairs is None:
         return None

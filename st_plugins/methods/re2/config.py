@@ -27,7 +27,7 @@ class RE2Config:
     Args:
         blocks: Number of blocks, each with its own parameters.
         encoder_layers: Convolutions in the encoder of each block.
-        hidden: Width of everything that is computed.
+        hidden_dimension: Width of everything that is computed.
         kernel_sizes: Widths of the convolutions in tokens, odd; the channels are divided among them.
         dropout: Dropout of the token vectors and before layers.
         alignment: ``"linear"`` compares tokens after a layer, ``"identity"`` as they are.
@@ -40,18 +40,18 @@ class RE2Config:
             ablation of the paper ("w/o enc-in").
         parallel_blocks: Whether every block reads the token vectors, and the outputs are added, instead of one block
             reading what the one before made; an ablation of the paper.
-        max_length: Most tokens of a text that are read; None for all. Where the authors have a limit, for Quora, their
-            code leaves pairs with longer texts out of the training; ours are cut.
+        max_seq_length: Most tokens of a text that are read; None for all. Where the authors have a limit, for Quora,
+            their code leaves pairs with longer texts out of the training; ours are cut.
 
     Raises:
         ValueError: A value is not allowed.
 
     Example:
-        >>> RE2Config.named("quora").hidden
+        >>> RE2Config.named("quora").hidden_dimension
         200
         >>> RE2Config.from_dict(RE2Config(blocks=3).to_dict()) == RE2Config(blocks=3)
         True
-        >>> RE2Config(hidden=150, kernel_sizes=(3, 4))
+        >>> RE2Config(hidden_dimension=150, kernel_sizes=(3, 4))
         Traceback (most recent call last):
         ValueError: kernel_sizes must be odd numbers, got (3, 4); ...
 
@@ -62,7 +62,7 @@ class RE2Config:
 
     blocks: int = 2
     encoder_layers: int = 2
-    hidden: int = 150
+    hidden_dimension: int = 150
     kernel_sizes: tuple[int, ...] = (3,)
     dropout: float = 0.2
     alignment: Literal["linear", "identity"] = "linear"
@@ -71,7 +71,7 @@ class RE2Config:
     prediction: Literal["full", "symmetric", "simple", "symmetric_exact"] = "full"
     align_input: bool = True
     parallel_blocks: bool = False
-    max_length: int | None = None
+    max_seq_length: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -80,19 +80,20 @@ class RE2Config:
                 f"kernel_sizes must be a sequence of odd numbers, got {self.kernel_sizes}; put it into one"
             )
         object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
-        for name in ("blocks", "encoder_layers", "hidden"):
+        for name in ("blocks", "encoder_layers", "hidden_dimension"):
             _at_least_one(name, getattr(self, name))
-        if self.max_length is not None:
-            _at_least_one("max_length", self.max_length)
+        if self.max_seq_length is not None:
+            _at_least_one("max_seq_length", self.max_seq_length)
         if not self.kernel_sizes or any(
             type(size) is not int or size < 1 or size % 2 == 0 for size in self.kernel_sizes
         ):
             raise ValueError(
                 f"kernel_sizes must be odd numbers, got {self.kernel_sizes}; an even window has no token in the middle"
             )
-        if self.hidden % len(self.kernel_sizes):
+        if self.hidden_dimension % len(self.kernel_sizes):
             raise ValueError(
-                f"hidden must be divisible by the number of kernel_sizes ({len(self.kernel_sizes)}), got {self.hidden}"
+                f"hidden_dimension must be divisible by the number of kernel_sizes ({len(self.kernel_sizes)}), got "
+                f"{self.hidden_dimension}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
@@ -242,11 +243,17 @@ class RE2Schedule:
 
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "snli": {"blocks": 3, "encoder_layers": 2, "hidden": 150},
-    "quora": {"blocks": 2, "encoder_layers": 2, "hidden": 200, "prediction": "symmetric", "max_length": 100},
-    "scitail": {"blocks": 2, "encoder_layers": 3, "hidden": 200, "alignment": "identity"},
-    "wikiqa": {"blocks": 2, "encoder_layers": 3, "hidden": 200, "prediction": "simple"},
-    "small": {"blocks": 2, "encoder_layers": 2, "hidden": 64, "dropout": 0.1},
+    "snli": {"blocks": 3, "encoder_layers": 2, "hidden_dimension": 150},
+    "quora": {
+        "blocks": 2,
+        "encoder_layers": 2,
+        "hidden_dimension": 200,
+        "prediction": "symmetric",
+        "max_seq_length": 100,
+    },
+    "scitail": {"blocks": 2, "encoder_layers": 3, "hidden_dimension": 200, "alignment": "identity"},
+    "wikiqa": {"blocks": 2, "encoder_layers": 3, "hidden_dimension": 200, "prediction": "simple"},
+    "small": {"blocks": 2, "encoder_layers": 2, "hidden_dimension": 64, "dropout": 0.1},
 }
 SCHEDULES: dict[str, dict[str, Any]] = {
     "snli": {

@@ -32,6 +32,8 @@ def export_onnx(
     overwrite: bool = False,
 ) -> Path:
     """Write the network as one ONNX file, in float32, for any number of pairs and of tokens."""
+    # Inputs are `first` and `second`, (pairs, tokens, width) float32, with a source `first_ids` and `second_ids`,
+    # (pairs, tokens) int64, and masks of bool; each text has at least one column. The output is `logits`.
     if source is not None and not isinstance(source, TokenTable):
         raise TypeError(
             f"source must be WordVectors or LearnedEmbedding, got {type(source).__name__}; export a transformer by "
@@ -40,24 +42,23 @@ def export_onnx(
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install 'st-plugins[onnx]'")
-    target = file_target(path, name="path", overwrite=overwrite, mark=b"a_mask")
+    target = file_target(path, name="path", overwrite=overwrite, mark=b"first_mask")
     model = _Exported(copy.deepcopy(network), copy.deepcopy(source)).float().cpu().eval()
     fold_weight_norm(model)
-    first = "ids" if source is not None else "vectors"
-    names = ["a_ids", "a_mask", "b_ids", "b_mask"] if first == "ids" else ["a", "a_mask", "b", "b_mask"]
-    pairs, a_tokens, b_tokens = (torch.export.Dim(name, min=1) for name in ("pairs", "a_tokens", "b_tokens"))
+    arguments = ("first", "first_mask", "second", "second_mask")
+    names = arguments if source is None else ("first_ids", "first_mask", "second_ids", "second_mask")
+    width = None if source is not None else network.embedding_dimension
+    pairs = torch.export.Dim("pairs", min=1)
+    tokens = {side: torch.export.Dim(f"{side}_tokens", min=1) for side in ("first", "second")}
     with _quiet(), torch.no_grad(), target.write() as temporary:
         torch.onnx.export(
             model,
-            _inputs(network.width, first, 3, 5) + _inputs(network.width, first, 3, 4),
+            (*_inputs(width, 3, 5), *_inputs(width, 3, 4)),  # any sizes but 0 and 1, which the exporter would keep
             temporary,
-            input_names=names,
+            input_names=list(names),
             output_names=["logits"],
             opset_version=opset_version,
-            dynamic_shapes={
-                name: {0: pairs, 1: a_tokens if name.startswith("a") else b_tokens}
-                for name in ("a", "a_mask", "b", "b_mask")
-            },
+            dynamic_shapes={name: {0: pairs, 1: tokens[name.removesuffix("_mask")]} for name in arguments},
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -71,10 +72,10 @@ class _Exported(nn.Module):
         self.network = network
         self.table: Any = None if source is None else source.embedding
 
-    def forward(self, a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor) -> Tensor:
+    def forward(self, first: Tensor, first_mask: Tensor, second: Tensor, second_mask: Tensor) -> Tensor:
         if self.table is not None:
-            a, b = self.table(a), self.table(b)
-        logits: Tensor = self.network(a, a_mask, b, b_mask)
+            first, second = self.table(first), self.table(second)
+        logits: Tensor = self.network(first, first_mask, second, second_mask)
         return logits
 
 
@@ -94,6 +95,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _inputs(width: int, kind: str, pairs: int, tokens: int) -> tuple[Tensor, Tensor]:
-    values = torch.zeros(pairs, tokens, dtype=torch.long) if kind == "ids" else torch.zeros(pairs, tokens, width)
+def _inputs(width: int | None, pairs: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Return token vectors, or ids where there is no width, and their mask."""
+    values = torch.zeros(pairs, tokens, dtype=torch.long) if width is None else torch.zeros(pairs, tokens, width)
     return values, torch.ones(pairs, tokens, dtype=torch.bool)

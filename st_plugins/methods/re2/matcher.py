@@ -73,7 +73,7 @@ class RE2Matcher(LateInteractionModel):
         >>> texts = ["a dog runs", "an animal moves", "nobody moves"]
         >>> _ = torch.manual_seed(0)
         >>> source = LearnedEmbedding.from_texts(texts, embedding_dimension=16, vocabulary_size=60)
-        >>> matcher = RE2Matcher(source, RE2Config(blocks=1, hidden=8), labels=["no", "yes"])
+        >>> matcher = RE2Matcher(source, RE2Config(blocks=1, hidden_dimension=8), labels=["no", "yes"])
         >>> matcher.predict([(texts[0], texts[1]), (texts[0], texts[2])], apply_softmax=True).shape
         (2, 2)
 
@@ -99,7 +99,7 @@ class RE2Matcher(LateInteractionModel):
         self.source = source
         self.config = RE2Config.named(config) if isinstance(config, str) else config
         self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
-        network: Any = fold_weight_norm(RE2(self.config, source.width, self.num_labels))
+        network: Any = fold_weight_norm(RE2(self.config, source.embedding_dimension, self.num_labels))
         self.network: RE2 = network
         self.trained: dict[str, Any] | None = None  # what the last `fit` did and measured; saved with the matcher
 
@@ -330,7 +330,7 @@ class RE2Matcher(LateInteractionModel):
             {**config.to_dict(), "num_labels": count},
             shapes(tensors),
             str(where),
-            lambda: fold_weight_norm(RE2(config, source.width, count)),
+            lambda: fold_weight_norm(RE2(config, source.embedding_dimension, count)),
             _TENSORS,
         )
         with described(where, cls.__name__):

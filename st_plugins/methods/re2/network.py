@@ -35,19 +35,19 @@ class RE2(nn.Module):
 
     Args:
         config: Its shape.
-        width: Width of the token vectors.
+        embedding_dimension: Width d of the token vectors.
         num_labels: Number of logits.
 
     Raises:
-        ValueError: ``width`` or ``num_labels`` is not positive.
+        ValueError: ``embedding_dimension`` or ``num_labels`` is not positive.
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> network = RE2(RE2Config.named("snli"), width=300, num_labels=3).eval()
+        >>> network = RE2(RE2Config.named("snli"), embedding_dimension=300, num_labels=3).eval()
         >>> round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 1)
         2.8
-        >>> a, b = torch.randn(2, 7, 300), torch.randn(2, 5, 300)
-        >>> tuple(network(a, torch.ones(2, 7) > 0, b, torch.ones(2, 5) > 0).shape)
+        >>> first, second = torch.randn(2, 7, 300), torch.randn(2, 5, 300)
+        >>> tuple(network(first, torch.ones(2, 7) > 0, second, torch.ones(2, 5) > 0).shape)
         (2, 3)
 
     Reference:
@@ -56,39 +56,45 @@ class RE2(nn.Module):
         outputs are added before pooling.
     """
 
-    def __init__(self, config: RE2Config, width: int, num_labels: int) -> None:
+    def __init__(self, config: RE2Config, embedding_dimension: int, num_labels: int) -> None:
         super().__init__()
-        for name, value in (("width", width), ("num_labels", num_labels)):
+        for name, value in (("embedding_dimension", embedding_dimension), ("num_labels", num_labels)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.config, self.width, self.num_labels = config, width, num_labels
+        self.config, self.embedding_dimension, self.num_labels = config, embedding_dimension, num_labels
         self.dropout = nn.Dropout(config.dropout)
-        self.residual = None if config.parallel_blocks else AugmentedResidual(width, config.hidden, config.residual)
-        later = width if self.residual is None else self.residual.output_width
-        self.blocks = nn.ModuleList(_Block(config, later if number else width) for number in range(config.blocks))
-        self.prediction = Prediction(config.hidden, num_labels, config.prediction, config.dropout)
+        self.residual = (
+            None
+            if config.parallel_blocks
+            else AugmentedResidual(embedding_dimension, config.hidden_dimension, config.residual)
+        )
+        later = embedding_dimension if self.residual is None else self.residual.output_width
+        self.blocks = nn.ModuleList(
+            _Block(config, later if number else embedding_dimension) for number in range(config.blocks)
+        )
+        self.prediction = Prediction(config.hidden_dimension, num_labels, config.prediction, config.dropout)
 
     def forward(
         self,
-        a: Tensor,
-        a_mask: Tensor,
-        b: Tensor,
-        b_mask: Tensor,
+        first: Tensor,
+        first_mask: Tensor,
+        second: Tensor,
+        second_mask: Tensor,
         maps: Maps | None = None,
-        a_encoded: Tensor | None = None,
-        b_encoded: Tensor | None = None,
+        first_encoded: Tensor | None = None,
+        second_encoded: Tensor | None = None,
     ) -> Tensor:
         """Compute the logits of pairs.
 
         Args:
-            a: Token vectors of the first texts, ``(B, m, width)``; ``(1, m, width)`` for one text against many.
-            a_mask: Which of them are tokens, ``(B, m)`` bool.
-            b: Token vectors of the second texts, ``(B, n, width)``, or ``(1, n, width)``.
-            b_mask: Which of them are tokens, ``(B, n)`` bool.
-            maps: A list that gets, for each block, the weights of ``b`` for each token of ``a``, ``(B, m, n)``, and
-                those of ``a`` for each token of ``b``, ``(B, n, m)``.
-            a_encoded: ``first_encoding(a, a_mask)``, if it is known already.
-            b_encoded: ``first_encoding(b, b_mask)``, if it is known already.
+            first: Token vectors of the first texts, ``(B, m, d)``; ``(1, m, d)`` for one text against many.
+            first_mask: Which of them are tokens, ``(B, m)`` bool.
+            second: Token vectors of the second texts, ``(B, n, d)``, or ``(1, n, d)``.
+            second_mask: Which of them are tokens, ``(B, n)`` bool.
+            maps: A list that gets, for each block, the weights of ``second`` for each token of ``first``,
+                ``(B, m, n)``, and those of ``first`` for each token of ``second``, ``(B, n, m)``.
+            first_encoded: ``first_encoding(first, first_mask)``, if it is known already.
+            second_encoded: ``first_encoding(second, second_mask)``, if it is known already.
 
         Returns:
             ``(B, num_labels)``.
@@ -96,47 +102,49 @@ class RE2(nn.Module):
         Raises:
             ValueError: A tensor has the wrong shape.
         """
-        v1, v2 = self.pooled(a, a_mask, b, b_mask, maps, a_encoded, b_encoded)
-        logits: Tensor = self.prediction(v1, v2)
+        pooled = self.pooled(first, first_mask, second, second_mask, maps, first_encoded, second_encoded)
+        logits: Tensor = self.prediction(*pooled)
         return logits
 
     def pooled(
         self,
-        a: Tensor,
-        a_mask: Tensor,
-        b: Tensor,
-        b_mask: Tensor,
+        first: Tensor,
+        first_mask: Tensor,
+        second: Tensor,
+        second_mask: Tensor,
         maps: Maps | None = None,
-        a_encoded: Tensor | None = None,
-        b_encoded: Tensor | None = None,
+        first_encoded: Tensor | None = None,
+        second_encoded: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute the vectors that the prediction compares; each depends on both texts.
 
         Args:
-            a: As for `forward`.
-            a_mask: As for `forward`.
-            b: As for `forward`.
-            b_mask: As for `forward`.
+            first: As for `forward`.
+            first_mask: As for `forward`.
+            second: As for `forward`.
+            second_mask: As for `forward`.
             maps: As for `forward`.
-            a_encoded: As for `forward`.
-            b_encoded: As for `forward`.
+            first_encoded: As for `forward`.
+            second_encoded: As for `forward`.
 
         Returns:
-            Two tensors of shape ``(B, hidden)``.
+            Two tensors of shape ``(B, hidden_dimension)``.
 
         Raises:
             ValueError: A tensor has the wrong shape.
         """
-        first, second = self._text("a", a, a_mask, a_encoded), self._text("b", b, b_mask, b_encoded)
-        first, second = _matched(first, second)
-        if maps is not None or torch.is_grad_enabled() or a.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._pooled(first, second, maps)
-        pairs = max(1, len(first.tokens))
-        parts = math.ceil(pairs * (first.tokens.shape[1] + second.tokens.shape[1]) / _ROWS)
+        x, y = _matched(
+            self._text("first", first, first_mask, first_encoded),
+            self._text("second", second, second_mask, second_encoded),
+        )
+        if maps is not None or torch.is_grad_enabled() or first.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._pooled(x, y, maps)
+        pairs = max(1, len(x.tokens))
+        parts = math.ceil(pairs * (x.tokens.shape[1] + y.tokens.shape[1]) / _ROWS)
         size = math.ceil(pairs / parts)
         starts = range(0, pairs, size)
         with cached():  # weights are normalised once
-            found = [self._pooled(_rows(first, start, size), _rows(second, start, size)) for start in starts]
+            found = [self._pooled(_rows(x, start, size), _rows(y, start, size)) for start in starts]
         v1, v2 = (torch.cat(vectors) for vectors in zip(*found, strict=True))
         return v1, v2
 
@@ -145,7 +153,7 @@ class RE2(nn.Module):
         x = pair.join(self.dropout(first.tokens), self.dropout(second.tokens))
         encoded = None
         if first.encoded is not None or second.encoded is not None:
-            encoded = pair.join(*(self._encoded(text) for text in (first, second)))
+            encoded = pair.join(self._encoded(first), self._encoded(second))
         outputs: list[Tensor] = []
         for block in self.blocks:
             start = self.residual(x, outputs) if outputs and self.residual is not None else x
@@ -153,17 +161,17 @@ class RE2(nn.Module):
             encoded = None
         last = outputs[-1] if self.residual is not None else torch.stack(outputs).sum(dim=0)
         v1, v2 = pair.split(last)
-        return masked_max(v1, pair.a_mask), masked_max(v2, pair.b_mask)
+        return masked_max(v1, pair.first_mask), masked_max(v2, pair.second_mask)
 
     def first_encoding(self, x: Tensor, mask: Tensor) -> Tensor:
         """Encode a text by the first block's encoder, which does not depend on the other text.
 
         Args:
-            x: Token vectors, ``(B, n, width)``.
+            x: Token vectors, ``(B, n, d)``.
             mask: Which of them are tokens, ``(B, n)`` bool.
 
         Returns:
-            ``(B, n, hidden)``, for `forward`.
+            ``(B, n, hidden_dimension)``, for `forward`.
 
         Raises:
             ValueError: A tensor has the wrong shape.
@@ -179,24 +187,25 @@ class RE2(nn.Module):
 
     def _text(self, name: str, tokens: Tensor, mask: Tensor, encoded: Tensor | None) -> _Text:
         """Check a text, and give it zeros where it has no token, and at least one row."""
-        if tokens.ndim != 3 or tokens.shape[2] != self.width:
+        if tokens.ndim != 3 or tokens.shape[2] != self.embedding_dimension:
             raise ValueError(
-                f"{name} must be token vectors of shape (batch, tokens, {self.width}), got {tuple(tokens.shape)}"
+                f"{name} must be token vectors of shape (batch, tokens, {self.embedding_dimension}), got "
+                f"{tuple(tokens.shape)}"
             )
         if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
             raise ValueError(
                 f"the mask of {name} must be boolean, of shape {tuple(tokens.shape[:2])}, got {mask.dtype} of shape "
                 f"{tuple(mask.shape)}"
             )
-        if encoded is not None and encoded.shape != (*tokens.shape[:2], self.config.hidden):
+        if encoded is not None and encoded.shape != (*tokens.shape[:2], self.config.hidden_dimension):
             raise ValueError(
-                f"{name}_encoded must have shape {(*tokens.shape[:2], self.config.hidden)}, got "
+                f"{name}_encoded must have shape {(*tokens.shape[:2], self.config.hidden_dimension)}, got "
                 f"{tuple(encoded.shape)}; make it with first_encoding"
             )
         tokens = tokens.to(self.prediction.outer.bias.dtype)
         if tokens.shape[1] == 0:
             tokens, mask, encoded = (
-                tokens.new_zeros(tokens.shape[0], 1, self.width),
+                tokens.new_zeros(tokens.shape[0], 1, self.embedding_dimension),
                 mask.new_zeros(mask.shape[0], 1),
                 None,
             )
@@ -210,7 +219,7 @@ class _Block(nn.Module):
 
     def __init__(self, config: RE2Config, inputs: int) -> None:
         super().__init__()
-        hidden, dropout = config.hidden, config.dropout
+        hidden, dropout = config.hidden_dimension, config.dropout
         self.align_input = config.align_input
         aligned = inputs + hidden if config.align_input else hidden
         self.encoder = ConvolutionalEncoder(inputs, hidden, config.encoder_layers, config.kernel_sizes, dropout)
@@ -222,7 +231,7 @@ class _Block(nn.Module):
             encoded = self.encoder(x, pair.mask)
         x = torch.cat([x, encoded], dim=-1) if self.align_input else encoded
         compared = pair.split(self.alignment.compared(x))
-        found = self.alignment.attend(*compared, *pair.split(x), pair.a_mask, pair.b_mask, maps)
+        found = self.alignment.attend(*compared, *pair.split(x), pair.first_mask, pair.second_mask, maps)
         output: Tensor = self.fusion(x, pair.join(*found))
         return output
 
@@ -239,21 +248,23 @@ class _Pair(NamedTuple):
     length: int
     gap: int
     mask: Tensor
-    a_mask: Tensor | None
-    b_mask: Tensor | None
+    first_mask: Tensor | None
+    second_mask: Tensor | None
 
     @classmethod
     def of(cls, first: _Text, second: _Text, gap: int) -> Self:
         """Return what is to be known about two texts of the same batch size, either both with a mask or none."""
-        a_mask, b_mask = first.mask, second.mask
-        if a_mask is None or b_mask is None:
-            a_mask, b_mask = (text.tokens.new_ones(1, text.tokens.shape[1]).bool() for text in (first, second))
-        between = a_mask.new_zeros(a_mask.shape[0], gap)
-        mask = torch.cat([a_mask, between, b_mask], dim=1)
+        first_mask, second_mask = first.mask, second.mask
+        if first_mask is None or second_mask is None:
+            first_mask, second_mask = (
+                text.tokens.new_ones(1, text.tokens.shape[1]).bool() for text in (first, second)
+            )
+        between = first_mask.new_zeros(first_mask.shape[0], gap)
+        mask = torch.cat([first_mask, between, second_mask], dim=1)
         return cls(first.tokens.shape[1], gap, mask, first.mask, second.mask)
 
-    def join(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a, a.new_zeros(a.shape[0], self.gap, a.shape[2]), b], dim=1)
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first, first.new_zeros(first.shape[0], self.gap, first.shape[2]), second], dim=1)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, : self.length], x[:, self.length + self.gap :]
@@ -270,7 +281,8 @@ def _matched(first: _Text, second: _Text) -> tuple[_Text, _Text]:
     if sizes[0] != sizes[1]:
         if min(sizes) != 1:
             raise ValueError(
-                f"a has {sizes[0]} texts and b has {sizes[1]}; give both of each pair, or one text against many"
+                f"first has {sizes[0]} texts and second has {sizes[1]}; give both of each pair, or one text against "
+                "many"
             )
         first, second = (_repeated(text, max(sizes)) for text in (first, second))
     if first.mask is None and second.mask is None:

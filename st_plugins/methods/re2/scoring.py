@@ -39,7 +39,7 @@ def encode_texts(
     device = next(network.parameters()).device
     found: dict[int, EncodedText] = {}
     for rows in longest_first([len(text) for text in texts], batch_size):
-        features = source.tokenize([texts[row] for row in rows], network.config.max_length)
+        features = source.tokenize([texts[row] for row in rows], network.config.max_seq_length)
         vectors = token_vectors(source, features, device)
         encodings = network.first_encoding(*padded(vectors, device))
         for row, own, encoding in zip(rows, vectors, encodings, strict=True):
@@ -54,12 +54,13 @@ def saying_cut(source: Any, config: RE2Config) -> Iterator[dict[str, int]]:
     """Warn once, at the end of a block, of texts that have more tokens than are read."""
     read: dict[str, int] = {}
     yield read
-    most = config.max_length
+    most = config.max_seq_length
     if most is None:
         return
     cut = sum(count >= most and len(source.pieces(text)) > most for text, count in read.items())
     if cut:
         logger.warning(
-            "%d of %d texts have more than %d tokens, of which the first %d are read (max_length, --max-seq-length).",
+            "%d of %d texts have more than %d tokens, of which the first %d are read (max_seq_length, "
+            "--max-seq-length).",
             *(cut, len(read), most, most),
         )

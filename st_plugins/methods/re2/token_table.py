@@ -55,15 +55,15 @@ class TokenTable(nn.Module):
         )
 
     @property
-    def width(self) -> int:
+    def embedding_dimension(self) -> int:
         """Width of the token vectors."""
         return self.embedding.embedding_dim
 
-    def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, Tensor]:
+    def tokenize(self, texts: list[str], max_seq_length: int | None = None) -> dict[str, Tensor]:
         """Turn texts into ids."""
         texts = check_texts(texts, "texts")
         found = [
-            encoding.ids[:max_length] for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
+            encoding.ids[:max_seq_length] for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
         ]
         size = max([1, *map(len, found)])
         fill = self.padding_id or 0
@@ -90,7 +90,7 @@ class TokenTable(nn.Module):
             trainable=self.trainable,
             padding_id=self.padding_id,
             coverage=self.coverage,
-            width=self.width,
+            embedding_dimension=self.embedding_dimension,
         )
 
     @classmethod
@@ -105,10 +105,10 @@ class TokenTable(nn.Module):
             weights = read_tensors(folder / _TENSORS)["weights"]
         except KeyError as error:
             raise ValueError(f"{folder / _TENSORS} is of something else: {error}") from error
-        if weights.ndim != 2 or weights.shape[1] != record.get("width"):
+        if weights.ndim != 2 or weights.shape[1] != record.get("embedding_dimension"):
             raise ValueError(
-                f"{folder / _TENSORS} has vectors of shape {tuple(weights.shape)}, but {folder / RECORD} says width "
-                f"{record.get('width')}; save the source again"
+                f"{folder / _TENSORS} has vectors of shape {tuple(weights.shape)}, but {folder / RECORD} says "
+                f"embedding_dimension {record.get('embedding_dimension')}; save the source again"
             )
         options = {name: record.get(name) for name in ("padding_id", "coverage")}
         return cls(tokenizer, weights, bool(record.get("trainable")), **options)

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from st_plugins.core.devices import check_device, check_placement
-from st_plugins.core.labeled import LabelledPairs
+from st_plugins.core.labeled import LabeledPairs
 from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.core.pair_metrics import Accuracy, measure, measure_accuracy
 from st_plugins.core.writing.checkpoints import CheckpointCallback, CheckpointFolder
@@ -103,8 +103,8 @@ def shortened(schedule: RE2Schedule, pairs: int) -> RE2Schedule:
 
 def train_matcher(
     matcher: RE2Matcher,
-    train: LabelledPairs,
-    dev: LabelledPairs | None,
+    train: LabeledPairs,
+    dev: LabeledPairs | None,
     *,
     schedule: RE2Schedule,
     metric: str,
@@ -290,20 +290,20 @@ class _Objective(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def _tokens(matcher: RE2Matcher, given: Sequence[LabelledPairs]) -> dict[str, list[int]]:
+def _tokens(matcher: RE2Matcher, given: Sequence[LabeledPairs]) -> dict[str, list[int]]:
     """Tokenize each text once."""
     texts = list(dict.fromkeys(text for pairs in given for text in (*pairs.first, *pairs.second)))
     tokens: dict[str, list[int]] = {}
     for begin in range(0, len(texts), _TEXTS_AT_A_TIME):
         part = texts[begin : begin + _TEXTS_AT_A_TIME]
-        features = matcher.source.tokenize(part, matcher.config.max_length)
+        features = matcher.source.tokenize(part, matcher.config.max_seq_length)
         kept = features["attention_mask"].bool()
         for text, ids, mask in zip(part, features["input_ids"], kept, strict=True):
             tokens[text] = ids[mask].tolist()
     return tokens
 
 
-def _rows(tokens: Mapping[str, list[int]], pairs: LabelledPairs) -> Any:
+def _rows(tokens: Mapping[str, list[int]], pairs: LabeledPairs) -> Any:
     """Return the dataset of pairs; queries are numbers of the distinct first texts."""
     from datasets import Dataset
 

@@ -41,7 +41,7 @@ class TransformerTokens(nn.Module):
         self.train(found.training)
         with torch.no_grad(), evaluating(self.encoder):
             features = {name: value.to(found.device) for name, value in self.tokenize(["a"]).items()}
-            self.width = int(self(features)[0].shape[-1])
+            self.embedding_dimension = int(self(features)[0].shape[-1])
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen transformer stays in evaluation mode."""
@@ -49,9 +49,9 @@ class TransformerTokens(nn.Module):
         self.encoder.train(mode and self.trainable)
         return self
 
-    def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, Tensor]:
+    def tokenize(self, texts: list[str], max_seq_length: int | None = None) -> dict[str, Tensor]:
         """Turn texts into what the transformer reads."""
-        limits = [] if max_length is None else [max_length + self.tokenizer.num_special_tokens_to_add()]
+        limits = [] if max_seq_length is None else [max_seq_length + self.tokenizer.num_special_tokens_to_add()]
         limits += [self.encoder.max_seq_length] if self.encoder.max_seq_length else []
         options = {"truncation": True, "max_length": min(limits)} if limits else {}
         found = self.tokenizer(list(texts), padding=True, return_tensors="pt", **options)
@@ -73,16 +73,16 @@ class TransformerTokens(nn.Module):
         device = str(next(self.encoder.parameters()).device)
         model = SentenceTransformer(modules=[self.encoder], device=device)
         model.save(str(folder / _ENCODER), create_model_card=False)
-        write_record(folder, self, trainable=self.trainable, width=self.width)
+        write_record(folder, self, trainable=self.trainable, embedding_dimension=self.embedding_dimension)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote, running no code from the folder."""
         record = read_record(folder, cls.__name__, (_ENCODER,))
         source = cls(folder / _ENCODER, bool(record.get("trainable")))
-        if source.width != record.get("width"):
+        if source.embedding_dimension != record.get("embedding_dimension"):
             raise ValueError(
-                f"{folder / _ENCODER} gives vectors of width {source.width}, but {folder} says "
-                f"{record.get('width')}; save the source again"
+                f"{folder / _ENCODER} gives vectors of width {source.embedding_dimension}, but {folder} says "
+                f"{record.get('embedding_dimension')}; save the source again"
             )
         return source

@@ -81,7 +81,7 @@ def test_weights_in_a_pickle_are_never_opened(
 
 
 def test_every_loader_refuses_pickles(model: SentenceTransformer, sentences: list[str], tmp_path: Path) -> None:
-    matcher = RE2Matcher(TransformerTokens(model), RE2Config(hidden=8, blocks=1), ["no", "yes"])
+    matcher = RE2Matcher(TransformerTokens(model), RE2Config(hidden_dimension=8, blocks=1), ["no", "yes"])
     dense = SentenceTransformer(modules=[*model, Dense(16, 4)], device="cpu")
     router = SentenceTransformer(modules=[Router.for_query_document([*model], [*model])], device="cpu")
     folders = {
@@ -321,10 +321,10 @@ def test_sizes_of_pair_models(model: SentenceTransformer, tmp_path: Path) -> Non
     edit(pairs / "pair_head.json", hidden_dimension=16, labels=10**10)
     with pytest.raises(ValueError, match=r"pair_head\.safetensors does not fit .*num_labels 10000000000"):
         st_plugins.load(pairs)
-    matcher = RE2Matcher(LearnedEmbedding.from_texts(["a dog runs"], 8), RE2Config(hidden=8, blocks=1))
+    matcher = RE2Matcher(LearnedEmbedding.from_texts(["a dog runs"], 8), RE2Config(hidden_dimension=8, blocks=1))
     record = save(matcher, tmp_path / "matcher") / "matcher.json"
-    edit(record, config={**json.loads(record.read_text())["config"], "hidden": 200_000})
-    with pytest.raises(ValueError, match=r"matcher\.safetensors does not fit .*hidden 200000"):
+    edit(record, config={**json.loads(record.read_text())["config"], "hidden_dimension": 200_000})
+    with pytest.raises(ValueError, match=r"matcher\.safetensors does not fit .*hidden_dimension 200000"):
         st_plugins.load(tmp_path / "matcher")
     table = tmp_path / "matcher" / "source" / "model.safetensors"
     table.unlink()
@@ -335,7 +335,7 @@ def test_sizes_of_pair_models(model: SentenceTransformer, tmp_path: Path) -> Non
 
 def test_each_folder_goes_to_its_class(model: SentenceTransformer, tmp_path: Path) -> None:
     pairs = save(VIRTPairClassifier(model, 2), tmp_path / "pairs")
-    matcher = RE2Matcher(LearnedEmbedding.from_texts(["a dog runs"], 8), RE2Config(hidden=8, blocks=1))
+    matcher = RE2Matcher(LearnedEmbedding.from_texts(["a dog runs"], 8), RE2Config(hidden_dimension=8, blocks=1))
     other = save(matcher, tmp_path / "matcher")
     assert isinstance(st_plugins.load(pairs, device="cpu"), VIRTPairClassifier)
     again = st_plugins.load(other)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from st_plugins import whiten
-from st_plugins.core.labeled import LabelledPairs
+from st_plugins.core.labeled import LabeledPairs
 from st_plugins.core.reading.tables import to_score
 from st_plugins.data import Pairs, read_pairs, read_texts
 from st_plugins.evaluation import STSSuiteEvaluator
@@ -198,7 +198,7 @@ def test_half_a_character_is_named_wherever_texts_come_in(tmp_path: Path, model:
     with pytest.raises(ValueError, match=r"second\[1\] holds half a character"):
         Pairs("mine", ["a", "b"], ["c", half], np.ones(2))
     with pytest.raises(ValueError, match="row 1 of train holds half a character"):
-        LabelledPairs.read([("a", "b", 1), (half, "c", 0)], ["0", "1"])
+        LabeledPairs.read([("a", "b", 1), (half, "c", 0)], ["0", "1"])
     with pytest.raises(ValueError, match=r"texts\[2\] holds half a character"):
         whiten(model, ["a", "b", half, "c"])
     with pytest.raises(ValueError, match=r"texts\[1\] holds half a character"):

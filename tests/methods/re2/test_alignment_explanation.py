@@ -57,7 +57,7 @@ def test_every_map_is_drawn_in_per_cent() -> None:
     found = explanation()
     text = terminal(found)
     tables = [[row for row in table if row] for table in Tables(found.to_html()).tables]
-    maps = [table for block in found.blocks for table in (block.a_to_b, block.b_to_a)]
+    maps = [table for block in found.blocks for table in (block.first_to_second, block.second_to_first)]
     assert len(tables) == 4
     for table, expected in zip(tables, maps, strict=True):
         np.testing.assert_allclose(table, 100 * expected, atol=0.051)
@@ -75,16 +75,16 @@ def test_every_map_is_drawn_in_per_cent() -> None:
 def test_long_texts_keep_the_tokens_that_most_is_found_of() -> None:
     found = explanation(m=20, n=5, blocks=1)
     text = terminal(found)
-    received = found.blocks[0].b_to_a.sum(axis=0)
+    received = found.blocks[0].second_to_first.sum(axis=0)
     kept = sorted(np.argsort(-received)[:12])
-    shown = [name for name in found.tokens_a if re.search(rf"\b{name}\b", text)]
-    assert shown == [found.tokens_a[k] for k in kept] and "8 more" in text
+    shown = [name for name in found.first_tokens if re.search(rf"\b{name}\b", text)]
+    assert shown == [found.first_tokens[k] for k in kept] and "8 more" in text
     (first, second) = found._drawn(12)
     np.testing.assert_allclose(first.values.sum(axis=1), 1.0)
     np.testing.assert_allclose(second.values.sum(axis=1), 1.0)
     others = [k for k in range(20) if k not in kept]
-    np.testing.assert_allclose(first.values[-1], found.blocks[0].a_to_b[others].mean(axis=0))
-    np.testing.assert_allclose(second.values[:, -1], found.blocks[0].b_to_a[:, others].sum(axis=1))
+    np.testing.assert_allclose(first.values[-1], found.blocks[0].first_to_second[others].mean(axis=0))
+    np.testing.assert_allclose(second.values[:, -1], found.blocks[0].second_to_first[:, others].sum(axis=1))
     assert not first.shades[-1].any() and not second.shades[:, -1].any() and second.shades[:, :-1].all()
     assert "8 more" not in found.to_html()  # there is more room
     assert "more" not in terminal(explanation(m=13))  # one token is better than "1 more"
@@ -93,16 +93,20 @@ def test_long_texts_keep_the_tokens_that_most_is_found_of() -> None:
 def test_json_brings_everything_back() -> None:
     found = explanation()
     again = AlignmentExplanation.from_json(found.to_json())
-    assert again.to_json() == found.to_json() and again.tokens_a == found.tokens_a and again.scores == found.scores
+    assert (
+        again.to_json() == found.to_json()
+        and again.first_tokens == found.first_tokens
+        and again.scores == found.scores
+    )
     assert isinstance(again.blocks[0], AlignmentMap)
-    np.testing.assert_array_equal(again.blocks[1].b_to_a, found.blocks[1].b_to_a)
+    np.testing.assert_array_equal(again.blocks[1].second_to_first, found.blocks[1].second_to_first)
     assert again.to_html() == found.to_html()
 
 
 def test_counterparts_are_the_largest_shares() -> None:
     found = explanation()
     for block in (0, -1):
-        table = found.blocks[block].a_to_b
+        table = found.blocks[block].first_to_second
         for row, (token, other, share) in enumerate(found.counterparts(block)):
             assert token == f"a{row}" and share == max(table[row])
             assert table[row][int(other[1:])] == pytest.approx(share)

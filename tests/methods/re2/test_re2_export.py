@@ -25,7 +25,7 @@ needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 
 def network(**options: Any) -> RE2:
     torch.manual_seed(0)
-    built = RE2(RE2Config(**({"hidden": 8, "blocks": 2} | options)), WIDTH, 3)
+    built = RE2(RE2Config(**({"hidden_dimension": 8, "blocks": 2} | options)), WIDTH, 3)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -61,7 +61,7 @@ def test_onnx_gives_the_same_logits_for_all_lengths(tmp_path: Path, caplog: pyte
         (a, a_mask), (b, b_mask) = batch(first), batch(second)
         with torch.no_grad():
             expected = built(a, a_mask, b, b_mask)
-        found = run(path, a=a, a_mask=a_mask, b=b, b_mask=b_mask)
+        found = run(path, first=a, first_mask=a_mask, second=b, second_mask=b_mask)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
@@ -72,7 +72,7 @@ def test_onnx_of_the_authors_configurations(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     built = RE2(RE2Config.named(name), WIDTH, 3).eval()
     (a, a_mask), (b, b_mask) = batch([20, 7]), batch([30, 11])
-    found = run(export_onnx(built, tmp_path / "re2.onnx"), a=a, a_mask=a_mask, b=b, b_mask=b_mask)
+    found = run(export_onnx(built, tmp_path / "re2.onnx"), first=a, first_mask=a_mask, second=b, second_mask=b_mask)
     torch.testing.assert_close(found, built(a, a_mask, b, b_mask), rtol=0, atol=1e-4)
 
 
@@ -83,16 +83,16 @@ def test_onnx_with_its_vectors_reads_ids(tmp_path: Path) -> None:
     path = export_onnx(built, tmp_path / "re2.onnx", source)
     with pytest.raises(FileExistsError, match=r"path '.*re2\.onnx' exists; choose another file or overwrite"):
         export_onnx(built, path, source)
-    file_target(path, overwrite=True, mark=b"a_mask")  # an export is known as one
+    file_target(path, overwrite=True, mark=b"first_mask")  # an export is known as one
     first, second = source.tokenize(["a dog runs", "dogs"]), source.tokenize(["a cat", "a cat sleeps"])
     with torch.no_grad():
         expected = built(*source(first), *source(second))
     found = run(
         path,
-        a_ids=first["input_ids"],
-        a_mask=first["attention_mask"].bool(),
-        b_ids=second["input_ids"],
-        b_mask=second["attention_mask"].bool(),
+        first_ids=first["input_ids"],
+        first_mask=first["attention_mask"].bool(),
+        second_ids=second["input_ids"],
+        second_mask=second["attention_mask"].bool(),
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 

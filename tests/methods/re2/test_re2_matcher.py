@@ -28,7 +28,7 @@ from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Sche
 from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
 
 MakeModel = Callable[..., SentenceTransformer]
-CONFIG = RE2Config(blocks=2, encoder_layers=1, hidden=8, dropout=0.1)
+CONFIG = RE2Config(blocks=2, encoder_layers=1, hidden_dimension=8, dropout=0.1)
 NLI = ["contradiction", "neutral", "entailment"]
 SOURCES = ("learned", "vectors", "transformer")
 
@@ -188,9 +188,9 @@ def test_an_explanation_is_what_the_network_computes(make_source: Callable[..., 
     matcher = RE2Matcher(make_source(kind), CONFIG, NLI).eval()
     pair = ("the big dog is reading .", "a dog")
     found = matcher.explain(pair)
-    assert isinstance(found, AlignmentExplanation) and (found.a, found.b) == pair and len(found.blocks) == 2
+    assert isinstance(found, AlignmentExplanation) and (found.first, found.second) == pair and len(found.blocks) == 2
     words = ["the", "big", "dog", "is", "reading"]  # word vectors have no full stop
-    assert [piece for piece in found.tokens_a if piece != "."][:4] == words[:4]
+    assert [piece for piece in found.first_tokens if piece != "."][:4] == words[:4]
     maps: list[tuple[Tensor, Tensor]] = []
     sides = []
     for text in pair:
@@ -198,10 +198,14 @@ def test_an_explanation_is_what_the_network_computes(make_source: Callable[..., 
         sides += [vectors[mask][None], torch.ones(1, int(mask.sum()), dtype=torch.bool)]
     matcher.network(*sides, maps=maps)
     for block, (for_a, for_b) in zip(found.blocks, maps, strict=True):
-        assert block.a_to_b.shape == (len(found.tokens_a), len(found.tokens_b)) == block.b_to_a.T.shape
-        np.testing.assert_allclose(block.a_to_b, for_a[0].detach(), atol=1e-6)
-        np.testing.assert_allclose(block.b_to_a, for_b[0].detach(), atol=1e-6)
-        np.testing.assert_allclose(block.a_to_b.sum(1), 1.0, atol=1e-6)
+        assert (
+            block.first_to_second.shape
+            == (len(found.first_tokens), len(found.second_tokens))
+            == block.second_to_first.T.shape
+        )
+        np.testing.assert_allclose(block.first_to_second, for_a[0].detach(), atol=1e-6)
+        np.testing.assert_allclose(block.second_to_first, for_b[0].detach(), atol=1e-6)
+        np.testing.assert_allclose(block.first_to_second.sum(1), 1.0, atol=1e-6)
     probabilities = matcher.predict(pair, apply_softmax=True)
     assert list(found.scores) == NLI
     np.testing.assert_allclose(list(found.scores.values()), probabilities, atol=1e-6)
@@ -210,8 +214,8 @@ def test_an_explanation_is_what_the_network_computes(make_source: Callable[..., 
 
 
 def test_an_explanation_of_what_was_read(matcher: RE2Matcher) -> None:
-    short = RE2Matcher(matcher.source, RE2Config(blocks=1, hidden=4, max_length=2))
-    assert short.explain(("the big dog is reading", "a dog runs")).tokens_a == ("the", "big")
+    short = RE2Matcher(matcher.source, RE2Config(blocks=1, hidden_dimension=4, max_seq_length=2))
+    assert short.explain(("the big dog is reading", "a dog runs")).first_tokens == ("the", "big")
     for pair in (("", "a dog"), ("a dog", " ")):
         with pytest.raises(ValueError, match="has no token, there is nothing to explain; give at least one"):
             matcher.explain(pair)

@@ -108,7 +108,7 @@ def oracle(network: RE2, a: Text, b: Text) -> tuple[Row, list[tuple[Text, Text]]
     """Return the logits of one pair without padding, and the maps of the blocks."""
     network = copy.deepcopy(network)
     fold_weight_norm(network)
-    hidden, maps = network.config.hidden, []
+    hidden, maps = network.config.hidden_dimension, []
     texts, outputs = [a, b], [[], []]
     for block in network.blocks:
         inputs = [next_input(text, output, network) for text, output in zip(texts, outputs, strict=True)]
@@ -157,7 +157,7 @@ def oracle(network: RE2, a: Text, b: Text) -> tuple[Row, list[tuple[Text, Text]]
 def build(num_labels: int = 3, **options: Any) -> RE2:
     """A small network in float64 whose biases and norms are not those it starts with."""
     torch.manual_seed(0)
-    network = RE2(RE2Config(**({"hidden": 6} | options)), WIDTH, num_labels).double()
+    network = RE2(RE2Config(**({"hidden_dimension": 6} | options)), WIDTH, num_labels).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -271,7 +271,7 @@ def test_one_token_is_all_that_can_be_found() -> None:
 
 
 def test_temperature_starts_at_the_root_of_the_width_and_is_trained() -> None:
-    network = RE2(RE2Config(hidden=16, blocks=3), WIDTH, 1)
+    network = RE2(RE2Config(hidden_dimension=16, blocks=3), WIDTH, 1)
     temperatures = [block.alignment.temperature for block in network.blocks]
     assert [value.item() for value in temperatures] == [0.25] * 3
     a, b = texts([4, 2]), texts([3, 5])

@@ -48,7 +48,7 @@ def test_the_configuration_for_snli_has_2_8_million_parameters() -> None:
 
 def test_initialisation_is_he_with_norms_kept() -> None:
     torch.manual_seed(0)
-    network = RE2(RE2Config(hidden=200), 300, 2)
+    network = RE2(RE2Config(hidden_dimension=200), 300, 2)
     layers = [module for module in network.modules() if is_parametrized(module, "weight")]
     for layer in layers:
         assert not layer.bias.any()
@@ -114,7 +114,7 @@ def test_encodings_known_before_change_nothing(options: dict[str, Any]) -> None:
         expected = network(*a, *b)
         known = [network.first_encoding(*text) for text in (a, b)]
         for a_encoded, b_encoded in ((None, known[1]), (known[0], None), known):
-            found = network(*a, *b, a_encoded=a_encoded, b_encoded=b_encoded)
+            found = network(*a, *b, first_encoded=a_encoded, second_encoded=b_encoded)
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -144,7 +144,7 @@ def test_large_batches_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         torch.testing.assert_close(network(*a, *b), expected, rtol=1e-10, atol=1e-12)
         assert computed == [5, 2, 2, 1]
-        found = network(*a, *b, a_encoded=known[0], b_encoded=known[1])
+        found = network(*a, *b, first_encoded=known[0], second_encoded=known[1])
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
         maps: list[tuple[Tensor, Tensor]] = []
         torch.testing.assert_close(network(*a, *b, maps=maps), expected, rtol=1e-10, atol=1e-12)
@@ -190,7 +190,7 @@ def test_dropout_is_drawn_in_training_only() -> None:
 
 def test_it_learns_whether_texts_are_equal() -> None:
     torch.manual_seed(0)
-    network = RE2(RE2Config(hidden=8, blocks=2, dropout=0.0), WIDTH, 1)
+    network = RE2(RE2Config(hidden_dimension=8, blocks=2, dropout=0.0), WIDTH, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     a = torch.randn(32, 3, WIDTH)
     b = torch.where(torch.arange(32)[:, None, None] % 2 == 0, a, a.roll(2, dims=0))
@@ -206,16 +206,25 @@ def test_it_learns_whether_texts_are_equal() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a": torch.zeros(2, 4, 3)}, r"a must be token vectors of shape \(batch, tokens, 5\), got \(2, 4, 3\)"),
-        ({"b": torch.zeros(4, WIDTH)}, "b must be token vectors"),
-        ({"a_mask": torch.ones(2, 4)}, r"the mask of a must be boolean, of shape \(2, 4\), got torch.float32"),
-        ({"b_mask": torch.ones(2, 9) > 0}, "the mask of b must be boolean"),
-        ({"a": torch.zeros(3, 4, WIDTH), "a_mask": torch.ones(3, 4) > 0}, "a has 3 texts and b has 2; give both"),
-        ({"b_encoded": torch.zeros(2, 5, 7)}, r"b_encoded must have shape \(2, 5, 6\).*first_encoding"),
+        (
+            {"first": torch.zeros(2, 4, 3)},
+            r"first must be token vectors of shape \(batch, tokens, 5\), got \(2, 4, 3\)",
+        ),
+        ({"second": torch.zeros(4, WIDTH)}, "second must be token vectors"),
+        ({"first_mask": torch.ones(2, 4)}, r"the mask of first must be boolean, of shape \(2, 4\), got torch.float32"),
+        ({"second_mask": torch.ones(2, 9) > 0}, "the mask of second must be boolean"),
+        (
+            {"first": torch.zeros(3, 4, WIDTH), "first_mask": torch.ones(3, 4) > 0},
+            "first has 3 texts and second has 2; give both",
+        ),
+        ({"second_encoded": torch.zeros(2, 5, 7)}, r"second_encoded must have shape \(2, 5, 6\).*first_encoding"),
     ],
 )
 def test_shapes_are_checked(change: dict[str, Tensor], message: str) -> None:
-    inputs = dict(zip(("a", "a_mask", "b", "b_mask"), (*texts([4, 2]), *texts([3, 5])), strict=True)) | change
+    inputs = (
+        dict(zip(("first", "first_mask", "second", "second_mask"), (*texts([4, 2]), *texts([3, 5])), strict=True))
+        | change
+    )
     with pytest.raises(ValueError, match=message):
         build()(**inputs)
 
@@ -224,14 +233,14 @@ def test_shapes_are_checked(change: dict[str, Tensor], message: str) -> None:
     ("options", "message"),
     [
         ({"blocks": 0}, "blocks must be a whole number of at least 1, got 0"),
-        ({"hidden": 2.5}, "hidden must be a whole number"),
-        ({"max_length": 0}, "max_length must be"),
+        ({"hidden_dimension": 2.5}, "hidden_dimension must be a whole number"),
+        ({"max_seq_length": 0}, "max_seq_length must be"),
         ({"kernel_sizes": (2,)}, r"kernel_sizes must be odd numbers, got \(2,\)"),
         ({"kernel_sizes": ()}, "kernel_sizes must be odd numbers"),
         ({"kernel_sizes": 3}, "kernel_sizes must be a sequence of odd numbers, got 3"),
         (
-            {"hidden": 7, "kernel_sizes": (1, 3)},
-            r"hidden must be divisible by the number of kernel_sizes \(2\), got 7",
+            {"hidden_dimension": 7, "kernel_sizes": (1, 3)},
+            r"hidden_dimension must be divisible by the number of kernel_sizes \(2\), got 7",
         ),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"alignment": "cosine"}, "alignment must be 'linear', 'identity', got 'cosine'"),
@@ -250,8 +259,8 @@ def test_configurations_and_schedules_of_the_authors() -> None:
         RE2Config.from_dict({"depth": 3})
     with pytest.raises(ValueError, match="RE2Schedule has no 'warm'"):
         RE2Schedule.from_dict({"warm": 3})
-    assert RE2Config.named("quora") == RE2Config(2, 2, 200, prediction="symmetric", max_length=100)
-    assert RE2Config.from_dict({"kernel_sizes": [1, 3], "hidden": 4}).kernel_sizes == (1, 3)
+    assert RE2Config.named("quora") == RE2Config(2, 2, 200, prediction="symmetric", max_seq_length=100)
+    assert RE2Config.from_dict({"kernel_sizes": [1, 3], "hidden_dimension": 4}).kernel_sizes == (1, 3)
     for name, kind in itertools.product(("snli", "quora", "scitail", "wikiqa"), (RE2Config, RE2Schedule)):
         named = kind.named(name)
         assert kind.from_dict(named.to_dict()) == named
@@ -274,7 +283,7 @@ def test_learning_rate_rises_in_a_line_and_decays_in_steps() -> None:
 
 
 def test_network_sizes_are_checked() -> None:
-    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="embedding_dimension must be at least 1, got 0"):
         RE2(RE2Config(), 0, 1)
     with pytest.raises(ValueError, match="num_labels must be at least 1, got 0"):
         RE2(RE2Config(), 3, 0)

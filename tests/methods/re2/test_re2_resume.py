@@ -19,7 +19,7 @@ from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Sche
 from st_plugins.methods.re2 import checkpoints as checkpoints_module
 from st_plugins.methods.re2.checkpoints import OrderOfLengths
 
-CONFIG = RE2Config(blocks=1, encoder_layers=1, hidden=8, dropout=0.3)
+CONFIG = RE2Config(blocks=1, encoder_layers=1, hidden_dimension=8, dropout=0.3)
 SCHEDULE = RE2Schedule(
     learning_rate=2e-2, batch_size=16, decay_rate=0.8, decay_samples=32, warmup_samples=20, epochs=3
 )
@@ -155,7 +155,7 @@ def test_only_the_same_training_is_resumed(
         ("dev", build(), train, dev[1:], {}),
         ("dev", build(), train, None, {}),
         ("labels", build(("yes", "no")), train, dev, {}),
-        ("blocks", build(config=RE2Config(blocks=2, encoder_layers=1, hidden=8)), train, dev, {}),
+        ("blocks", build(config=RE2Config(blocks=2, encoder_layers=1, hidden_dimension=8)), train, dev, {}),
         ("learning_rate", build(), train, dev, {"learning_rate": 1e-3}),
         ("seed", build(), train, dev, {"seed": 1}),
         ("metric", build(), train, dev, {"metric": "f1"}),

@@ -112,7 +112,7 @@ def test_rows_are_those_of_the_texts_words(tmp_path: Path) -> None:
     source = WordVectors.from_file(write(tmp_path, glove()), texts)
     assert source.embedding.weight.tolist() == [[0.0, 0.0], VECTORS["the"], VECTORS["dog"], VECTORS["runs"]]
     assert source.coverage == pytest.approx(5 / 7)
-    assert source.width == 2
+    assert source.embedding_dimension == 2
     often = WordVectors.from_file(tmp_path / "vectors.txt", texts, minimum_frequency=2)
     assert often.embedding.weight.tolist() == [[0.0, 0.0], VECTORS["the"], VECTORS["dog"]]
     with pytest.raises(ValueError, match="minimum_frequency must be at least 1, got 0"):
@@ -150,7 +150,7 @@ def test_word_vectors_are_frozen_by_default(tmp_path: Path) -> None:
 
 def test_texts_are_cut_and_may_be_empty(tmp_path: Path) -> None:
     source = WordVectors.from_file(write(tmp_path, glove()))
-    features = source.tokenize(["the dog runs", "", "!"], max_length=2)
+    features = source.tokenize(["the dog runs", "", "!"], max_seq_length=2)
     assert features["input_ids"].shape == (3, 2) and features["attention_mask"].tolist() == [[1, 1], [0, 0], [0, 0]]
     vectors, mask = source(source.tokenize(["", " "]))
     assert vectors.shape == (2, 1, 2) and not mask.any()
@@ -196,7 +196,7 @@ def test_unfit_models_and_weights_are_refused(model: SentenceTransformer) -> Non
 def test_learned_subwords_take_new_words_apart(sentences: list[str]) -> None:
     source = LearnedEmbedding.from_texts(sentences, embedding_dimension=5, vocabulary_size=600)
     features = source.tokenize(["The man is playing", "nam"])
-    assert features["attention_mask"].sum(dim=1).tolist() == [4, 4] and source.width == 5
+    assert features["attention_mask"].sum(dim=1).tolist() == [4, 4] and source.embedding_dimension == 5
     # No sentence has a word that starts so: the mark of the start and the letters, or the bytes, stay apart.
     assert source.tokenizer.encode("nam 你").tokens == ["Ġ", "n", "a", "m", "Ġ", "ä", "½", "ł"]
     assert source.pieces("The man") == ["The", "man"] and source.pieces("你") == ["你"] * 4
@@ -221,13 +221,13 @@ def test_transformer_tokens_are_those_of_the_model(model: SentenceTransformer) -
     source = TransformerTokens(model).train()
     texts = ["a dog is playing", "the unicorn", ""]
     vectors, mask = source(source.tokenize(texts))
-    assert source.width == 16 and not vectors.requires_grad and not source.encoder.training
+    assert source.embedding_dimension == 16 and not vectors.requires_grad and not source.encoder.training
     expected = model.encode(texts, output_value="token_embeddings", convert_to_tensor=True)
     for row, tokens in enumerate(expected):
         torch.testing.assert_close(vectors[row][mask[row]], tokens[1:-1].cpu(), rtol=1e-5, atol=1e-6)
     assert mask.sum(dim=1).tolist() == [4, 2, 0]
     assert source.pieces("the unicorn") == ["the", "[UNK]"]
-    assert source.tokenize(texts, max_length=2)["input_ids"].shape == (3, 4)
+    assert source.tokenize(texts, max_seq_length=2)["input_ids"].shape == (3, 4)
     assert source.tokenize(["a " * 90])["input_ids"].shape == (1, 32)  # what the model reads
 
 
@@ -258,7 +258,7 @@ def test_sources_survive_saving_bit_for_bit(tmp_path: Path, model: SentenceTrans
         texts = ["the dog runs", "the unicorn"]
         for found, expected in zip(again(again.tokenize(texts)), source(source.tokenize(texts)), strict=True):
             assert torch.equal(found, expected)
-        for name in ("width", "coverage", "trainable"):
+        for name in ("embedding_dimension", "coverage", "trainable"):
             assert getattr(again, name) == getattr(source, name)
         assert again.pieces(texts[0]) == source.pieces(texts[0])
         assert {parameter.requires_grad for parameter in again.parameters()} == {source.trainable}
@@ -289,7 +289,7 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
         WordVectors.load(folder)
     folder = saved("shape")
     save_file({"weights": torch.zeros(6, 9)}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"vectors of shape \(6, 9\), but .*source.json says width 2"):
+    with pytest.raises(ValueError, match=r"vectors of shape \(6, 9\), but .*source.json says embedding_dimension 2"):
         WordVectors.load(folder)
     folder = saved("rows")
     save_file({"weights": torch.zeros(2, 2)}, folder / "model.safetensors")

@@ -22,7 +22,7 @@ from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Sche
 from st_plugins.methods.re2.checkpoints import BestWeightsCallback
 from st_plugins.methods.re2.training import shortened
 
-CONFIG = RE2Config(blocks=1, encoder_layers=1, hidden=8, dropout=0.0)
+CONFIG = RE2Config(blocks=1, encoder_layers=1, hidden_dimension=8, dropout=0.0)
 QUIET = {"device": "cpu", "show_progress_bar": False}
 Rows = list[tuple[str, str, Any]]
 
@@ -298,7 +298,7 @@ def test_every_training_is_of_the_same_weights(
         matcher.fit(rows, callbacks=[Names()], **options, **more)
         return matcher
 
-    config = RE2Config(blocks=2, encoder_layers=1, hidden=8, kernel_sizes=(1, 3), residual="plain")
+    config = RE2Config(blocks=2, encoder_layers=1, hidden_dimension=8, kernel_sizes=(1, 3), residual="plain")
     matcher = fit(fit(build(["no", "yes"], config)))
     assert "matcher.network.blocks.1.encoder.layers.0.windows.0.parametrizations.weight.original0" in trained[0]
     matcher.predict([row[:2] for row in rows])
@@ -404,7 +404,7 @@ def test_streams_batches_of_one_and_long_texts_train(build: Callable[..., RE2Mat
     data = Dataset.from_dict(columns)
     weights = []
     for given in (data, data.to_iterable_dataset(), iter(data), nine, iter(nine)):
-        matcher = build(["no", "yes"], RE2Config(blocks=1, encoder_layers=1, hidden=8, max_length=3))
+        matcher = build(["no", "yes"], RE2Config(blocks=1, encoder_layers=1, hidden_dimension=8, max_seq_length=3))
         found = matcher.fit(given, epochs=1, batch_size=4, learning_rate=1e-2, **QUIET)  # the last batch has one row
         assert found.steps == 3
         weights.append(matcher.network.prediction.outer.weight)
@@ -415,9 +415,9 @@ def test_streams_batches_of_one_and_long_texts_train(build: Callable[..., RE2Mat
 def test_cut_texts_are_counted_once(
     build: Callable[..., RE2Matcher], rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    matcher = build(None, RE2Config(blocks=1, encoder_layers=1, hidden=8, max_length=3))
+    matcher = build(None, RE2Config(blocks=1, encoder_layers=1, hidden_dimension=8, max_seq_length=3))
     three, four = "the dog runs", "the big dog runs"
-    said = "texts have more than 3 tokens, of which the first 3 are read (max_length, --max-seq-length)."
+    said = "texts have more than 3 tokens, of which the first 3 are read (max_seq_length, --max-seq-length)."
     for use, count in (
         (lambda: matcher.fit([(three, four, 1.0)] * 3, [(three, "the big dog is", 0.0)], epochs=1, **QUIET), "2 of 3"),
         (lambda: matcher.predict([(three, four), (four, three)] * 1100), "1 of 2"),
