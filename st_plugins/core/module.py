@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 from typing_extensions import Self
 
-from st_plugins.core.files import write_record
+from st_plugins.core.files import write_record, write_tensors
 from st_plugins.core.loading.files import Shapes, read_object, read_tensors, regular, shapes
 from st_plugins.core.loading.sizes import check_sizes
 from st_plugins.core.rows import as_floating_point, refuse_whole_numbers
@@ -73,8 +72,7 @@ class StoredModule(Module):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the module's files into an existing folder; tensors always as safetensors."""
         self.save_config(output_path)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, Path(output_path) / TENSORS)
+        write_tensors(Path(output_path) / TENSORS, self.state_dict())
 
     @classmethod
     def load(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from st_plugins.core.loss import Features
 from st_plugins.core.wrappers import around, keep_layers, repeated
 
-__all__ = ["TwoPasses", "doubled", "two_passes"]
+__all__ = ["TwoPasses", "two_passes"]
 
 
 class TwoPasses(nn.Module):
@@ -33,14 +33,17 @@ class TwoPasses(nn.Module):
         """Return what the model makes of the next column in the pass to show."""
         # The first time, the model gets each row twice, so that both copies have dropout masks of their own. Whenever
         # the loss is called again, it is shown the other half, or some rows of a half, of the same outputs.
+        both = 2 * _batch_size(features)
         if self.columns_shown == len(self.outputs):
-            output = self.module(doubled(features), **kwargs)
+            output = self.module(repeated(features, 2), **kwargs)
             keep_layers(features, output, around(self.module))
             self.outputs.append(output)
         output = self.outputs[self.columns_shown]
         self.columns_shown += 1
-        size = 2 * _batch_size(features)
-        return {key: self._part(value) if _has_rows(value, size) else value for key, value in output.items()}
+        return {
+            key: self._part(value) if isinstance(value, Tensor) and value.ndim and len(value) == both else value
+            for key, value in output.items()
+        }
 
     def embeddings(self) -> list[Tensor]:
         """Return what both passes made of each column, ``(2 · N, d)``; nothing if the model does not embed."""
@@ -71,12 +74,6 @@ def two_passes(loss: nn.Module) -> Iterator[TwoPasses]:
         loss.model = model
 
 
-def doubled(features: Features) -> Features:
-    """Return a tokenized batch with every row twice: all rows, and all of them again."""
-    _batch_size(features)
-    return repeated(features, 2)
-
-
 def _batch_size(features: Features) -> int:
     tokens = features.get("attention_mask", features.get("input_ids"))
     if not isinstance(tokens, Tensor) or tokens.ndim < 2 or "cu_seq_lens_q" in features:
@@ -86,7 +83,3 @@ def _batch_size(features: Features) -> int:
             "attn_implementation='sdpa'"
         )
     return len(tokens)
-
-
-def _has_rows(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size

@@ -25,9 +25,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 
 from st_plugins.core.dropout import without_dropout
+from st_plugins.core.wrappers import repeated
 from st_plugins.losses import RDropLoss, SelfExplainingLoss, SimCSELoss, SpanSharpnessRegularizer, symmetric_kl
 from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
-from st_plugins.methods.rdrop.two_passes import doubled
 from st_plugins.modules import SpanPooling
 
 CLASSES = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -219,7 +219,7 @@ def test_cross_encoders(make_teacher: Callable[..., CrossEncoder], sentences: li
     features = encoder.preprocess(list(zip(*inputs, strict=True)))
     torch.manual_seed(5)
     with torch.no_grad():
-        scores = encoder(doubled(features))["scores"].double().view(12, -1).tolist()
+        scores = encoder(repeated(features, 2))["scores"].double().view(12, -1).tolist()
     first, second = scores[:6], scores[6:]
     kept = [0, 1, 3, 4, 5]
     if kind == "classes":
