@@ -6,28 +6,25 @@ adversarial perturbation without the extra pass that gives its gradient. ``block
 ``augmented`` costs with two clean views (hooks, repeating the batch, splitting and joining the views), measured on
 a model of one narrow layer. A dry run takes seconds::
 
-    python evaluation/benchmarks/augment.py
-    python evaluation/benchmarks/augment.py --batch-size 8 --layers 1 --hidden-size 64 --runs 2
+    python -m evaluation.benchmarks.augment
+    python -m evaluation.benchmarks.augment --batch-size 8 --layers 1 --hidden-size 64 --runs 2
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
-from st_plugins.augment import EmbeddingDropout, FeatureCutoff, NoAugmentation, TokenCutoff, View, augmented
-from st_plugins.core.files import library_versions
-from st_plugins.core.writing.atomic import write_text
-from st_plugins.methods.contrastive.functional import adversarial_delta, shuffle_permutation
+from evaluation.benchmarks.harness import DEVICE, Output, device_name, repeated, report, take_turns
+from evaluation.benchmarks.random_models import bert_config
+from st_plugins import augment
+from st_plugins.methods.contrastive.functional import shuffle_permutation
 from st_plugins.miniature import corpus, untrained_encoder
 
 
@@ -37,20 +34,15 @@ def main(
     hidden_size: int = 768,
     layers: int = 12,
     runs: int = 5,
-    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    device: str = DEVICE,
     dtype: Annotated[str, typer.Option(help="Type of the encoder and its embeddings.")] = "float32",
-    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    output: Output = None,
 ) -> None:
     """Print seconds, and their share of a step, for each augmentation and for all together."""
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
-    config = BertConfig(
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden_size // 64),
-        intermediate_size=4 * hidden_size,
-    )
-    encoder: torch.nn.Module = BertModel(config)
+    config = bert_config(hidden_size, layers, max(1, hidden_size // 64))
+    encoder: Any = BertModel(config)
     encoder.to(device, kind).train()
     ids = torch.randint(1000, config.vocab_size, (batch_size, tokens), device=device)
     lengths = torch.randint(tokens // 2, tokens + 1, (batch_size, 1), device=device)
@@ -62,7 +54,7 @@ def main(
     def step() -> None:
         encoder(input_ids=ids, attention_mask=mask).last_hidden_state.mean().backward()
 
-    def both_ways(view: View) -> Callable[[], object]:
+    def both_ways(view: augment.View) -> Callable[[], object]:
         return lambda: torch.autograd.grad(view.augment(embeddings, mask, special), embeddings, gradient)
 
     def shuffle_positions() -> Tensor:
@@ -77,69 +69,49 @@ def main(
     work: dict[str, Callable[[], object]] = {
         "token-shuffle (position_ids)": shuffle_positions,
         "token-shuffle (embeddings)": shuffle_embeddings,
-        "token-cutoff": both_ways(TokenCutoff()),
-        "feature-cutoff": both_ways(FeatureCutoff()),
-        "embedding-dropout": both_ways(EmbeddingDropout()),
-        "adversarial": lambda: adversarial_delta(gradient, mask),
+        "token-cutoff": both_ways(augment.TokenCutoff()),
+        "feature-cutoff": both_ways(augment.FeatureCutoff()),
+        "embedding-dropout": both_ways(augment.EmbeddingDropout()),
+        "adversarial": lambda: augment.adversarial_delta(gradient, mask),
     }
-    step_seconds = _seconds(step, runs, 1, device)
-    seconds = {name: _seconds(function, runs, 10, device) for name, function in work.items()}
-    seconds["block"] = _block(batch_size, runs, device)
+    # Ten calls at a time, for some are shorter than the clock is exact.
+    medians = take_turns({"step": step, **{name: repeated(call, 10) for name, call in work.items()}}, runs).medians()
+    step_seconds = medians.pop("step")
+    seconds = {name: value / 10 for name, value in medians.items()} | {
+        "block": block_seconds(batch_size, runs, device)
+    }
     # A model is shuffled in one of the two ways only.
     total = sum(seconds.values()) - min(seconds["token-shuffle (position_ids)"], seconds["token-shuffle (embeddings)"])
-    result = {
-        "benchmark": "augmentations against a training step",
+    figures = {
         "batch": [batch_size, tokens, hidden_size],
         "layers": layers,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": dtype,
         "step_seconds": step_seconds,
         "seconds": seconds,
         "share_of_step": {name: value / step_seconds for name, value in seconds.items()},
         "all_together_share_of_step": total / step_seconds,
-        "versions": library_versions(),
     }
-    print(json.dumps(result, indent=1))
-    if output is not None:
-        write_text(output, json.dumps(result, indent=1) + "\n")
+    report("augmentations against a training step", figures, output)
 
 
-def _seconds(function: Callable[[], object], runs: int, repeats: int, device: str) -> float:
-    """Median over the runs of the seconds of one call, after a call to warm up."""
-    times = []
-    for run in range(runs + 1):
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            function()
-        _wait(device)
-        if run:
-            times.append((time.perf_counter() - start) / repeats)
-    return statistics.median(times)
-
-
-def _block(batch_size: int, runs: int, device: str) -> float:
+def block_seconds(batch_size: int, runs: int, device: str) -> float:
+    """Return what ``augmented`` adds to a pass over the repeated batch."""
     model = untrained_encoder(layers=1).to(device).train()
     features = model.preprocess(corpus(batch_size))
     features = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in features.items()}
     doubled = {key: value.repeat(2, 1) if isinstance(value, Tensor) else value for key, value in features.items()}
 
     def inside() -> None:
-        with augmented(model, [NoAugmentation(), NoAugmentation()]):
+        with augment.augmented(model, [augment.NoAugmentation(), augment.NoAugmentation()]):
             model(features)
 
+    # Turn by turn, for the difference is small beside a pass.
     with torch.no_grad():
-        differences = [
-            _seconds(inside, 1, 20, device) - _seconds(lambda: model(dict(doubled)), 1, 20, device)
-            for _ in range(runs)
-        ]
-    return max(0.0, statistics.median(differences))
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        turns = take_turns({1: repeated(inside, 20), 0: repeated(lambda: model(dict(doubled)), 20)}, runs)
+    differences = [one - other for one, other in zip(turns.seconds[1], turns.seconds[0], strict=True)]
+    return max(0.0, statistics.median(differences) / 20)
 
 
 if __name__ == "__main__":

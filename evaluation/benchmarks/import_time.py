@@ -1,48 +1,36 @@
-"""What ``import st_plugins`` adds to ``import sentence_transformers``.
+"""What ``import st_plugins`` adds to ``import sentence_transformers``, each time in a fresh process.
 
-Each time is taken in a fresh process::
+Run it with no other work on the machine::
 
-python evaluation/benchmarks/import_time.py
+    python -m evaluation.benchmarks.import_time
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from st_plugins.core.files import library_versions
-from st_plugins.core.writing.atomic import write_text
+from evaluation.benchmarks.harness import Output, report
 
-_CODE = (
+# Not the harness's process, which has imported both before it can look at the clock.
+CODE = (
     "import time, sentence_transformers; start = time.perf_counter(); import st_plugins; "
     "print(time.perf_counter() - start)"
 )
 
 
-def main(
-    runs: int = 7,
-    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-) -> None:
+def main(runs: int = 7, output: Output = None) -> None:
     """Print the milliseconds that the import adds."""
+    command = [sys.executable, "-c", CODE]
     times = [
-        1000 * float(subprocess.run([sys.executable, "-c", _CODE], capture_output=True, check=True, text=True).stdout)
+        1000 * float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
         for _ in range(runs)
     ]
-    result = {
-        "benchmark": "import st_plugins after import sentence_transformers",
-        "milliseconds": times,
-        "median_milliseconds": statistics.median(times),
-        "versions": library_versions(),
-    }
-    print(json.dumps(result, indent=1))
-    if output is not None:
-        write_text(output, json.dumps(result, indent=1) + "\n")
+    figures = {"milliseconds": times, "median_milliseconds": statistics.median(times)}
+    report("import st_plugins after import sentence_transformers", figures, output)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ installed, the network as an ONNX file. The cross-encoders have the shapes of BE
 compared from texts to scores, ``CrossEncoder.predict`` against ``RE2Matcher.predict``. Texts have ``--tokens`` words
 of one token each, so the cross-encoders read twice as many and three special tokens.
 
-The methods take turns, and the median of the ratios of the turns counts. A dry run takes seconds::
+A dry run takes seconds::
 
-    python evaluation/benchmarks/re2_inference.py
-    python evaluation/benchmarks/re2_inference.py --batches 2 --blocks 1 --threads 1 --runs 2 --slow-runs 1 --shrink 8
+    python -m evaluation.benchmarks.re2_inference
+    python -m evaluation.benchmarks.re2_inference --batches 2 --blocks 1 --threads 1 --runs 2 --slow-runs 1 --shrink 8
 """
 
 from __future__ import annotations
@@ -19,14 +19,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
-import json
 import logging
-import os
-import platform
-import random
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -38,18 +32,14 @@ from sentence_transformers import CrossEncoder
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from st_plugins.core.files import library_versions
-from st_plugins.core.writing.atomic import write_text
-from st_plugins.methods.re2.config import RE2Config
-from st_plugins.methods.re2.embedding import WordVectors
+from evaluation.benchmarks.harness import Output, ThreadCounts, count_parameters, report, take_turns
+from evaluation.benchmarks.random_models import bert_config, random_texts, save_random, vocabulary_size
+from st_plugins.matching import RE2, RE2Config, RE2Matcher, WordVectors
 from st_plugins.methods.re2.export import export_onnx
 from st_plugins.methods.re2.layers import fold_weight_norm
-from st_plugins.methods.re2.matcher import RE2Matcher
-from st_plugins.methods.re2.network import RE2
-from st_plugins.miniature import untrained_encoder
 from st_plugins.miniature.english.grammar import vocabulary
 
 # Layers, width and heads.
@@ -59,7 +49,7 @@ SHAPES = {"BERT-base": (12, 768, 12), "MiniLM-L6": (6, 384, 12)}
 def main(
     batches: Annotated[list[int], typer.Option(help="Pairs in a batch.")] = [1, 8, 64],  # noqa: B006 - typer's way
     blocks: Annotated[list[int], typer.Option(help="Blocks of RE2.")] = [1, 2, 3],  # noqa: B006
-    threads: Annotated[list[int], typer.Option(help="Threads of PyTorch.")] = [1, 2],  # noqa: B006
+    threads: ThreadCounts = [1, 2],  # noqa: B006
     tokens: int = 20,
     encoder_layers: Annotated[int, typer.Option(help="Convolutions in a block; the paper's table 5 has 3.")] = 2,
     hidden: int = 150,
@@ -67,7 +57,7 @@ def main(
     runs: Annotated[int, typer.Option(help="Turns of RE2 and its transcription.")] = 50,
     slow_runs: Annotated[int, typer.Option(help="Turns of the cross-encoders.")] = 5,
     shrink: Annotated[int, typer.Option(help="Divide the cross-encoders' width by this, for a dry run.")] = 1,
-    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    output: Output = None,
 ) -> None:
     """Print seconds a batch and ratios for each number of threads, pairs and blocks."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -75,34 +65,32 @@ def main(
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         encoders = {name: cross_encoder(Path(folder, name), shape, tokens, shrink) for name, shape in SHAPES.items()}
-        for thread_count in threads:
+        for thread_count, pairs in itertools.product(threads, batches):
             torch.set_num_threads(thread_count)
-            for pairs in batches:
-                texts = random_texts(2 * pairs, tokens)
-                given = list(zip(texts[:pairs], texts[pairs:], strict=True))
-                slow = {
-                    name: partial(model.predict, given, batch_size=pairs, show_progress_bar=False)
-                    for name, model in encoders.items()
-                }
-                for count in blocks:
-                    config = RE2Config(blocks=count, encoder_layers=encoder_layers, hidden_dimension=hidden)
-                    row = {"threads": thread_count, "pairs": pairs, "blocks": count}
-                    row |= compare_networks(config, width, pairs, tokens, runs, Path(folder, "re2.onnx"))
-                    row |= compare_models(config, width, given, slow, slow_runs)
-                    print(json.dumps({key: rounded(value) for key, value in row.items() if key != "seconds"}))
-                    rows.append(row)
-    result = {
-        "benchmark": "RE2 inference on a CPU",
+            texts = random_texts(2 * pairs, tokens, tokens)
+            given = list(zip(texts[:pairs], texts[pairs:], strict=True))
+            slow = {
+                name: partial(model.predict, given, batch_size=pairs, show_progress_bar=False)
+                for name, model in encoders.items()
+            }
+            for count in blocks:
+                config = RE2Config(blocks=count, encoder_layers=encoder_layers, hidden_dimension=hidden)
+                row = {"threads": thread_count, "pairs": pairs, "blocks": count}
+                row |= compare_networks(config, width, pairs, tokens, runs, Path(folder, "re2.onnx"))
+                row |= compare_models(config, width, given, slow, slow_runs)
+                rows.append(row)
+                # The whole takes many minutes.
+                print({name: value for name, value in row.items() if name != "seconds"})
+    figures = {
         "tokens_a_text": tokens,
-        "re2": {"encoder_layers": encoder_layers, "hidden_dimension": hidden, "width": width},
-        "cross_encoders": {name: dict(zip(("layers", "width", "heads"), shape)) for name, shape in SHAPES.items()},  # noqa: B905
+        "re2": {"encoder_layers": encoder_layers, "hidden": hidden, "width": width},
+        "cross_encoders": {
+            name: dict(zip(("layers", "width", "heads"), shape, strict=True)) for name, shape in SHAPES.items()
+        },
         "shrink": shrink,
         "rows": rows,
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load_1_minute": os.getloadavg()[0]},
-        "versions": library_versions(),
     }
-    if output is not None:
-        write_text(output, json.dumps(result, indent=1) + "\n")
+    report("RE2 inference on a CPU", figures, output)
 
 
 def compare_networks(config: RE2Config, width: int, pairs: int, tokens: int, runs: int, file: Path) -> dict[str, Any]:
@@ -112,6 +100,7 @@ def compare_networks(config: RE2Config, width: int, pairs: int, tokens: int, run
     fold_weight_norm(network)
     folded = Transcription(network).eval()
     plain = copy.deepcopy(folded)
+    # The authors' code normalises weights in every pass, also when it only predicts.
     for layer in list(plain.modules()):
         if isinstance(layer, nn.Linear | nn.Conv1d):
             weight_norm(layer)
@@ -129,12 +118,12 @@ def compare_networks(config: RE2Config, width: int, pairs: int, tokens: int, run
     with torch.inference_mode():
         for method in methods.values():
             torch.testing.assert_close(method(), folded(a, mask, b, mask), rtol=1e-3, atol=1e-4)
-        seconds = take_turns(methods, runs)
-    found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
-    found |= {f"{name}_seconds": statistics.median(times) for name, times in seconds.items()}
+        turns = take_turns(methods, runs)
+    found: dict[str, Any] = {"parameters": count_parameters(network.parameters())}
+    found |= {f"{name}_seconds": median for name, median in turns.medians().items()}
     for ours, theirs in itertools.product(("network", "onnx"), ("transcription", "folded_transcription")):
-        if ours in seconds:
-            found[f"{ours}_times_faster_than_{theirs}"] = ratio(seconds[theirs], seconds[ours])
+        if ours in methods:
+            found[f"{ours}_times_faster_than_{theirs}"] = turns.ratio(theirs, ours)
     return found
 
 
@@ -142,6 +131,7 @@ def onnx_method(network: RE2, file: Path, inputs: dict[str, Tensor]) -> Callable
     """Return a call of the network by onnxruntime, with as many threads as PyTorch has."""
     from onnxruntime import InferenceSession, SessionOptions
 
+    # By default onnxruntime takes all cores, which would not compare.
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     export_onnx(network, file)
@@ -157,21 +147,14 @@ def compare_models(
     torch.manual_seed(0)
     matcher = RE2Matcher(word_vectors(width), config).eval()
     fold_weight_norm(matcher.network)  # as fit and load leave it
-    methods = {"predict": lambda: matcher.predict(given, batch_size=len(given)), **slow}
-    seconds = take_turns(methods, runs)
-    found: dict[str, Any] = {"predict_seconds": statistics.median(seconds["predict"])}
-    for name in slow:
-        found[f"{name}_seconds"] = statistics.median(seconds[name])
-        found[f"times_the_pairs_a_second_of_{name}"] = ratio(seconds[name], seconds["predict"])
-    return found | {"seconds": seconds}
+    turns = take_turns({"predict": lambda: matcher.predict(given, batch_size=len(given)), **slow}, runs)
+    found: dict[str, Any] = {f"{name}_seconds": median for name, median in turns.medians().items()}
+    found |= {f"times_the_pairs_a_second_of_{name}": turns.ratio(name, "predict") for name in slow}
+    return found | {"seconds": turns.seconds}
 
 
 class Transcription(nn.Module):
-    """The equations of RE2 as they stand in the paper, with the weights of a network whose norms are folded away.
-
-    Args:
-        network: The network, of the "full" and "linear" kinds.
-    """
+    """The equations of RE2 as they stand in the paper, with the weights of a network ("full", "linear")."""
 
     def __init__(self, network: RE2) -> None:
         super().__init__()
@@ -198,12 +181,7 @@ class Transcription(nn.Module):
 
 
 class TranscribedBlock(nn.Module):
-    """One block of the transcription.
-
-    Args:
-        block: The block of the network.
-        hidden: Its width.
-    """
+    """One block of the transcription, with the weights of a block of the network."""
 
     def __init__(self, block: Any, hidden: int) -> None:
         super().__init__()
@@ -216,10 +194,10 @@ class TranscribedBlock(nn.Module):
             self.convolutions.append(convolution)
         self.project, self.temperature = block.alignment.project, block.alignment.temperature
         self.views = nn.ModuleList()
+        # Our network keeps the three comparisons of a token in one matrix.
         compare = block.fusion.compare
-        for weight, bias in zip(
-            compare.weight.detach().split(hidden), compare.bias.detach().split(hidden), strict=True
-        ):
+        parts = zip(compare.weight.detach().split(hidden), compare.bias.detach().split(hidden), strict=True)
+        for weight, bias in parts:
             view = nn.Linear(weight.shape[1], hidden)
             view.weight.data, view.bias.data = weight.contiguous(), bias.contiguous()
             self.views.append(view)
@@ -230,6 +208,7 @@ class TranscribedBlock(nn.Module):
         a = torch.cat([a, self.encoded(a, a_mask)], dim=-1)
         b = torch.cat([b, self.encoded(b, b_mask)], dim=-1)
         scores = gelu(self.project(a)) @ gelu(self.project(b)).transpose(1, 2) * self.temperature
+        # The authors' constant for what is masked.
         scores = scores.masked_fill(~(a_mask[:, :, None] & b_mask[:, None, :]), -1e7)
         a_found, b_found = scores.softmax(dim=2) @ b, scores.softmax(dim=1).transpose(1, 2) @ a
         return self.fused(a, a_found), self.fused(b, b_found)
@@ -254,23 +233,12 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def cross_encoder(folder: Path, shape: tuple[int, int, int], tokens: int, shrink: int) -> CrossEncoder:
-    """Return a random cross-encoder of a shape, with the tokenizer of the miniature world."""
-    tokenizer = untrained_encoder().tokenizer
+    """Return a random cross-encoder of a shape."""
     layers, width, heads = shape
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width // shrink,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width // shrink,
-        max_position_embeddings=4 * tokens + 8,
-    )
-    config.num_labels = 1
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.model_max_length = 4 * tokens + 8
-    tokenizer.save_pretrained(folder)
-    model: CrossEncoder = CrossEncoder(str(folder), device="cpu")
+    # Room for two texts and the special tokens.
+    options = {"vocab_size": vocabulary_size(), "max_position_embeddings": 4 * tokens + 8, "num_labels": 1}
+    config = bert_config(width // shrink, layers, heads, **options)
+    model: CrossEncoder = CrossEncoder(save_random(BertForSequenceClassification, config, folder), device="cpu")
     return model
 
 
@@ -280,34 +248,6 @@ def word_vectors(width: int) -> WordVectors:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106 - no password
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return WordVectors(tokenizer, torch.randn(len(words), width), trainable=False, padding_id=0)
-
-
-def random_texts(count: int, tokens: int) -> list[str]:
-    """Return different texts of so many words, each one token."""
-    generator, pool = random.Random(0), sorted(vocabulary())  # noqa: S311 - no secrets
-    return [" ".join(generator.choices(pool, k=tokens)) for _ in range(count)]
-
-
-def take_turns(methods: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Return the seconds of each method; the first call of each does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for run in range(runs + 1):
-        for name, method in methods.items():
-            begin = time.perf_counter()
-            method()
-            if run:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """Return the median of the ratios of the turns."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
-def rounded(value: Any) -> Any:
-    """Return a number with four digits that count."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -6,28 +6,18 @@ projections), adds them up, and applies tanh, score, softmax and weighted sum to
 start from the projected tokens; the rows ``layer`` have the projections in them, which both sides need. All tokens are
 valid: padding, which only we skip, is not in the figures.
 
-Time: the methods take turns, and the median of the ratios counts; other programs on the machine make the ratios
-smaller or larger. Memory: each method in a fresh process; the extra memory of one forward and backward pass is the
-peak of the resident set (VmHWM, reset through /proc/self/clear_refs; Linux) less what was resident before. A pass over
-a few tokens goes before; the gradients of the inputs are included. On a GPU it is what the allocator held at most::
+Memory: each method in a fresh process; a pass over a few tokens goes before, and the gradients of the inputs are
+included::
 
-    python evaluation/benchmarks/span_attention.py
-    python evaluation/benchmarks/span_attention.py --gpu
-    python evaluation/benchmarks/span_attention.py --shape 2x16x32 --runs 1
+    python -m evaluation.benchmarks.span_attention
+    python -m evaluation.benchmarks.span_attention --gpu
+    python -m evaluation.benchmarks.span_attention --shape 2x16x32 --runs 1
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -35,16 +25,17 @@ import typer
 from torch import Tensor
 from torch.nn.functional import linear
 
-from st_plugins.core.files import library_versions
-from st_plugins.core.writing.atomic import write_text
+from evaluation.benchmarks import harness
 from st_plugins.modules import span_attention
 
 OURS, DENSE, FOLDED = "span_attention", "dense, as published", "dense, folded"
 OUR_LAYER, DENSE_LAYER = "layer: span_attention", "layer: dense, as published"
+# Each dense form and what it is compared with.
+PEERS = {DENSE: OURS, FOLDED: OURS, DENSE_LAYER: OUR_LAYER}
 CPU_SHAPES = ["16x64x768", "8x128x768", "4x512x768"]
 GPU_SHAPES = ["16x64x768", "8x128x768", "32x128x768", "32x512x768:bfloat16"]
 # Tensors of (texts, spans, d) that the dense forms hold at the same time, about: what would not fit is left out.
-_ALIVE = 12
+ALIVE = 12
 
 Inputs = dict[str, Tensor]
 
@@ -52,27 +43,22 @@ Inputs = dict[str, Tensor]
 def main(
     shape: Annotated[list[str] | None, typer.Option(help="texts x tokens x d, with :dtype if not float32.")] = None,
     runs: int = 5,
-    gpu: Annotated[bool, typer.Option(help="Measure on the GPU.")] = False,
+    gpu: harness.Gpu = False,
     limit: Annotated[float, typer.Option(help="Leave out methods that would need more GB than this.")] = 8.0,
-    memory_of: Annotated[str, typer.Option(help="Print the extra MiB of this method for the first shape.")] = "",
-    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    memory_of: harness.MemoryOf = "",
+    output: harness.Output = None,
 ) -> None:
     """Print seconds, extra memory and their ratios for each shape."""
     shapes = shape or (GPU_SHAPES if gpu else CPU_SHAPES)
     if memory_of:
-        print(extra_mebibytes(memory_of, shapes[0], gpu))
+        print(extra_mebibytes(memory_of, shapes[-1], gpu))
         return
-    result: dict[str, Any] = {
-        "benchmark": "attention over all spans, forward + backward",
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
+    figures = {
+        "device": harness.device_name("cuda" if gpu else "cpu"),
         "threads": torch.get_num_threads(),
         "shapes": {text: measure(text, runs, gpu, limit) for text in shapes},
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load_1_minute": os.getloadavg()[0]},
-        "versions": library_versions(),
     }
-    print(json.dumps(result, indent=1))
-    if output is not None:
-        write_text(output, json.dumps(result, indent=1) + "\n")
+    harness.report("attention over all spans, forward + backward", figures, output)
 
 
 def measure(text: str, runs: int, gpu: bool, limit: float) -> dict[str, Any]:
@@ -80,27 +66,18 @@ def measure(text: str, runs: int, gpu: bool, limit: float) -> dict[str, Any]:
     inputs = make_inputs(text, gpu)
     texts, tokens, dimension = inputs["start"].shape
     spans = texts * tokens * (tokens + 1) // 2
-    fits = _ALIVE * spans * dimension * inputs["start"].itemsize < limit * 1e9
-    methods = [OURS, OUR_LAYER, *([DENSE, FOLDED, DENSE_LAYER] if fits else [])]
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for run in range(runs + 1):
-        for name in methods:
-            taken = timed_step(name, inputs, gpu)
-            if run:
-                seconds[name].append(taken)
-    memory = {name: _memory_in_fresh_process(name, text, gpu) for name in methods}
-    peers = {DENSE: OURS, FOLDED: OURS, DENSE_LAYER: OUR_LAYER}
+    fits = ALIVE * spans * dimension * inputs["start"].itemsize < limit * 1e9
+    methods = [OURS, OUR_LAYER, *(PEERS if fits else [])]
+    turns = harness.take_turns({name: partial(step, METHODS[name], inputs) for name in methods}, runs)
+    memory = {name: harness.in_fresh_process("--memory-of", name, "--shape", text) for name in methods}
+    peers = {name: own for name, own in PEERS.items() if fits}
     return {
         "spans": spans,
-        "seconds": seconds,
-        "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "times_faster": {
-            name: statistics.median(slow / fast for slow, fast in zip(seconds[name], seconds[own], strict=True))
-            for name, own in peers.items()
-            if name in seconds
-        },
+        "seconds": turns.seconds,
+        "median_seconds": turns.medians(),
+        "times_faster": {name: turns.ratio(name, own) for name, own in peers.items()},
         "extra_mib": memory,
-        "times_less_memory": {name: memory[name] / memory[own] for name, own in peers.items() if name in memory},
+        "times_less_memory": {name: memory[name] / memory[own] for name, own in peers.items()},
     }
 
 
@@ -158,42 +135,12 @@ def step(method: Callable[[Inputs], tuple[Tensor, Tensor]], inputs: Inputs) -> N
         tensor.grad = None
 
 
-def timed_step(name: str, inputs: Inputs, gpu: bool) -> float:
-    """Return the seconds of one forward and backward pass."""
-    if gpu:
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step(METHODS[name], inputs)
-    if gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def extra_mebibytes(name: str, text: str, gpu: bool) -> float:
     """Return how much more memory one step needs than its inputs."""
     inputs = make_inputs(text, gpu)
+    # The first pass starts threads and loads kernels, which is no memory of the method.
     step(METHODS[name], {**inputs, **make_inputs("2x4x8", gpu)})
-    if gpu:
-        before = float(torch.cuda.memory_allocated())
-        torch.cuda.reset_peak_memory_stats()
-        step(METHODS[name], inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    resident = _status("VmRSS")
-    step(METHODS[name], inputs)
-    return _status("VmHWM") - resident
-
-
-def _status(key: str) -> float:
-    found = re.search(key + r":\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    if found is None:
-        raise OSError(f"/proc/self/status has no {key}")
-    return int(found[1]) / 1024
-
-
-def _memory_in_fresh_process(name: str, text: str, gpu: bool) -> float:
-    command = [sys.executable, __file__, "--memory-of", name, "--shape", text, *(["--gpu"] if gpu else [])]
-    return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    return harness.extra_bytes(lambda: step(METHODS[name], inputs), gpu) / harness.MIB
 
 
 if __name__ == "__main__":
