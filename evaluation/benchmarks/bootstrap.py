@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from evaluation.benchmarks.harness import Output, report, take_turns
 from st_plugins.data import Pairs
-from st_plugins.evaluation.scoring import score_task
+from st_plugins.evaluation.measuring.scoring import score_task
 
 # Pairs of each sub-dataset, as in the published test sets.
 SUBSETS = {

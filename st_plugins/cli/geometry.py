@@ -56,8 +56,8 @@ def geometry(
     from st_plugins.core.host import check_prompt
     from st_plugins.core.writing.atomic import file_target
     from st_plugins.data.own import read_texts
-    from st_plugins.evaluation.encoding import distinct
-    from st_plugins.evaluation.measuring import way_of_texts
+    from st_plugins.evaluation.measuring.encoding import distinct
+    from st_plugins.evaluation.measuring.ways import way_of_texts
     from st_plugins.evaluation.pages.tables import geometry_table
     from st_plugins.geometry.embeddings import describe
 

@@ -76,7 +76,7 @@ def evaluated(
     evaluator: STSSuiteEvaluator, name: str, dtype: Dtype | None, device: str | None, max_seq_length: int | None
 ) -> SuiteResult:
     """Load and evaluate a model; its own length and precision are recorded beside those asked for."""
-    from st_plugins.evaluation.measuring import dtype_of, length_of
+    from st_plugins.evaluation.measuring.record import dtype_of, length_of
 
     model = _loaded(name, device)
     own = {"max_seq_length": length_of(model), "dtype": dtype_of(model)}

@@ -81,7 +81,7 @@ def whiten(
     from st_plugins.core.writing.atomic import folder_target
     from st_plugins.data.own import read_texts
     from st_plugins.evaluation.comparison import compare as compare_results
-    from st_plugins.evaluation.measuring import way_of_texts
+    from st_plugins.evaluation.measuring.ways import way_of_texts
     from st_plugins.methods.whitening import fold as folding
 
     refuse_unused_measuring(context, pairs=pairs, data=data, always=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from st_plugins.evaluation.comparison import Comparison, compare
 from st_plugins.evaluation.report import write_reports
-from st_plugins.evaluation.result import Difference, FloorResult, Score, SuiteResult, TaskResult
+from st_plugins.evaluation.result import BinaryScores, Difference, FloorResult, Score, SuiteResult, TaskResult
+from st_plugins.evaluation.statistics import bootstrap, difference, holm, resample_counts, spearman
 from st_plugins.evaluation.suite import STSSuiteEvaluator
 
 __all__ = [
+    "BinaryScores",
     "Comparison",
     "Difference",
     "FloorResult",
@@ -15,6 +17,11 @@ __all__ = [
     "Score",
     "SuiteResult",
     "TaskResult",
+    "bootstrap",
     "compare",
+    "difference",
+    "holm",
+    "resample_counts",
+    "spearman",
     "write_reports",
 ]

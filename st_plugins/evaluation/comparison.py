@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from st_plugins.evaluation.measuring import check_alike
+from st_plugins.evaluation.measuring.record import check_alike
 from st_plugins.evaluation.result import Difference, SuiteResult, TaskResult
 from st_plugins.evaluation.statistics import bootstrap, difference, holm, resample_counts, spearman
 

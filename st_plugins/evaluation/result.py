@@ -61,7 +61,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class BinaryScores:
-    """What is measured beside the correlations where the gold scores have two values."""
+    """What is measured beside the correlations where the gold scores have two values.
+
+    Args:
+        negative: The lower gold score.
+        positive: The higher one.
+        positives: Number of pairs that have it.
+        auc: Area under the ROC curve: the chance that a positive pair is more similar than a negative one.
+        average_precision: Area under the precision-recall curve, by steps; the share of positives is chance.
+
+    Example:
+        >>> BinaryScores(0.0, 1.0, 12, auc=Score(0.8), average_precision=Score(0.7)).positives
+        12
+    """
 
     negative: float
     positive: float
@@ -116,7 +128,7 @@ class TaskResult:
 
 @dataclass
 class FloorResult:
-    """The bag of random token vectors, scored like the model (``st_plugins.evaluation.floor``).
+    """The bag of random token vectors, scored like the model (``st_plugins.evaluation.measuring.floor``).
 
     Args:
         raw: Spearman ("all") of the unwhitened bag per task name, and ``"avg"``.

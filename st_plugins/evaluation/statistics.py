@@ -47,12 +47,41 @@ def correlation(x: Array, y: Array) -> float:
 
 
 def spearman(x: Array, y: Array) -> float:
-    """Return Spearman's rank correlation with mid-ranks for ties; NaN where it is undefined."""
+    """Return Spearman's rank correlation with mid-ranks for ties; NaN where it is undefined.
+
+    Args:
+        x: Values, shape (N,).
+        y: Values, shape (N,).
+
+    Returns:
+        The correlation in [-1, 1], or NaN.
+
+    Example:
+        >>> round(spearman(np.array([1.0, 2.0, 2.0, 5.0]), np.array([0.1, 0.3, 0.2, 0.9])), 4)
+        0.9487
+    """
     return correlation(rankdata(x), rankdata(y))
 
 
 def resample_counts(pairs: int, samples: int, name: str, seed: int) -> NDArray[np.uint8]:
-    """Draw bootstrap resamples of one task as counts."""
+    """Draw bootstrap resamples of one task as counts.
+
+    The stream depends on the task's name and the seed only, so two models scored on the same task see the same
+    resamples whatever else was evaluated with them.
+
+    Args:
+        pairs: Number of pairs N.
+        samples: Number of resamples B.
+        name: The task's name.
+        seed: Any non-negative integer.
+
+    Returns:
+        Counts of shape (B, N); every row sums to N.
+
+    Example:
+        >>> resample_counts(5, 2, "sts12", seed=0).sum(axis=1).tolist()
+        [5, 5]
+    """
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     counts = np.empty((samples, pairs), dtype=np.uint8)
     block = max(1, _BLOCK_VALUES // pairs)
@@ -108,7 +137,24 @@ def _weighted(x: tuple[Array, Array], y: tuple[Array, Array], counts: Array) -> 
 
 
 def bootstrap(gold: Array, systems: Array, counts: NDArray[np.uint8]) -> tuple[Array, Array]:
-    """Return the bootstrap distribution of the correlations between gold scores and several systems."""
+    """Return the bootstrap distribution of the correlations between gold scores and several systems.
+
+    All systems see the same resamples, so differences of two rows are paired.
+
+    Args:
+        gold: Gold scores, shape (N,).
+        systems: Similarities of S systems, shape (S, N).
+        counts: Resamples from :func:`resample_counts`, shape (B, N).
+
+    Returns:
+        Spearman and Pearson, each of shape (S, B); NaN where a resample is constant.
+
+    Example:
+        >>> gold = np.arange(50.0)
+        >>> rho, r = bootstrap(gold, np.stack([gold**3, -gold]), resample_counts(50, 4, "toy", seed=0))
+        >>> rho.round(6).tolist()
+        [[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]
+    """
     rho = np.full((len(systems), len(counts)), np.nan)
     r = np.full_like(rho, np.nan)
     # Centring first keeps the float64 sums exact enough however far from zero the scores live.
@@ -168,7 +214,26 @@ def interval(value: float, distribution: Array, confidence: float) -> Score:
 
 
 def difference(value: float, distribution: Array, confidence: float) -> Difference:
-    """Judge a paired difference by its bootstrap distribution (uncorrected; see :func:`holm`)."""
+    """Judge a paired difference by its bootstrap distribution (uncorrected; see :func:`holm`).
+
+    The two-sided p-value is twice the smaller share of resamples on either side of zero, with one added to both
+    counts so that it is never exactly zero. A resample on which the difference is undefined speaks for neither side,
+    and counts on both: few pairs, or one positive, decide nothing.
+
+    Args:
+        value: Difference on the pairs themselves.
+        distribution: Difference on the resamples, shape (B,).
+        confidence: Coverage, such as 0.95.
+
+    Returns:
+        The difference with interval, p-value and verdict; ``"undefined"`` where the difference does not exist,
+        ``"not tested"`` where there are no resamples.
+
+    Example:
+        >>> found = difference(0.02, np.linspace(0.01, 0.03, 199), 0.95)
+        >>> found.verdict, found.p_value
+        ('better', 0.01)
+    """
     score = interval(value, distribution, confidence)
     finite = distribution[np.isfinite(distribution)]
     if not np.isfinite(value) or finite.size == 0:
@@ -182,7 +247,22 @@ def difference(value: float, distribution: Array, confidence: float) -> Differen
 
 
 def holm(differences: dict[str, Difference], confidence: float) -> dict[str, Difference]:
-    """Correct the p-values of several comparisons by Holm's step-down rule and judge again."""
+    """Correct the p-values of several comparisons by Holm's step-down rule and judge again.
+
+    An undefined difference is no test: it keeps its verdict and does not count.
+
+    Args:
+        differences: Uncorrected differences by task name.
+        confidence: Coverage; the family-wise error is at most ``1 - confidence``.
+
+    Returns:
+        The same differences with corrected p-values and verdicts.
+
+    Example:
+        >>> raw = {"a": Difference(0.1, 0.0, 0.2, 0.03, "better"), "b": Difference(0.1, 0.0, 0.2, 0.04, "better")}
+        >>> {name: (value.p_value, value.verdict) for name, value in holm(raw, 0.95).items()}
+        {'a': (0.06, 'not separable'), 'b': (0.06, 'not separable')}
+    """
     tested = sorted((d.p_value, name) for name, d in differences.items() if np.isfinite(d.p_value))
     corrected = dict(differences)
     largest = 0.0

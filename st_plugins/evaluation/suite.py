@@ -20,21 +20,21 @@ from st_plugins.core.texts import check_texts
 from st_plugins.core.writing.rows import append_row
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.readers import pairs_of
-from st_plugins.evaluation.describe import describe_model
-from st_plugins.evaluation.encoding import Encoded, distinct, encode_ways, watch_input
-from st_plugins.evaluation.floor import floor_embeddings, floor_result, token_ids
-from st_plugins.evaluation.gold import reversed_scale
-from st_plugins.evaluation.measuring import Way, measured, own_ways, parse_routes, ways_of
-from st_plugins.evaluation.result import SuiteResult
-from st_plugins.evaluation.scoring import (
+from st_plugins.evaluation.measuring.encoding import Encoded, distinct, encode_ways, watch_input
+from st_plugins.evaluation.measuring.floor import floor_embeddings, floor_result, token_ids
+from st_plugins.evaluation.measuring.record import describe_model, measured
+from st_plugins.evaluation.measuring.scoring import (
     CONVENTIONS,
     SIMILARITIES,
     average,
+    reversed_scale,
     score_task,
     system_similarities,
     task_result,
 )
-from st_plugins.evaluation.space import fit_distance, is_collapsed, space_of_pairs
+from st_plugins.evaluation.measuring.space import fit_distance, is_collapsed, space_of_pairs
+from st_plugins.evaluation.measuring.ways import Way, own_ways, parse_routes, ways_of
+from st_plugins.evaluation.result import SuiteResult
 from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = ["STSSuiteEvaluator"]
@@ -59,7 +59,7 @@ class STSSuiteEvaluator(BaseEvaluator):
     The three conventions differ by up to 20 points and never belong in one table.
 
     Intervals are percentile bootstrap intervals over pairs; the average resamples within each task. The floor is
-    explained in :mod:`st_plugins.evaluation.floor`.
+    explained in :mod:`st_plugins.evaluation.measuring.floor`.
 
     Args:
         tasks: ``"en"`` (the seven English tasks), ``"zh"`` (the Chinese ones), names such as ``"sts12,stsb"``, a list

@@ -3,11 +3,12 @@
 Single sets (:mod:`st_plugins.geometry.embeddings`): alignment, uniformity, cosine of random pairs, spectrum, effective
 rank, participation ratio, IsoScore. Two sets (:mod:`st_plugins.geometry.gaussians`): Kullback-Leibler divergence,
 Bhattacharyya distance and 2-Wasserstein distance between the Gaussians fitted to them. During training:
-:class:`GeometryCallback`, imported on first use because it needs the host, whose import takes seconds.
+:class:`GeometryCallback`, and :class:`Probe`, which it measures with.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from st_plugins.geometry.embeddings import (
@@ -24,10 +25,15 @@ from st_plugins.geometry.gaussians import Gaussian, bhattacharyya_distance, kl_d
 
 if TYPE_CHECKING:
     from st_plugins.geometry.callback import GeometryCallback
+    from st_plugins.geometry.probe import Probe
+
+# They need the host, whose import takes seconds, and the measures only numpy.
+_LAZY = {"GeometryCallback": "st_plugins.geometry.callback", "Probe": "st_plugins.geometry.probe"}
 
 __all__ = [
     "Gaussian",
     "GeometryCallback",
+    "Probe",
     "alignment",
     "bhattacharyya_distance",
     "describe",
@@ -43,8 +49,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "GeometryCallback":
-        from st_plugins.geometry.callback import GeometryCallback
-
-        return GeometryCallback
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'st_plugins.geometry' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -24,7 +24,25 @@ _DROPOUT_TEXTS = 512  # enough for a mean; the dropout passes cost as much as en
 
 
 class Probe:
-    """Texts, and perhaps pairs of like meaning, on which a model is measured without disturbing its training."""
+    """Texts, and perhaps pairs of like meaning, on which a model is measured without disturbing its training.
+
+    Args:
+        texts: Unlabelled texts. Duplicates are dropped.
+        pairs: Pairs of texts that mean the same, for the alignment; None takes two passes with dropout on.
+        batch_size: Texts encoded at a time.
+        max_texts: More texts than this are sampled down.
+        seed: Seed of that sample, of the dropout passes, and of the pairs behind the uniformity.
+
+    Raises:
+        TypeError: ``texts`` is one string.
+        ValueError: Fewer than two distinct texts or two pairs, or a number below its minimum.
+
+    Example:
+        >>> from st_plugins.miniature import corpus, untrained_encoder
+        >>> numbers = Probe(corpus(100)).measure(untrained_encoder())
+        >>> bool(numbers["alignment"] < 0.5), bool(-8 < numbers["uniformity"] < 0)
+        (True, True)
+    """
 
     def __init__(
         self,
@@ -53,7 +71,18 @@ class Probe:
         self.seed = seed
 
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
-        """Measure a model as it is now, in evaluation mode."""
+        """Measure a model as it is now, in evaluation mode.
+
+        Args:
+            model: The model. Its modes and the random states (CPU and CUDA) are restored.
+
+        Returns:
+            ``alignment``, ``effective_rank``, ``isoscore``, ``mean_random_cosine`` and ``uniformity`` by name, as
+            :mod:`st_plugins.geometry` defines them.
+
+        Raises:
+            FloatingPointError: A text gets an embedding with NaN or infinity.
+        """
         with _modes_restored(model):
             embeddings = self._encode(model, self.texts)
             if self.pairs is not None:

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from st_plugins.cli.console import print_result
 from st_plugins.data import Pairs
 from st_plugins.evaluation import STSSuiteEvaluator, SuiteResult
-from st_plugins.evaluation.gold import highest_spearman, reversed_scale
+from st_plugins.evaluation.measuring.scoring import highest_spearman, reversed_scale
 from st_plugins.evaluation.report import csv_text, html, markdown
 from st_plugins.evaluation.result import Score
 from st_plugins.evaluation.statistics import binary_bootstrap, resample_counts

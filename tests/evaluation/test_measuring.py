@@ -16,8 +16,8 @@ from sentence_transformers.base.modules import Dense, Normalize, Router
 
 from st_plugins.data import Pairs, read_pairs
 from st_plugins.evaluation import STSSuiteEvaluator, SuiteResult, compare
-from st_plugins.evaluation.measuring import parse_routes, way_of_texts
-from st_plugins.evaluation.scoring import pair_similarities
+from st_plugins.evaluation.measuring.scoring import pair_similarities
+from st_plugins.evaluation.measuring.ways import parse_routes, way_of_texts
 from st_plugins.geometry import GeometryCallback
 from st_plugins.training import train_consert
 

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluation import STSSuiteEvaluator, SuiteResult
-from st_plugins.evaluation.encoding import watch_input
-from st_plugins.evaluation.floor import bag_of_random_vectors, random_token_vectors, token_ids
+from st_plugins.evaluation.measuring.encoding import watch_input
+from st_plugins.evaluation.measuring.floor import bag_of_random_vectors, random_token_vectors, token_ids
 from st_plugins.modules import Whitening
 
 

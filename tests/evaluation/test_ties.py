@@ -9,8 +9,8 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.evaluation import STSSuiteEvaluator
-from st_plugins.evaluation.floor import bag_of_random_vectors, whiten_bag
-from st_plugins.evaluation.scoring import SIMILARITIES, pair_similarities
+from st_plugins.evaluation.measuring.floor import bag_of_random_vectors, whiten_bag
+from st_plugins.evaluation.measuring.scoring import SIMILARITIES, pair_similarities
 
 SAME = {"cosine": 1.0, "euclidean": 0.0, "manhattan": 0.0}
 

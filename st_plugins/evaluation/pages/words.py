@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from st_plugins.evaluation.measuring import setting_in_words
+from st_plugins.evaluation.measuring.record import setting_in_words
 from st_plugins.evaluation.pages.tables import json_text, score_cell, words
 from st_plugins.evaluation.result import Score, SuiteResult
 from st_plugins.report.table import number, percent

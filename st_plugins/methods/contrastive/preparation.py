@@ -22,7 +22,7 @@ from st_plugins.core.lengths import positions
 from st_plugins.core.loading.hub import local_folder
 from st_plugins.core.texts import check_texts
 from st_plugins.data.pairs import Pairs
-from st_plugins.evaluation.describe import describe_model
+from st_plugins.evaluation.measuring.record import describe_model
 from st_plugins.geometry.probe import NUMBERS
 
 __all__ = [

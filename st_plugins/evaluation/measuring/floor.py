@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sentence_transformers import SentenceTransformer
 
+from st_plugins.evaluation.measuring.scoring import TaskScores, equal_rows
 from st_plugins.evaluation.result import Difference, FloorResult, Score
-from st_plugins.evaluation.scoring import TaskScores, equal_rows
 from st_plugins.evaluation.statistics import difference, holm, interval
 from st_plugins.methods.whitening.whitening import Whitening
 

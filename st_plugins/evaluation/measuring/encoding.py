@@ -16,8 +16,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 
 from st_plugins.core.encoding import encode_longest_first
-from st_plugins.evaluation.floor import token_ids
-from st_plugins.evaluation.measuring import Way, length_of
+from st_plugins.evaluation.measuring.floor import token_ids
+from st_plugins.evaluation.measuring.record import length_of
+from st_plugins.evaluation.measuring.ways import Way
 
 __all__ = ["Encoded", "distinct", "encode_ways", "same_input", "watch_input"]
 
