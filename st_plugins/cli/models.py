@@ -93,7 +93,7 @@ def _loaded(name: str, device: str | None) -> SentenceTransformer:
 def _adjust(model: SentenceTransformer, dtype: Dtype | None, max_seq_length: int | None) -> None:
     import torch
 
-    from st_plugins.core.lengths import check_length, set_length
+    from st_plugins.core.host import check_length, set_length
 
     if dtype is not None:
         model.to(getattr(torch, dtype.value))

@@ -1,4 +1,4 @@
-"""Build a SentenceTransformer from modules, with everything else taken from another one."""
+"""What must be known of the host's models: their wrappers, modes, prompts and lengths, and how to rebuild one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Normalize, Router
+from sentence_transformers.base.modules import Normalize, Router, Transformer
 from torch import nn
 from torch.nn.parallel import DataParallel
 
@@ -18,18 +18,23 @@ from st_plugins.core.texts import text_fault
 
 __all__ = [
     "check_installed",
+    "check_length",
     "check_prompt",
     "default_prompt",
     "evaluating",
     "gives_unit_length",
     "in_mode",
     "inner_model",
+    "positions",
     "rebuild",
     "recorded",
+    "set_length",
     "unwrapped",
 ]
 
 _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
+_TABLES = ("position_embeddings", "embed_positions", "wpe")  # as transformers' encoders call it
+_NO_LIMIT = 10**9  # tokenizers without a limit of their own say 1e30
 
 
 def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTransformer:
@@ -45,7 +50,7 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
     )
     built.prompts = dict(model.prompts)  # the host adds an empty "query" and "document" where they are missing
     built.trust_remote_code = model.trust_remote_code
-    for name in _CARRIED:
+    for name in _CARRIED:  # the rest of the old card would describe other outputs
         setattr(built.model_card_data, name, copy.deepcopy(getattr(model.model_card_data, name)))
     # The host keeps which encode() arguments a module takes by the module's name; the new names are positions.
     taken = model.module_kwargs or {}
@@ -144,3 +149,50 @@ def recorded(module: nn.Module, read: Callable[[Any], Any] = lambda output: outp
         yield found
     finally:
         handle.remove()
+
+
+def positions(model: SentenceTransformer) -> int | None:
+    """Return how many tokens the encoder has positions for; None if they are relative, rotary or there are none."""
+    found = []
+    for encoder in _encoders(model):
+        configured = getattr(encoder.config, "max_position_embeddings", None)
+        for name, module in encoder.named_modules():
+            if name.rpartition(".")[2] in _TABLES and isinstance(module, nn.Embedding):
+                # RoBERTa and its family begin to count after the padding token.
+                rows = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+                found.append(min(rows, configured or rows))
+    return min(found, default=None)
+
+
+def set_length(model: SentenceTransformer, max_seq_length: int) -> None:
+    """Cut texts to so many tokens from now on."""
+    _check(max_seq_length, positions(model))
+    try:
+        model.max_seq_length = max_seq_length
+    except AttributeError:
+        raise ValueError(
+            f"max_seq_length={max_seq_length}: a {type(model[0]).__name__} has no length limit that could be set; "
+            "leave it out"
+        ) from None
+
+
+def check_length(model: SentenceTransformer) -> None:
+    """Refuse a model whose length is set to more than its encoder has positions for, before PyTorch does."""
+    length, there = getattr(model, "max_seq_length", None), positions(model)
+    if not isinstance(length, int) or length >= _NO_LIMIT:
+        return
+    # What the host sets itself, the configured number, counts RoBERTa's padding in; short texts never notice.
+    configured = [getattr(encoder.config, "max_position_embeddings", None) for encoder in _encoders(model)]
+    if length not in configured:
+        _check(length, there)
+
+
+def _encoders(model: SentenceTransformer) -> list[nn.Module]:
+    return [module.model for module in model.modules() if isinstance(module, Transformer)]
+
+
+def _check(length: int, there: int | None) -> None:
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"max_seq_length={length!r} must be a whole number of at least 1")
+    if there is not None and length > there:
+        raise ValueError(f"max_seq_length={length} is more than the encoder's {there} positions; give at most {there}")

@@ -14,8 +14,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from typing_extensions import Self
 
 from st_plugins.core.files import library_versions
-from st_plugins.core.host import check_prompt
-from st_plugins.core.lengths import check_length
+from st_plugins.core.host import check_length, check_prompt
 from st_plugins.core.texts import check_texts
 from st_plugins.core.writing.rows import append_row
 from st_plugins.data.pairs import Pairs

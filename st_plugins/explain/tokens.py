@@ -10,8 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from st_plugins.core.host import check_prompt
-from st_plugins.core.lengths import check_length
+from st_plugins.core.host import check_length, check_prompt
 from st_plugins.core.texts import check_texts
 
 __all__ = ["Kind", "Reading", "Token", "read"]

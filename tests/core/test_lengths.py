@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models
 
-from st_plugins.core.lengths import check_length, positions, set_length
+from st_plugins.core.host import check_length, positions, set_length
 from st_plugins.evaluation import STSSuiteEvaluator
 
 Make = Callable[..., SentenceTransformer]

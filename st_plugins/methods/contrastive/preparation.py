@@ -17,8 +17,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import PreTrainedModel
 
 from st_plugins import io
-from st_plugins.core.host import rebuild
-from st_plugins.core.lengths import positions
+from st_plugins.core.host import positions, rebuild
 from st_plugins.core.loading.hub import local_folder
 from st_plugins.core.texts import check_texts
 from st_plugins.data.pairs import Pairs

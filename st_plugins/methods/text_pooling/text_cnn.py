@@ -74,15 +74,7 @@ class TextCNNPooling(TokenPooling):
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding_dimension, channels, size) for size in kernel_sizes)
 
     def pool(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Match the windows of texts that begin at the first position.
-
-        Args:
-            tokens: ``(batch, n, d)``, zero after the end of a text.
-            lengths: ``(batch,)``, at least 1.
-
-        Returns:
-            ``(batch, channels · len(kernel_sizes))``.
-        """
+        """Match the windows of texts that begin at the first position."""
         missing = max(max(self.kernel_sizes) - tokens.shape[1], 0)
         columns = pad(tokens, (0, 0, 0, missing)).transpose(1, 2)
         best = []

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from st_plugins.methods.text_pooling.text_rnn import read
-from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time
+from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time, read
 
 __all__ = ["TextRCNNPooling"]
 
@@ -33,7 +32,7 @@ class TextRCNNPooling(TokenPooling):
 
     Args:
         embedding_dimension: Width d of the token embeddings.
-        output_dimension: Width of y, and of the embedding.
+        output_dimension: Width of y, and of the embedding; None for that of the token embeddings.
         context_dimension: Width of a context.
         recurrence: ``"paper"`` or ``"bilstm"``.
         dropout: Dropout of the embedding in training.
@@ -64,7 +63,7 @@ class TextRCNNPooling(TokenPooling):
     def __init__(
         self,
         embedding_dimension: int,
-        output_dimension: int = 256,
+        output_dimension: int | None = None,
         context_dimension: int = 128,
         *,
         recurrence: Literal["paper", "bilstm"] = "paper",
@@ -72,10 +71,10 @@ class TextRCNNPooling(TokenPooling):
         include_prompt: bool = True,
     ) -> None:
         super().__init__(embedding_dimension, dropout, include_prompt)
-        self.check_sizes(output_dimension=output_dimension, context_dimension=context_dimension)
         if recurrence not in ("paper", "bilstm"):
             raise ValueError(f"recurrence must be 'paper' or 'bilstm', got {recurrence!r}")
         self.output_dimension, self.context_dimension = output_dimension, context_dimension
+        self.check_sizes(output_dimension=self.get_embedding_dimension(), context_dimension=context_dimension)
         self.recurrence: str = recurrence
         options: dict[str, Any] = {"batch_first": True, "bidirectional": True}
         self.recurrent: nn.RNNBase
@@ -84,25 +83,17 @@ class TextRCNNPooling(TokenPooling):
             self.ends = nn.Parameter(torch.zeros(2, context_dimension))  # left of the first, right of the last token
         else:
             self.recurrent = nn.LSTM(embedding_dimension, context_dimension, **options)
-        self.combine = nn.Linear(embedding_dimension + 2 * context_dimension, output_dimension)
+        self.combine = nn.Linear(embedding_dimension + 2 * context_dimension, self.get_embedding_dimension())
 
     def pool(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Combine tokens and contexts of texts that begin at the first position.
-
-        Args:
-            tokens: ``(batch, n, d)``, zero after the end of a text.
-            lengths: ``(batch,)``, at least 1.
-
-        Returns:
-            ``(batch, output_dimension)``.
-        """
+        """Combine tokens and contexts of texts that begin at the first position."""
         left, right = self._contexts(tokens, lengths)
         combined = self.combine(torch.cat([left, tokens.to(left.dtype), right], dim=2))
         return maximum_over_time(combined, lengths).tanh()  # tanh grows: the maximum of it is that of its argument
 
     def get_embedding_dimension(self) -> int:
         """Return the width of the output."""
-        return self.output_dimension
+        return self.embedding_dimension if self.output_dimension is None else self.output_dimension
 
     def _contexts(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the contexts left and right of every token, ``(batch, n, context_dimension)`` each."""

@@ -7,11 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time
+from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time, read
 
-__all__ = ["TextRNNPooling", "read"]
+__all__ = ["TextRNNPooling"]
 
 _CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 _READOUTS = ("last", "mean", "max", "attention")
@@ -97,15 +96,7 @@ class TextRNNPooling(TokenPooling):
             self.context = nn.Linear(width, 1, bias=False)
 
     def pool(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Read texts that begin at the first position.
-
-        Args:
-            tokens: ``(batch, n, d)``, zero after the end of a text.
-            lengths: ``(batch,)``, at least 1.
-
-        Returns:
-            ``(batch, get_embedding_dimension())``.
-        """
+        """Read texts that begin at the first position, and take their readout."""
         states = read(self.network, tokens, lengths)
         if self.readout == "last":
             ends = (lengths - 1)[:, None, None].expand(-1, 1, self.hidden_dimension)
@@ -124,10 +115,3 @@ class TextRNNPooling(TokenPooling):
     def get_embedding_dimension(self) -> int:
         """Return the width of the output."""
         return self.hidden_dimension * (2 if self.bidirectional else 1)
-
-
-def read(network: nn.RNNBase, tokens: Tensor, lengths: Tensor, initial: Tensor | None = None) -> Tensor:
-    """Let a recurrent network of torch read texts of different lengths, each to its own end and back from there."""
-    packed = pack_padded_sequence(tokens, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    states, _ = network(packed, initial)
-    return pad_packed_sequence(states, batch_first=True)[0]

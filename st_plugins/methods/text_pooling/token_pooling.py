@@ -6,13 +6,14 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import dropout
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from st_plugins.core.module import StoredModule
 from st_plugins.core.tokens import counted_tokens, left_aligned, refuse_non_finite
 
-__all__ = ["TokenPooling", "maximum_over_time"]
+__all__ = ["TokenPooling", "maximum_over_time", "read"]
 
 
 class TokenPooling(StoredModule):
@@ -36,10 +37,12 @@ class TokenPooling(StoredModule):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Pool the token embeddings."""
+        # A subclass sees every text from its first token on, as if it had been given alone, on whichever side it was
+        # padded. It computes in the type of its weights, or in that of an autocast block.
         tokens, mask = counted_tokens(features, self.embedding_dimension, type(self).__name__, self.include_prompt)
         aligned, lengths = left_aligned(tokens, mask)
         pooled = self.pool(aligned.to(next(self.parameters()).dtype), lengths.clamp(min=1))
-        pooled = pooled.masked_fill((lengths == 0)[:, None], 0.0)
+        pooled = pooled.masked_fill((lengths == 0)[:, None], 0.0)  # an empty text was given as one zero vector
         refuse_non_finite(pooled, type(self).__name__)
         features["sentence_embedding"] = dropout(pooled, self.dropout, self.training).to(tokens.dtype)
         return features
@@ -53,3 +56,10 @@ def maximum_over_time(values: Tensor, lengths: Tensor) -> Tensor:
     """Return the largest value of each column at the first positions of each row."""
     outside = torch.arange(values.shape[1], device=values.device) >= lengths[:, None]
     return values.masked_fill(outside[:, :, None], torch.finfo(values.dtype).min).amax(dim=1)
+
+
+def read(network: nn.RNNBase, tokens: Tensor, lengths: Tensor, initial: Tensor | None = None) -> Tensor:
+    """Let a recurrent network of torch read texts of different lengths, each to its own end and back from there."""
+    packed = pack_padded_sequence(tokens, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    states, _ = network(packed, initial)
+    return pad_packed_sequence(states, batch_first=True)[0]
