@@ -42,7 +42,7 @@ def refuse_whole_numbers(dtype: Any, owner: str) -> None:
     if dtype.is_floating_point if isinstance(dtype, torch.dtype) else np.issubdtype(dtype, np.floating):
         return
     raise TypeError(
-        f"{owner} needs floating-point numbers, got {dtype}; give the embeddings themselves, not quantised ones, or "
+        f"{owner} needs floating-point numbers, got {dtype}; give the embeddings themselves, not quantized ones, or "
         "convert them first: array.astype(numpy.float32)"
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,11 @@ def load_encoder(
     """Load a SentenceTransformer, as `st_plugins.load` describes."""
     wanted = as_dtype(dtype)
     check_present(device)
-    folder = local_folder(path, revision, token)
-    if not any((folder / file).exists() for file in _MODEL_FILES):
-        raise FileNotFoundError(f"{folder} contains no model: neither modules.json nor config.json is in it")
-    with staged(folder) as stage:
-        try:
-            if any(kind.startswith("st_plugins.") for kind in stage.classes):
-                model = _assembled(stage, device, wanted)
-            else:
-                model = SentenceTransformer(str(stage.path), device=device, **_options(wanted))
-        except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(_named(error, stage)) from error
+    with _opened(local_folder(path, revision, token)) as stage:
+        if any(kind.startswith("st_plugins.") for kind in stage.classes):
+            model = _assembled(stage, device, wanted)
+        else:
+            model = SentenceTransformer(str(stage.path), device=device, **_options(wanted))
         _check_widths(model.children(), stage)
         _restore_names(model, stage)
     keep_layers(model)
@@ -64,16 +59,22 @@ def load_encoder(
 def load_cross_encoder(path: str | Path, device: str | None = None) -> CrossEncoder:
     """Load a cross-encoder with the same checks."""
     check_present(device)
-    folder = local_folder(path, organization="cross-encoder")
+    with _opened(local_folder(path, organization="cross-encoder")) as stage:
+        model: CrossEncoder = CrossEncoder(str(stage.path), device=device, **_options(None))
+        _restore_names(model, stage)
+    return model.eval()
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Stage]:
+    """Show the host what it may see of a folder, and let its errors name the folder."""
     if not any((folder / file).exists() for file in _MODEL_FILES):
         raise FileNotFoundError(f"{folder} contains no model: neither modules.json nor config.json is in it")
     with staged(folder) as stage:
         try:
-            model: CrossEncoder = CrossEncoder(str(stage.path), device=device, **_options(None))
+            yield stage
         except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(_named(error, stage)) from error
-        _restore_names(model, stage)
-    return model.eval()
 
 
 def _options(dtype: torch.dtype | None) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def _options(dtype: torch.dtype | None) -> dict[str, Any]:
 
 def _assembled(stage: Stage, device: str | None, dtype: torch.dtype | None) -> SentenceTransformer:
     """Load module by module, as the host does for the types it trusts."""
+    # It would refuse ours unless it may run any code of the folder, too.
     file = stage.path / HOST_CONFIG
     config: dict[str, Any] = read_object(file) if file.is_file() else {}
     if config.get("model_type", "SentenceTransformer") != "SentenceTransformer":

@@ -16,55 +16,31 @@ _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 
 # What the host's Transformer writes into its configuration. Not here: backend, tokenizer_name_or_path (another folder)
 # and what only another class of the host knows.
-_TRANSFORMER = {
-    "do_lower_case",
-    "document_length",
-    "max_seq_length",
-    "modality_config",
-    "module_output_name",
-    "processing_kwargs",
-    "query_expansion",
-    "query_length",
-    "transformer_task",
-    "unpad_inputs",
-}
+_TRANSFORMER = frozenset(
+    """
+    do_lower_case document_length max_seq_length modality_config module_output_name processing_kwargs
+    query_expansion query_length transformer_task unpad_inputs
+    """.split()
+)
 _TASKS = ("feature-extraction", "sequence-classification", "text-generation", "fill-mask", "any-to-any")
 _METHODS = re.compile(r"forward|get_[a-z]+_features")  # the host calls the method of that name on every batch
 
 # Arguments of from_pretrained: how the model computes, never where its files are or how they are opened.
 _MODEL = {"add_pooling_layer", "attn_implementation", "dtype", "low_cpu_mem_usage", "torch_dtype"}
-_PROCESSOR = {
-    "add_bos_token",
-    "add_eos_token",
-    "add_prefix_space",
-    "clean_up_tokenization_spaces",
-    "do_lower_case",
-    "max_length",
-    "max_pixels",
-    "min_pixels",
-    "model_max_length",
-    "padding",
-    "padding_side",
-    "strip_accents",
-    "tokenize_chinese_chars",
-    "truncation",
-    "truncation_side",
-    "use_fast",
-}
-_CONFIG = {
-    "add_pooling_layer",
-    "attention_probs_dropout_prob",
-    "attn_implementation",
-    "classifier_dropout",
-    "hidden_dropout_prob",
-    "is_causal",
-    "is_decoder",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
-    "use_bidirectional_attention",
-    "use_cache",
-}
+_PROCESSOR = frozenset(
+    """
+    add_bos_token add_eos_token add_prefix_space clean_up_tokenization_spaces do_lower_case max_length
+    max_pixels min_pixels model_max_length padding padding_side strip_accents tokenize_chinese_chars
+    truncation truncation_side use_fast
+    """.split()
+)
+_CONFIG = frozenset(
+    """
+    add_pooling_layer attention_probs_dropout_prob attn_implementation classifier_dropout hidden_dropout_prob
+    is_causal is_decoder num_labels output_attentions output_hidden_states use_bidirectional_attention
+    use_cache
+    """.split()
+)
 _SETTINGS = {
     "model_kwargs": _MODEL,
     "model_args": _MODEL,
@@ -76,60 +52,32 @@ _SETTINGS = {
 _HARMLESS = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}  # what holds anyway
 
 # In a config.json: other weights, other packages, or code from the hub.
-_REFUSED = (
-    "backbone_kwargs",
-    "distributed_config",
-    "fusion_config",
-    "gguf_file",
-    "kernel_config",
-    "quantization_config",
-    "use_kernels",
-    "use_pretrained_backbone",
-    "use_timm_backbone",
+_REFUSED = frozenset(
+    """
+    backbone_kwargs distributed_config fusion_config gguf_file kernel_config quantization_config use_kernels
+    use_pretrained_backbone use_timm_backbone
+    """.split()
 )
 _FOREIGN_TYPES = ("timm_backbone", "timm_wrapper")  # another library opens their weights
 
-_ADAPTER = {
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "bias",
-    "ensure_weight_tying",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "init_lora_weights",
-    "layer_replication",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_bias",
-    "lora_dropout",
-    "modules_to_save",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "rank_pattern",
-    "revision",
-    "target_modules",
-    "target_parameters",
-    "task_type",
-    "trainable_token_indices",
-    "use_dora",
-    "use_rslora",
-}
+_ADAPTER = frozenset(
+    """
+    alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying
+    exclude_modules fan_in_fan_out inference_mode init_lora_weights layer_replication layers_pattern
+    layers_to_transform lora_alpha lora_bias lora_dropout modules_to_save peft_type peft_version
+    qalora_group_size r rank_pattern revision target_modules target_parameters task_type
+    trainable_token_indices use_dora use_rslora
+    """.split()
+)
 
 
 def check_host_config(config: Mapping[str, Any], file: Path) -> None:
-    """Check what ``config_sentence_transformers.json`` says of the vectors, before the host encodes with it."""
+    """Check what ``config_sentence_transformers.json`` says of the vectors."""
+    # The host would find out only when it encodes.
     prompts = config.get("prompts") or {}
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise ValueError(f"{file} has prompts: {prompts!r}, which must be an object of texts")
-    width = config.get("truncate_dim")
-    if width is not None and (type(width) is not int or width < 1):
-        raise ValueError(f"{file} has truncate_dim: {width!r}, which must be a whole number of at least 1, or null")
+    _check_count(config, "truncate_dim", file)
     name = config.get("similarity_fn_name")
     if name is not None and name not in SimilarityFunction.possible_values():
         raise ValueError(
@@ -154,9 +102,7 @@ def check_transformer_settings(settings: Mapping[str, Any], file: Path) -> None:
         if not isinstance(method, str) or not _METHODS.fullmatch(method):
             _refuse("modality_config", entry, file)
     for key in ("max_seq_length", "query_length", "document_length"):
-        value = settings.get(key)
-        if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"{file} has {key}: {value!r}, which must be a whole number of at least 1, or null")
+        _check_count(settings, key, file)
 
 
 def check_model_config(config: Mapping[str, Any], file: Path) -> None:
@@ -188,6 +134,12 @@ def check_adapter(config: Mapping[str, Any], file: Path) -> None:
     base = config.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
         raise ValueError(f"{file} has base_model_name_or_path: {base!r}, which must be a name or a path")
+
+
+def _check_count(config: Mapping[str, Any], key: str, file: Path) -> None:
+    value = config.get(key)
+    if value is not None and (type(value) is not int or value < 1):  # True is no number
+        raise ValueError(f"{file} has {key}: {value!r}, which must be a whole number of at least 1, or null")
 
 
 def _check_arguments(group: str, arguments: Mapping[str, Any], file: Path) -> None:

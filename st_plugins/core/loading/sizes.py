@@ -102,7 +102,7 @@ def check_model_sizes(folder: Path, config: Mapping[str, Any], shapes: Shapes, n
                 f"{named} has {key}: {value!r}, which is no size of it (the largest in its file is {largest}); "
                 "copy or download it again"
             )
-    held = sum(_product(shape) for shape in shapes.values())
+    held = sum(math.prod(shape) for shape in shapes.values())
     try:
         loaded = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         with _at_most(_MOST_TIMES * held + _MOST_MORE, _MOST_TIMES * len(shapes) + _MOST_PARTS), torch.device("meta"):
@@ -158,10 +158,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

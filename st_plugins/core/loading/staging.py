@@ -22,6 +22,7 @@ from torch import nn
 
 from st_plugins.core.loading import keys
 from st_plugins.core.loading.files import Shapes, is_there, read_json, read_object, shapes
+from st_plugins.core.loading.hub import local_folder
 from st_plugins.core.loading.sizes import check_model_sizes, check_sizes
 
 __all__ = ["HOST_CONFIG", "MODULES", "Stage", "module_class", "staged"]
@@ -36,17 +37,11 @@ _TRANSFORMER_CONFIGS = (
 )
 _SUFFIXES = (".bpe", ".codes", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt", ".vocab")
 # Files that a tokenizer or processor of transformers reads, whatever the model: there they must be regular.
-_READ = (
-    "added_tokens.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
+_READ = tuple(
+    """
+    added_tokens.json generation_config.json merges.txt preprocessor_config.json processor_config.json
+    special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json vocab.txt
+    """.split()
 )
 _TEMPLATES = "additional_chat_templates"
 _BUILT_FROM_CONFIG = (Dense, CNN, LSTM, LayerNorm, WeightedLayerPooling)
@@ -85,10 +80,9 @@ class Stage:
             if is_there(place / name):
                 keys.check_transformer_settings(read_object(place / name), place / name)
         self._files(subfolder, _CONFIG, _ADAPTER, *_TRANSFORMER_CONFIGS, *_READ)
-        templates = sorted((place / _TEMPLATES).glob("*.jinja")) if (place / _TEMPLATES).is_dir() else []
-        for template in templates:
+        for template in sorted((place / _TEMPLATES).glob("*.jinja")):
             if template.is_file():
-                self._link(_joined(subfolder, f"{_TEMPLATES}/{template.name}"))
+                self._link(subfolder, _TEMPLATES, template.name)
         if is_there(place / _ADAPTER):
             self._adapter(subfolder)
         if is_there(place / _CONFIG):
@@ -115,7 +109,7 @@ class Stage:
         self._files(subfolder, found.config_file_name, "fit.json", *_READ)
         if is_there(place / _TENSORS):
             sizes = shapes(place / _TENSORS)
-            self._link(_joined(subfolder, _TENSORS))
+            self._link(subfolder, _TENSORS)
             if found in _BUILT_FROM_CONFIG:
                 _check_stock_module(found, config, sizes, file)
         elif found.load.__func__ is not Module.load.__func__:  # type: ignore[attr-defined]
@@ -133,10 +127,11 @@ class Stage:
         types = config.get("types")
         if not isinstance(types, dict) or not all(isinstance(kind, str) for kind in types.values()):
             raise ValueError(f"{file} has no 'types' that name the modules of the routes")
-        self._link(_joined(subfolder, names[0]))
+        self._link(subfolder, names[0])
         for name, kind in types.items():
-            _check_inside(self.folder, _joined(subfolder, name), file)
-            self._module(kind, _joined(subfolder, name))
+            route = f"{subfolder}/{name}" if subfolder else name
+            _check_inside(route, file)
+            self._module(kind, route)
 
     def _adapter(self, subfolder: str) -> None:
         """Check an adapter, and stage the base model that it names as if it had been asked for itself."""
@@ -147,14 +142,12 @@ class Stage:
             _refuse_pickles(file.parent, "adapter_model.bin")
             raise ValueError(f"{_ADAPTER_TENSORS} is missing from {file.parent}; save the adapter again")
         shapes(file.parent / _ADAPTER_TENSORS)
-        self._link(_joined(subfolder, _ADAPTER_TENSORS))
+        self._link(subfolder, _ADAPTER_TENSORS)
         if is_there(file.parent / _CONFIG):
             return  # the base model is in the same folder
         name = config.get("base_model_name_or_path")
         if not name:
             raise ValueError(f"{file} names no base_model_name_or_path, and there is no {_CONFIG} beside it")
-        from st_plugins.core.loading.hub import local_folder
-
         inner = Path(tempfile.mkdtemp(dir=self.path, prefix="base-"))
         base = Stage(local_folder(name, config.get("revision")), inner)
         if is_there(base.folder / _ADAPTER):
@@ -177,7 +170,7 @@ class Stage:
         if name is None:
             _refuse_pickles(place)
             raise ValueError(f"{place} has neither {' nor '.join(names)}; copy or download the model again")
-        self._link(_joined(subfolder, name))
+        self._link(subfolder, name)
         if name.endswith(".safetensors"):
             return shapes(place / name)
         parts = read_object(place / name).get("weight_map")
@@ -188,7 +181,7 @@ class Stage:
             if not _is_safetensors_name(part):
                 raise ValueError(f"{place / name} names {part!r}; only safetensors beside it are opened")
             found |= shapes(place / part)
-            self._link(_joined(subfolder, part))
+            self._link(subfolder, part)
         return found
 
     def _files(self, subfolder: str, *read: str) -> None:
@@ -199,18 +192,18 @@ class Stage:
         for file in sorted(place.iterdir()) if place.is_dir() else []:
             index = file.name.endswith(_INDEX)
             if file.suffix in _SUFFIXES and not index and file.name not in (MODULES, HOST_CONFIG) and file.is_file():
-                self._link(_joined(subfolder, file.name))
+                self._link(subfolder, file.name)
         for name in read:
             if name.endswith("config.json") and is_there(place / name):
                 read_object(place / name)
 
-    def _link(self, name: str) -> None:
+    def _link(self, *name: str) -> None:
         """Make a file of the folder visible."""
-        target = self.path / name
+        target = self.path.joinpath(*name)
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        source = (self.folder / name).resolve()
+        source = self.folder.joinpath(*name).resolve()
         try:
             target.symlink_to(source)
         except OSError:  # Windows allows links to few
@@ -234,16 +227,20 @@ def module_class(kind: str, folder: Path) -> type[Module]:
             f"{' or '.join(map(repr, _ALLOWED))}. If you trust its code, load it with "
             "SentenceTransformer(path, trust_remote_code=True)"
         )
-    package, _, name = kind.rpartition(".")
     if any(not part.isidentifier() or part.startswith("_") for part in kind.split(".")):  # a __main__ runs a program
         raise ValueError(f"{folder} names the module type {kind!r}, which is no public name")
     try:
-        found = getattr(importlib.import_module(package), name)
+        found = _imported(kind)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{folder} names the module type {kind!r}, which is not installed: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Module)):
         raise ValueError(f"{folder} names {kind!r}, which is not a sentence-transformers module")
     return found
+
+
+def _imported(kind: str) -> Any:
+    package, _, name = kind.rpartition(".")
+    return getattr(importlib.import_module(package), name)
 
 
 def _module_rows(folder: Path) -> list[dict[str, Any]]:
@@ -254,15 +251,11 @@ def _module_rows(folder: Path) -> list[dict[str, Any]]:
     for row in rows:
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("path", "type")):
             raise ValueError(f"{file} has an entry without a 'path' and a 'type': {row!r}")
-        _check_inside(folder, row["path"], file)
+        _check_inside(row["path"], file)
     return rows
 
 
-def _joined(subfolder: str, name: str) -> str:
-    return f"{subfolder}/{name}" if subfolder else name
-
-
-def _check_inside(folder: Path, path: str, file: Path) -> None:
+def _check_inside(path: str, file: Path) -> None:
     """Refuse a path of a module that leads out of the model's folder; links that its owner made may."""
     parts = path.replace("\\", "/").split("/")
     if ".." in parts or "\0" in path or Path(path).is_absolute() or PureWindowsPath(path).anchor:
@@ -318,9 +311,8 @@ def _is_activation(name: Any) -> bool:
 def _is_word_tokenizer(name: Any) -> bool:
     if not isinstance(name, str) or not name.startswith("sentence_transformers."):
         return False
-    package, _, kind = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(package), kind)
+        found = _imported(name)
     except (ImportError, AttributeError):
         return False
     return isinstance(found, type) and issubclass(found, WordTokenizer)

@@ -1,7 +1,7 @@
 """Write files and folders whole or not at all, and never over what this library did not write.
 
 A target is looked at when a command starts, before anything is computed, and again just before it is written. What
-is written lies in a temporary neighbour until one rename makes it the target. A neighbour that a killed run left is
+is written lies in a temporary neighbor until one rename makes it the target. A neighbor that a killed run left is
 removed by the next run with the same target.
 """
 
@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from st_plugins.core.writing import marks
-from st_plugins.core.writing import neighbors as neighbours
+from st_plugins.core.writing import marks, neighbors
 
 __all__ = ["Target", "atomic_file", "atomic_folder", "file_target", "folder_target", "write_text"]
 
@@ -42,12 +41,12 @@ class Target:
         """Give a temporary path to write; it becomes the target when the block ends without an exception."""
         made = _make_parents(self.path.parent)
         try:
-            with neighbours.neighbour(self.path.parent, self.path.name) as beside:
+            with neighbors.neighbor(self.path.parent, self.path.name) as beside:
                 new = beside / self.path.name
                 if self.is_folder:
                     new.mkdir()
                 yield new
-                self._commit(new, beside / neighbours.OLD)
+                self._commit(new, beside / neighbors.OLD)
         except BaseException:
             for folder in made:
                 with contextlib.suppress(OSError):
@@ -85,7 +84,7 @@ class Target:
                     raise FileExistsError(errno.EEXIST, "changed")
             new.rename(self.path)  # fails where something that is not empty has come into being
         except OSError as error:
-            neighbours.restore(old, self.path)
+            neighbors.restore(old, self.path)
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise FileExistsError(
                     f"{self.said} was written by another process while this one was at work; it is left as it is"
@@ -154,8 +153,8 @@ def _target(
             raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
         for part in where.relative_to(existing).parts:
             _check_name(existing / part)
-        neighbours.clear(existing, where.name)
-        with neighbours.neighbour(existing, where.name):
+        neighbors.clear(existing, where.name)
+        with neighbors.neighbor(existing, where.name):
             pass  # what can be made there now can be made there later
     except OSError as error:
         raise _unwritable(error, said) from error

@@ -1,6 +1,6 @@
-"""Temporary neighbours of what is being written, and what killed runs left of them.
+"""Temporary neighbors of what is being written, and what killed runs left of them.
 
-A neighbour is known by a file in it, which a running process keeps locked: one with that file and without a lock was
+A neighbor is known by a file in it, which a running process keeps locked: one with that file and without a lock was
 left by a run that was killed.
 """
 
@@ -19,9 +19,9 @@ try:
 except ImportError:  # Windows: what killed runs leave stays there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["OLD", "clear", "lock", "neighbour", "restore"]
+__all__ = ["OLD", "clear", "lock", "neighbor", "restore"]
 
-OLD = ".st-plugins-old"  # in a neighbour: what was in the target's place before
+OLD = ".st-plugins-old"  # in a neighbor: what was in the target's place before
 _LIVE = ".st-plugins-unfinished"
 
 
@@ -39,7 +39,7 @@ def lock(file: BinaryIO) -> bool | None:
 
 
 @contextlib.contextmanager
-def neighbour(parent: Path, name: str) -> Iterator[Path]:
+def neighbor(parent: Path, name: str) -> Iterator[Path]:
     """Make a folder for unfinished work, known as such and as living, and remove it in the end."""
     made = Path(tempfile.mkdtemp(dir=parent, prefix=_prefix(name), suffix=".tmp"))
     try:
@@ -73,7 +73,7 @@ def restore(old: Path, path: Path) -> None:
 
 
 def _remove(made: Path) -> None:
-    """Delete a neighbour: last what it is known by, in case of a kill in between."""
+    """Delete a neighbor: last what it is known by, in case of a kill in between."""
     with contextlib.suppress(OSError):
         for path in made.iterdir():
             if path.is_dir() and not path.is_symlink():

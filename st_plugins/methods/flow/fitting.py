@@ -18,12 +18,12 @@ from st_plugins.methods.flow.flow import Flow
 from st_plugins.methods.flow.layers import ActNorm
 from st_plugins.methods.flow.published import PublishedAdam
 
-__all__ = ["FlowTraining", "maximise_likelihood"]
+__all__ = ["FlowTraining", "maximize_likelihood"]
 
 logger = logging.getLogger(__name__)
 
 _LARGEST = 1e30  # beyond, float32 parameters cannot hold mean and scale
-_INITIAL_ROWS = 4096  # that the data-dependent initialisation looks at
+_INITIAL_ROWS = 4096  # that the data-dependent initialization looks at
 _PUBLISHED_INITIAL_ROWS = 32
 _EVALUATED_ROWS = 8192  # at a time
 
@@ -64,7 +64,7 @@ class FlowTraining:
         return rows - held, held
 
 
-def maximise_likelihood(
+def maximize_likelihood(
     flow: Flow,
     rows: Tensor,
     training: FlowTraining,
@@ -81,7 +81,7 @@ def maximise_likelihood(
     if not resume:
         flow.reset(generator)
     initial = _PUBLISHED_INITIAL_ROWS if training.published else _INITIAL_ROWS
-    flow.initialise(rows_trained[torch.randperm(trained, generator=generator)[:initial].to(rows.device)])
+    flow.initialize(rows_trained[torch.randperm(trained, generator=generator)[:initial].to(rows.device)])
     measured = rows_held if len(rows_held) else rows_trained
     start, first = _measured(flow, measured)
     history: list[dict[str, float]] = [{"epoch": 0, "held_out": first} if len(rows_held) else {"epoch": 0}]
@@ -139,7 +139,7 @@ def _check_spread(rows: Tensor) -> None:
     low, high = rows.amin(dim=0), rows.amax(dim=0)
     largest = torch.maximum(low.abs(), high.abs())
     if bool((largest > _LARGEST).any()):
-        raise ValueError(f"embeddings are as large as {largest.max():.1e}, too large to standardise; rescale them")
+        raise ValueError(f"embeddings are as large as {largest.max():.1e}, too large to standardize; rescale them")
     spread = high - low
     given, kept = 64 * torch.finfo(rows.dtype).eps, 64 * torch.finfo(torch.float32).eps  # of rows and parameters
     constant = int(((spread <= given * largest) | (spread <= kept * spread.max())).sum())

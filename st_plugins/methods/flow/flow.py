@@ -60,19 +60,19 @@ class Flow(nn.Module):
         for layer in self._layers():
             layer.reset(generator)
 
-    def is_initialised(self) -> bool:
+    def is_initialized(self) -> bool:
         """Return whether the layers have seen data; that is part of the state, so that it comes with it."""
-        return all(bool(layer.initialised) for layer in self._layers() if isinstance(layer, ActNorm))
+        return all(bool(layer.initialized) for layer in self._layers() if isinstance(layer, ActNorm))
 
     @torch.no_grad()
-    def initialise(self, rows: Tensor) -> None:
-        """Let the `ActNorm` layers normalise these rows, unless they have seen data before."""
+    def initialize(self, rows: Tensor) -> None:
+        """Let the `ActNorm` layers normalize these rows, unless they have seen data before."""
         # What varies by rounding only is constant in every layer, also where a level has nothing else to compare with.
         mean, _, varies = varying(rows)
         rows = torch.where(varies.to(rows.device), rows, mean.to(rows))
         for index, level in enumerate(self.levels):
             for layer in _typed(level):
-                layer.initialise(rows)
+                layer.initialize(rows)
                 rows, _ = layer(rows)
             if index + 1 < len(self.levels):
                 rows = rows[:, : self.widths[index + 1]]

@@ -1,4 +1,4 @@
-"""The layers of a normalising flow: each maps vectors to vectors, can be inverted, and knows its log-determinant.
+"""The layers of a normalizing flow: each maps vectors to vectors, can be inverted, and knows its log-determinant.
 
 Parameters are kept in float32; a layer computes in the type it is given. Nothing is drawn when a layer is built: it is
 the identity (or a plain reversal) until `reset` draws its starting point, so that loading one leaves the random state
@@ -28,7 +28,7 @@ class FlowLayer(nn.Module, ABC):
     def reset(self, generator: torch.Generator) -> None:
         """Draw the starting point; nothing by default."""
 
-    def initialise(self, rows: Tensor) -> None:
+    def initialize(self, rows: Tensor) -> None:
         """Look at data before the first step; nothing by default."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class ActNorm(FlowLayer):
 
     mean: Tensor
     shift: Tensor | None
-    initialised: Tensor
+    initialized: Tensor
     limit: Tensor
 
     def __init__(self, dimension: int, published: bool = False) -> None:
@@ -65,7 +65,7 @@ class ActNorm(FlowLayer):
             self.register_buffer("mean", torch.zeros(dimension))
             self.shift = nn.Parameter(torch.zeros(dimension))
         self.log_scale = nn.Parameter(torch.zeros(dimension))
-        self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("limit", torch.full((dimension,), math.inf), persistent=False)  # of log_scale
 
     def reset(self, generator: torch.Generator) -> None:
@@ -74,21 +74,21 @@ class ActNorm(FlowLayer):
             for tensor in self.state_dict().values():
                 tensor.zero_()
 
-    def initialise(self, rows: Tensor) -> None:
+    def initialize(self, rows: Tensor) -> None:
         """Give these rows mean 0 and variance 1; the second time, also after a reload, only look which vary."""
         mean, deviation, varies = varying(rows, self.log_scale.dtype)
         unit = torch.maximum(mean.abs(), deviation.max())
         unit = torch.where(varies, deviation + self.epsilon, torch.where(unit > 0, unit, 1.0))
         start = -unit.log() / LOG_SCALE_FACTOR
         self.limit.copy_(torch.where(varies, math.inf, start + math.log(_LARGEST_GAIN) / LOG_SCALE_FACTOR))
-        if self.initialised:
+        if self.initialized:
             return
         with torch.no_grad():
             self.mean.copy_(mean)
             self.log_scale.copy_(start)
             if self.shift is not None:  # a large mean is rounded
                 self.shift.copy_((self.mean.cpu() - mean) / unit)
-            self.initialised.fill_(True)
+            self.initialized.fill_(True)
 
     @torch.no_grad()
     def hold_constant(self) -> None:
@@ -133,7 +133,7 @@ class Permutation(FlowLayer):
 
 
 class Linear(FlowLayer):
-    """Multiply by a square matrix, ``y = W x``: a learned generalisation of a permutation. Starts as a rotation."""
+    """Multiply by a square matrix, ``y = W x``: a learned generalization of a permutation. Starts as a rotation."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()

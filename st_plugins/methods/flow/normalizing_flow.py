@@ -1,4 +1,4 @@
-"""Normalising flow: an invertible network that turns sentence embeddings into standard normal noise (BERT-flow)."""
+"""Normalizing flow: an invertible network that turns sentence embeddings into standard normal noise (BERT-flow)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing_extensions import Self
 from st_plugins.core.loading.files import read_object
 from st_plugins.core.module import RECORD, FittedModule
 from st_plugins.core.rows import stacked
-from st_plugins.methods.flow.fitting import FlowTraining, maximise_likelihood
+from st_plugins.methods.flow.fitting import FlowTraining, maximize_likelihood
 from st_plugins.methods.flow.flow import CouplingKind, Flow, PermutationKind
 
 __all__ = ["PRESETS", "NormalizingFlow"]
@@ -39,8 +39,8 @@ additive couplings with 32 units."""
 class NormalizingFlow(FittedModule):
     """Invertible map of sentence embeddings, fitted so that its output is distributed like standard normal noise.
 
-    The encoder stays as it is; the flow alone is fitted, by maximum likelihood, on embeddings of unlabelled texts:
-    with ``z = f⁻¹(u)`` it maximises the mean of ``log N(z; 0, I) + log |det ∂z/∂u|`` over the embeddings u. What the
+    The encoder stays as it is; the flow alone is fitted, by maximum likelihood, on embeddings of unlabeled texts:
+    with ``z = f⁻¹(u)`` it maximizes the mean of ``log N(z; 0, I) + log |det ∂z/∂u|`` over the embeddings u. What the
     model compares then is z, of which no direction is preferred. See `Flow` for the architecture. Nothing is lost:
     `inverse` gives u back.
 
@@ -94,7 +94,7 @@ class NormalizingFlow(FittedModule):
           deviation.
         - Actnorm: its shift is counted in units of the result. There: of the input, so that dimensions which vary
           little take large steps. Its ``log_scale`` is trained, three times as fast, in both.
-        - Couplings: hidden layers with a bias, drawn with variance 2/inputs. There: `PublishedCoupling`, normalised,
+        - Couplings: hidden layers with a bias, drawn with variance 2/inputs. There: `PublishedCoupling`, normalized,
           drawn with standard deviation 0.05, with a trained scale ``exp(3 · log_scale)`` at the end.
         - The affine coupling, which the authors do not use, is two-sided.
 
@@ -171,7 +171,7 @@ class NormalizingFlow(FittedModule):
         """Forget earlier fits and fit on all of ``embeddings``, in single precision unless they are float64.
 
         What is not given is as in `FlowTraining`; with ``published=True`` as in ``FlowTraining.as_published()``: one
-        epoch in batches of 32 pairs of texts, nothing held out, and the authors' optimiser.
+        epoch in batches of 32 pairs of texts, nothing held out, and the authors' optimizer.
 
         Args:
             embeddings: An ``(N, d)`` array or tensor, or an iterable of such blocks. Repeated rows let the held-out
@@ -182,7 +182,7 @@ class NormalizingFlow(FittedModule):
             learning_rate: Of Adam: 1e-3.
             held_out: Share of the rows that the likelihood is measured on, to stop in time: 0.1, or 0.
             patience: Epochs without a better one after which to stop: 3.
-            resume: Whether to go on from the parameters the module has, with no new initialisation.
+            resume: Whether to go on from the parameters the module has, with no new initialization.
             generator: Where the random numbers come from, on the CPU; None: a new one with seed 0. Resume with the
                 same embeddings and a generator in the same state, and the same rows are held out.
             show_progress_bar: Whether to show a progress bar; None shows one on a terminal.
@@ -211,7 +211,7 @@ class NormalizingFlow(FittedModule):
         with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             rows = stacked(embeddings, self.embedding_dimension, type(self).__name__, device)
             flow = copy.deepcopy(self.flow)
-            history, better = maximise_likelihood(
+            history, better = maximize_likelihood(
                 flow, rows, training, generator, resume=resume, show_progress_bar=show_progress_bar
             )
         name = source or "unnamed"
@@ -266,7 +266,7 @@ class NormalizingFlow(FittedModule):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Negative log-likelihood of the latest fit, epoch by epoch; see `maximise_likelihood`."""
+        """Negative log-likelihood of the latest fit, epoch by epoch; see `maximize_likelihood`."""
         return [dict(entry) for entry in self._history]
 
     @property
@@ -297,7 +297,7 @@ class NormalizingFlow(FittedModule):
         return super().checked(rows)
 
     def _check_fitted(self) -> None:
-        if not self.flow.is_initialised():
+        if not self.flow.is_initialized():
             raise ValueError("NormalizingFlow is not fitted; call fit() with embeddings of your texts first")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -1,4 +1,4 @@
-"""What the published BERT-flow does in its own way: the networks of its couplings, and its optimiser."""
+"""What the published BERT-flow does in its own way: the networks of its couplings, and its optimizer."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class PublishedCoupling(Coupling):
         for norm in self._norms():
             norm.reset(generator)
 
-    def initialise(self, rows: Tensor) -> None:
-        """Let the hidden layers normalise what these rows give them."""
-        self._output(rows[:, : self.kept], initialise=True)
+    def initialize(self, rows: Tensor) -> None:
+        """Let the hidden layers normalize what these rows give them."""
+        self._output(rows[:, : self.kept], initialize=True)
 
-    def _output(self, first: Tensor, initialise: bool = False) -> Tensor:
+    def _output(self, first: Tensor, initialize: bool = False) -> Tensor:
         output = first
         for weight, norm in zip(self.weights, self._norms(), strict=False):
             output = linear(output, weight.to(first.dtype))
-            if initialise:
-                norm.initialise(output)
+            if initialize:
+                norm.initialize(output)
             output = relu(norm(output)[0])
         output = linear(output, self.weights[2].to(first.dtype), self.bias.to(first.dtype))
         return output * (LOG_SCALE_FACTOR * self.log_scale.to(first.dtype)).exp()

@@ -23,7 +23,7 @@ Array = NDArray[np.floating]
 # and the rounding of so many chunks averages out (about 1e-8 of a variance, tests/methods/whitening).
 _SINGLE_PRECISION_ROWS = 16_384
 _CHUNK_ROWS = 4096  # summed at a time in the precision of the product, before float64 takes over
-_WORKING_BYTES = 16 << 20  # centred rows held at any time, all threads together
+_WORKING_BYTES = 16 << 20  # centered rows held at any time, all threads together
 _MAX_WORKERS = 4
 # An encoder's own rounding adds up over its layers: directions in which its embeddings do not vary at all were seen to
 # have 1.2 · eps² of the largest variance, where half precision encoders stay below eps².
@@ -49,7 +49,7 @@ class Moments:
 
     @staticmethod
     def of(block: Array | torch.Tensor, *, first_row: int = 0) -> Moments:
-        """Summarise one block."""
+        """Summarize one block."""
         epsilon = torch.finfo(block.dtype).eps if isinstance(block, torch.Tensor) else np.finfo(block.dtype).eps
         single = block.dtype.itemsize <= 4 and len(block) >= _SINGLE_PRECISION_ROWS
         dtype: np.dtype[np.floating] = np.dtype(np.float32) if single else np.dtype(np.float64)
@@ -59,7 +59,7 @@ class Moments:
         step = min(_CHUNK_ROWS, max(64, _WORKING_BYTES // (workers * dtype.itemsize * width)))
         edges = [len(block) * worker // workers for worker in range(workers + 1)]
 
-        def summarise(start: int, stop: int) -> Moments:
+        def summarize(start: int, stop: int) -> Moments:
             total, buffer = Moments(width), np.empty((step, width), dtype)
             for first in range(start, stop, step):
                 rows = _as_numpy(block[first : min(first + step, stop)])
@@ -67,10 +67,10 @@ class Moments:
             return total
 
         if workers == 1:
-            total = summarise(0, len(block))
+            total = summarize(0, len(block))
         else:  # whole chunks in parallel: the passes over memory overlap with the products
             with threadpool_limits(cores // workers, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-                total, *others = pool.map(summarise, edges[:-1], edges[1:])
+                total, *others = pool.map(summarize, edges[:-1], edges[1:])
             for other in others:
                 total.merge(other)
         # Computing in the type of the input, and rounding to it, adds noise to every direction, of a variance of that
@@ -132,24 +132,24 @@ def _as_numpy(block: Array | torch.Tensor) -> Array:
     return block
 
 
-def _chunk(rows: Array, centred: Array, first_row: int) -> Moments:
-    """Return the moments of a few thousand rows; ``centred`` is working memory, in the type to multiply in."""
+def _chunk(rows: Array, centered: Array, first_row: int) -> Moments:
+    """Return the moments of a few thousand rows; ``centered`` is working memory, in the type to multiply in."""
     with np.errstate(over="ignore", invalid="ignore"):
-        ones = np.ones(len(rows), centred.dtype)
-        np.copyto(centred, rows, casting="same_kind")
-        shift = ones @ centred / len(rows)
-        centred -= shift
-        remainder = ones @ centred / len(rows)  # the mean is the shift, rounded to dtype, plus this
-        scatter = centred.T @ centred
+        ones = np.ones(len(rows), centered.dtype)
+        np.copyto(centered, rows, casting="same_kind")
+        shift = ones @ centered / len(rows)
+        centered -= shift
+        remainder = ones @ centered / len(rows)  # the mean is the shift, rounded to dtype, plus this
+        scatter = centered.T @ centered
         leftover = math.sqrt(len(rows)) * remainder
         scatter -= np.outer(leftover, leftover)
-        squares = np.einsum("ij,ij->i", centred, centred)
-        cubic = (squares @ centred).astype(np.float64)
+        squares = np.einsum("ij,ij->i", centered, centered)
+        cubic = (squares @ centered).astype(np.float64)
         quartic = float(np.square(squares, dtype=np.float64).sum())
         finite = math.isfinite(float(cubic.sum()) + float(np.trace(scatter)) + quartic)
     if finite:
         return Moments(rows.shape[1], len(rows), shift + remainder.astype(np.float64), scatter, cubic, quartic)
     refuse_non_finite(rows, first_row)
-    if centred.dtype == np.float32:
+    if centered.dtype == np.float32:
         return _chunk(rows, np.empty(rows.shape), first_row)
     raise ValueError(f"embeddings from row {first_row} on are so large that their squares overflow; rescale them")

@@ -170,7 +170,7 @@ class Whitening(FittedModule):
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return the transform in float64: ``mean`` of shape ``(d,)`` and ``weight`` of shape ``(k, d)``.
 
-        The output, before any normalisation, is ``(x - mean) @ weight.T``.
+        The output, before any normalization, is ``(x - mean) @ weight.T``.
         """
         mean, weight = self._map()
         return mean.detach().cpu().clone(), weight.detach().cpu().clone()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from st_plugins.core.writing import atomic, marks
-from st_plugins.core.writing import neighbors as neighbours
+from st_plugins.core.writing import neighbors as neighbors
 from st_plugins.core.writing.atomic import atomic_file, atomic_folder, file_target, folder_target
 
 
@@ -326,7 +326,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert (path / "weights").read_text() == "ours" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_neighbour_is_known_as_such_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_neighbor_is_known_as_such_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink, deleted = os.unlink, []
 
     def noted(path: Any, **place: Any) -> None:
@@ -334,7 +334,7 @@ def test_a_neighbour_is_known_as_such_until_it_is_gone(tmp_path: Path, monkeypat
         unlink(path, **place)
 
     monkeypatch.setattr(os, "unlink", noted)
-    with neighbours.neighbour(tmp_path, "out") as made:
+    with neighbors.neighbor(tmp_path, "out") as made:
         (made / "out").mkdir()
         for number in range(20):
             (made / "out" / str(number)).touch()

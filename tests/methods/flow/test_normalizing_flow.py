@@ -163,7 +163,7 @@ def test_the_density_integrates_to_one() -> None:
 def test_actnorm_starts_from_the_data_once_also_after_a_reload(tmp_path: Path) -> None:
     flow, rows = Flow(6, levels=2, depth=2), torch.from_numpy(curved(100))
     flow.reset(generator())
-    flow.initialise(rows)
+    flow.initialize(rows)
     outputs: list[Tensor] = []
     norms = [layer for layer in flow.modules() if isinstance(layer, ActNorm)]
     for layer in norms:
@@ -176,11 +176,11 @@ def test_actnorm_starts_from_the_data_once_also_after_a_reload(tmp_path: Path) -
             assert mean == pytest.approx(0, abs=1e-5)
             assert sum((value - mean) ** 2 for value in column) / 100 == pytest.approx(1, abs=1e-5)
     before = copy.deepcopy(flow.state_dict())
-    flow.initialise(10 * rows)
+    flow.initialize(10 * rows)
     assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
     module = NormalizingFlow.load(str(saved(fitted(), tmp_path / "flow")))
     before = copy.deepcopy(module.flow.state_dict())
-    module.flow.initialise(10 * rows)
+    module.flow.initialize(10 * rows)
     assert all(torch.equal(value, before[name]) for name, value in module.flow.state_dict().items())
     module.fit(10 * curved(), epochs=1, learning_rate=1e-9, held_out=0, resume=True)
     torch.testing.assert_close(module.flow.state_dict(), before, atol=1e-6, rtol=0)
@@ -190,7 +190,7 @@ def test_actnorm_starts_from_the_data_once_also_after_a_reload(tmp_path: Path) -
 def test_it_starts_as_actnorm_and_permutation(coupling: Any) -> None:
     flow, rows = Flow(7, levels=2, depth=2, coupling=coupling), torch.from_numpy(curved(100, 7))
     flow.reset(generator())
-    flow.initialise(rows)
+    flow.initialize(rows)
     latents, log_determinants = flow(rows)
     parts, current, total = [], rows, 0.0
     for number, level in enumerate(flow.levels):

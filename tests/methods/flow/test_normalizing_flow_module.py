@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 import st_plugins
-from st_plugins.methods.flow.fitting import FlowTraining, maximise_likelihood
+from st_plugins.methods.flow.fitting import FlowTraining, maximize_likelihood
 from st_plugins.methods.flow.flow import Flow
 from st_plugins.modules import NormalizingFlow
 from tests.methods.flow.test_normalizing_flow import curved, fitted, generator, saved
@@ -109,7 +109,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         ([np.ones((4, 3)), np.array([[1, 2, 3], [1, np.inf, 3]])], "row 5 holds inf in column 1"),
         (torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, torch.nan]]).half(), "row 1 holds nan in column 2"),
         (np.ones((9, 3)) * 0.1, "the 9 embeddings fitted on are all equal up to rounding"),
-        (np.eye(3) * 1e200, r"as large as 1\.0e\+200, too large to standardise; rescale them"),
+        (np.eye(3) * 1e200, r"as large as 1\.0e\+200, too large to standardize; rescale them"),
     ],
 )
 def test_bad_embeddings_are_refused_and_leave_the_module_alone(embeddings: Any, message: str) -> None:
@@ -147,7 +147,7 @@ def test_bad_training(arguments: dict[str, Any], message: str) -> None:
 def test_a_failed_fit_leaves_the_flow_frozen() -> None:
     flow = Flow(6)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        maximise_likelihood(flow, torch.from_numpy(curved()), FlowTraining(learning_rate=1e6), generator())
+        maximize_likelihood(flow, torch.from_numpy(curved()), FlowTraining(learning_rate=1e6), generator())
     assert not any(parameter.requires_grad for parameter in flow.parameters())
 
 

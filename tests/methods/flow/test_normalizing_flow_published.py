@@ -1,4 +1,4 @@
-"""The flow of the authors' code, layers and optimiser against their formulas; dead dimensions; useless fits."""
+"""The flow of the authors' code, layers and optimizer against their formulas; dead dimensions; useless fits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def normal(width: int = 16, rows: int = 1000) -> Any:
 # ----------------------------------------------------------------------------------------- the authors' code
 
 
-def test_the_optimiser_is_its_formula() -> None:
+def test_the_optimizer_is_its_formula() -> None:
     """Adam without correction of the moments, with decay of the weight itself, number by number."""
     rng = np.random.default_rng(0)
     parameter = torch.nn.Parameter(torch.tensor([0.7, -1.5, 0.0], dtype=torch.float64))
@@ -54,7 +54,7 @@ def test_the_coupling_is_its_formula() -> None:
     assert torch.cat([weight.flatten() for weight in list(layer.weights)[:2]]).std().item() == pytest.approx(
         0.05, rel=0.5
     )
-    layer.initialise(rows)
+    layer.initialize(rows)
     assert torch.equal(layer(rows)[0], rows)  # the last layer starts at zero
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -73,10 +73,10 @@ def test_the_coupling_is_its_formula() -> None:
     torch.testing.assert_close(layer.inverse(images), rows, atol=1e-12, rtol=0)
 
 
-def test_the_hidden_layers_start_normalised() -> None:
+def test_the_hidden_layers_start_normalized() -> None:
     flow, rows = Flow(8, levels=2, depth=2, hidden_dimension=6, published=True), torch.from_numpy(curved(100, 8))
     flow.reset(generator())
-    flow.initialise(rows)
+    flow.initialize(rows)
     outputs: list[Any] = []
     norms = [layer for layer in flow.modules() if isinstance(layer, ActNorm)]
     hooks = [norm.register_forward_hook(lambda module, given, output: outputs.append(output[0])) for norm in norms]
@@ -96,7 +96,7 @@ def test_one_step_of_the_published_fit_is_that_of_the_code() -> None:
     order = torch.randperm(70, generator=draws)
     flow = Flow(8, 3, 3, 32, "additive", "reverse", published=True)
     flow.reset(draws)
-    flow.initialise(points[order][torch.randperm(70, generator=draws)[:32]])
+    flow.initialize(points[order][torch.randperm(70, generator=draws)[:32]])
     batch = points[order][torch.randperm(70, generator=draws)[:64]]
     flow.requires_grad_(True)
     loss = -flow.log_likelihood(batch).mean() / 8 / math.log(2) * 2
@@ -176,7 +176,7 @@ def test_larger_scales_of_constants_are_no_progress() -> None:
     points = torch.from_numpy(curved())
     points[:, 2] = 7
     flow = Flow(6, levels=1, depth=1)
-    flow.initialise(points)
+    flow.initialize(points)
     judged, value = _measured(flow, points)
     norm: Any = next(iter(flow.levels[0].children()))
     norm.log_scale[2] += 0.5

@@ -255,8 +255,8 @@ def test_zero_vector_and_the_mean_itself_stay_finite() -> None:
     module = Whitening(12, normalize=True).fit(points)
     output = module.transform(np.stack([np.zeros(12, np.float32), module.center.astype(np.float32)]))
     assert np.isfinite(output).all() and np.linalg.norm(output[0]) == pytest.approx(1, rel=1e-5)
-    centred = Whitening(2, normalize=True).fit(np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, -2.0]]))
-    assert centred.transform(np.zeros((1, 2))).tolist() == [[0.0, 0.0]]
+    centered = Whitening(2, normalize=True).fit(np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, -2.0]]))
+    assert centered.transform(np.zeros((1, 2))).tolist() == [[0.0, 0.0]]
 
 
 def test_gradients_flow_to_the_encoder() -> None:
