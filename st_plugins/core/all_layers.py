@@ -24,6 +24,12 @@ _PROCESS = uuid.uuid4().hex  # another one in each process that imports this, no
 
 def return_all_layers(transformer: Transformer) -> None:
     """Let a Transformer fill ``all_layer_embeddings``, in place and for good."""
+    # The switch alone is lost in four ways, each of which ends in the last layer without a word: transformers knows
+    # only in the process that built an encoder how to record its layers, so that a copy unpickled elsewhere (a process
+    # pool) records none; its recorders cannot be pickled at all; peft's wrapper passes None for the switch; and an
+    # adapter is saved without the encoder's configuration. Hence it is also an argument of each call, part of
+    # sentence_bert_config.json, and looked after by a hook that is pickled with the module. A backend without layers
+    # (ONNX) then fails instead of returning the last one.
     transformer.model.config.output_hidden_states = True
     for parameters in transformer.modality_config.values():
         if parameters["method_output_name"] == "last_hidden_state":

@@ -24,6 +24,8 @@ def unflattened(features: Mapping[str, Any]) -> dict[str, Any]:
 
 def content_tokens(features: Mapping[str, Any], special_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the token vectors of a batch and which of them are content: no padding, special token or prompt."""
+    # Special tokens are seen from the ids, so padding may be on either side, and an unknown word is a word. The tokens
+    # of a prompt are the same in every text and would find each other only.
     found = unflattened(features)
     tokens, ids = found.get("token_embeddings"), found.get("input_ids")
     if tokens is None or ids is None or tokens.shape[:-1] != ids.shape:
@@ -71,6 +73,7 @@ def counted_tokens(
 
 def left_aligned(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Move the tokens that count to the front of their rows, in their order, and cut off what no row needs."""
+    # What follows sees a text as if it had been given alone, on whichever side it was padded.
     lengths = mask.sum(dim=1)
     longest = max(int(lengths.max()), 1)
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
@@ -81,6 +84,7 @@ def left_aligned(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def refuse_non_finite(embeddings: Tensor, module: str) -> None:
     """Raise an error that names the rows of a batch whose embedding is not finite."""
+    # On a GPU the check would make every batch wait: there such values stay visible in the embedding.
     if embeddings.device.type != "cpu":
         return
     bad = (~embeddings.detach().isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -94,6 +98,7 @@ def refuse_non_finite(embeddings: Tensor, module: str) -> None:
 
 def special_token_ids(tokenizer: Any) -> list[int]:
     """Return the ids of the special tokens, without that of unknown words."""
+    # An unknown word is a word of the text; but one token for all purposes (GPT-2's) is special.
     ids = set(tokenizer.all_special_ids)
     if tokenizer.unk_token_id not in {getattr(tokenizer, f"{role}_token_id", None) for role in _ROLES}:
         ids.discard(tokenizer.unk_token_id)

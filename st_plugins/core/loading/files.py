@@ -19,6 +19,7 @@ def is_there(file: Path) -> bool:
     """Return whether a file can be read: False where there is nothing."""
     if file.is_file():
         return True
+    # A pipe would be waited for without end.
     if file.exists() or file.is_symlink():
         kind = "a folder" if file.is_dir() else "a link to nothing" if not file.exists() else "a pipe or a device"
         raise ValueError(f"{file} is {kind}, not a regular file; copy or download the model again")

@@ -144,6 +144,7 @@ def _at_most(numbers: int, parts: int) -> Iterator[None]:
 
 def _missing_from_a_layer(wanted: list[str], held: Shapes, prefix: str) -> str | None:
     """Return a parameter that the files have for other layers, but not for its own."""
+    # What a file has under no number may have another name there, or be left out on purpose (a pooler, a decoder).
     given = {name.removeprefix(f"{prefix}.") for name in held}
     elsewhere = {_NUMBER.sub(".#.", name) for name in given}
     return next((n for n in wanted if n not in given and "#" in (t := _NUMBER.sub(".#.", n)) and t in elsewhere), None)

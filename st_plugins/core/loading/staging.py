@@ -51,6 +51,8 @@ class Stage:
     """A temporary folder that is filled with links to checked files."""
 
     def __init__(self, folder: Path, path: Path) -> None:
+        # All module types of the model; its modules.json (empty for a checkpoint of transformers); and where the
+        # staged base model of an adapter is, with what the adapter calls it.
         self.folder, self.path = folder, path
         self.classes: dict[str, type[Module]] = {}
         self.rows: list[dict[str, Any]] = []
@@ -145,6 +147,7 @@ class Stage:
         self._link(subfolder, _ADAPTER_TENSORS)
         if is_there(file.parent / _CONFIG):
             return  # the base model is in the same folder
+        # The base model goes through the same checks, and the adapter's file is rewritten to name the checked copy.
         name = config.get("base_model_name_or_path")
         if not name:
             raise ValueError(f"{file} names no base_model_name_or_path, and there is no {_CONFIG} beside it")

@@ -27,14 +27,14 @@ _MODEL_FILES = ("modules.json", "config.json", "matcher.json")
 class Target:
     """A file or folder to be written, which could be written when it was made: see `folder_target`, `file_target`."""
 
-    path: Path
-    said: str
+    path: Path  # links followed
+    said: str  # how an error names it: the argument or option, and the path as it was given
     is_folder: bool
-    overwrite: bool
-    inputs: tuple[Path, ...]
-    mark: bytes
-    changed: bool
-    before: tuple[int, ...] | None
+    overwrite: bool  # whether something of ours may be replaced
+    inputs: tuple[Path, ...]  # what is read and must stay
+    mark: bytes  # what a file of ours contains
+    changed: bool  # whether a folder of ours may be replaced also when its files were changed, as in a damaged cache
+    before: tuple[int, ...] | None  # what was there when the target was looked at
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Path]:
@@ -63,6 +63,7 @@ class Target:
             marks.mark(new)
         usual = (0o777 if self.is_folder else 0o666) & ~_umask()
         new.chmod(stat.S_IMODE(self.path.stat().st_mode) if self.path.exists() else usual)
+        # Both again, just before the rename: the work may have taken hours.
         _check(self)
         if _identity(self.path) != self.before:
             raise FileExistsError(

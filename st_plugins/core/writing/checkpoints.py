@@ -33,6 +33,8 @@ _PACKAGES = ("st-plugins", "sentence-transformers", "transformers", "torch")
 class CheckpointFolder:
     """``OUTPUT.checkpoints``: what a training needs to go on after a kill."""
 
+    # Everything in it that a training wrote carries a mark (see `marks`); only that is resumed from, and only that is
+    # ever deleted. While a training is at work no other one can use the folder.
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
         beside = output.expanduser().resolve()
         self.path = beside.with_name(f"{beside.name}.checkpoints").resolve()
@@ -102,6 +104,7 @@ class CheckpointFolder:
 
     def last(self) -> Path | None:
         """Return the latest whole checkpoint of this training, if there is one."""
+        # Those that were cut short by a kill, or whose files have changed since, do not count.
         for step, path in sorted(self._found().items(), reverse=True):
             if marks.about(path) == self._about(step):
                 damaged = next((one for one in (path, self._best(path)) if not marks.intact(one)), None)
@@ -219,6 +222,8 @@ class CheckpointFolder:
 class CheckpointCallback(TrainerCallback):
     """Mark the checkpoints that the host's trainer writes into a `CheckpointFolder`, and delete old ones."""
 
+    # The trainer needs save_total_limit=None: it would delete everything that is called like a checkpoint. Callbacks
+    # that write into checkpoints come before this one.
     def __init__(self, folder: CheckpointFolder) -> None:
         self.folder = folder
 
@@ -247,6 +252,8 @@ class BatchOrderCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Pass the number on to the sampler, before the trainer wraps it."""
+        # accelerate draws the order of an epoch from its number. Where a resumed training skips batches, older
+        # releases (1.3) pass the number to the wrapper that skips only, and the order is that of the first epoch.
         if hasattr(train_dataloader, "set_epoch"):
             train_dataloader.set_epoch(int(state.epoch or 0))
 

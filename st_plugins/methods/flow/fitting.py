@@ -74,6 +74,8 @@ def maximize_likelihood(
     show_progress_bar: bool | None = None,
 ) -> tuple[list[dict[str, float]], bool]:
     """Fit a flow in place, and leave it with the parameters of the best epoch."""
+    # Random numbers are drawn in this order: the held-out rows, the starting point (unless resumed), the rows of the
+    # initialization, and the order of the rows in each epoch.
     trained, _ = training.split(len(rows))
     _check_spread(rows)
     order = torch.randperm(len(rows), generator=generator)
@@ -84,6 +86,8 @@ def maximize_likelihood(
     flow.initialize(rows_trained[torch.randperm(trained, generator=generator)[:initial].to(rows.device)])
     measured = rows_held if len(rows_held) else rows_trained
     start, first = _measured(flow, measured)
+    # In the history, of each epoch: the mean of its steps as they were taken, and of the held-out rows after it; in
+    # nats for each dimension.
     history: list[dict[str, float]] = [{"epoch": 0, "held_out": first} if len(rows_held) else {"epoch": 0}]
     _check_finite({"epoch": 0, "": first}, training)
     best, best_epoch, lowest = copy.deepcopy(flow.state_dict()), 0, start
@@ -114,6 +118,7 @@ def maximize_likelihood(
         flow.load_state_dict(best)
     else:
         lowest = judged
+    # Asked without the scales of dimensions that do not vary, which can always be made larger.
     if lowest >= start:
         logger.warning(
             "The flow never became better than it was before the fit (negative log-likelihood %.4f, then %.4f): "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class Flow(nn.Module):
             raise ValueError(f"coupling must be one of {get_args(CouplingKind)}, got {coupling!r}")
         if permutation not in get_args(PermutationKind):
             raise ValueError(f"permutation must be one of {get_args(PermutationKind)}, got {permutation!r}")
+        # Each level has `depth` steps of three layers. After every level but the last, half of the dimensions leave
+        # and are latents as they are (of an odd number the smaller half); the others go on. As in Glow (figure 2), on
+        # vectors instead of images, and with a standard normal prior also for what leaves, as in BERT-flow's code.
         self.widths = level_widths(dimension, levels)
         kind = PublishedCoupling if published else Coupling
         self.levels = nn.ModuleList(
@@ -70,36 +73,33 @@ class Flow(nn.Module):
         # What varies by rounding only is constant in every layer, also where a level has nothing else to compare with.
         mean, _, varies = varying(rows)
         rows = torch.where(varies.to(rows.device), rows, mean.to(rows))
-        for index, level in enumerate(self.levels):
-            for layer in _typed(level):
-                layer.initialize(rows)
-                rows, _ = layer(rows)
-            if index + 1 < len(self.levels):
-                rows = rows[:, : self.widths[index + 1]]
+        self._mapped(rows, initialize=True)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Map embeddings to latents."""
+        """Map embeddings to latents; return them with the log-determinants of the map, ``(rows,)``."""
+        return self._mapped(rows)
+
+    def _mapped(self, rows: Tensor, initialize: bool = False) -> tuple[Tensor, Tensor]:
         log_determinants = rows.new_zeros(len(rows))
         latents: list[Tensor] = []
-        for index, level in enumerate(self.levels):
-            for layer in _typed(level):
+        for layers, kept in zip(self._steps(), [*self.widths[1:], self.widths[-1]], strict=True):
+            for layer in layers:
+                if initialize:
+                    layer.initialize(rows)
                 rows, change = layer(rows)
                 log_determinants = log_determinants + change
-            if index + 1 < len(self.levels):
-                kept = self.widths[index + 1]
-                rows, leaving = rows[:, :kept], rows[:, kept:]
-                latents.append(leaving)
+            latents.append(rows[:, kept:])  # of the last level: nothing
+            rows = rows[:, :kept]
         return torch.cat([*latents, rows], dim=1), log_determinants
 
     def inverse(self, latents: Tensor) -> Tensor:
         """Map latents back to embeddings."""
         leaving = [wide - narrow for wide, narrow in zip(self.widths, self.widths[1:], strict=False)]
         rows: Tensor
-        *parts, rows = latents.split([*leaving, self.widths[-1]], dim=1)
-        for index in reversed(range(len(self.levels))):
-            if index < len(parts):
-                rows = torch.cat([rows, parts[index]], dim=1)
-            for layer in reversed(_typed(self.levels[index])):
+        *parts, rows = latents.split([*leaving, 0, self.widths[-1]], dim=1)
+        for layers, part in zip(reversed(self._steps()), reversed(parts), strict=True):
+            rows = torch.cat([rows, part], dim=1)
+            for layer in reversed(layers):
                 rows = layer.inverse(rows)
         return rows
 
@@ -115,7 +115,10 @@ class Flow(nn.Module):
         return sum(layer.constant_part().item() for layer in self._layers() if isinstance(layer, ActNorm))
 
     def _layers(self) -> list[FlowLayer]:
-        return [layer for level in self.levels for layer in _typed(level)]
+        return [layer for layers in self._steps() for layer in layers]
+
+    def _steps(self) -> list[list[FlowLayer]]:
+        return [cast("list[FlowLayer]", list(level.children())) for level in self.levels]  # torch does not type them
 
 
 def level_widths(dimension: int, levels: int) -> list[int]:
@@ -139,8 +142,3 @@ def _permutation(kind: PermutationKind, dimension: int) -> FlowLayer:
     if kind == "learned-lu":
         return LULinear(dimension)
     return Permutation(dimension, random=kind == "random")
-
-
-def _typed(level: nn.Module) -> list[FlowLayer]:
-    """Return the layers of a level, for which torch's containers have no type."""
-    return [layer for layer in level.children() if isinstance(layer, FlowLayer)]

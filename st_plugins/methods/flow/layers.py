@@ -23,7 +23,7 @@ _LARGEST_LOG_SCALE = 2.0  # of an affine coupling, so that its inverse cannot ov
 
 
 class FlowLayer(nn.Module, ABC):
-    """Base of the layers."""
+    """Base of the layers: maps ``(rows, d)`` to as many, with ``log |det|`` of the derivative, of a row or of all."""
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw the starting point; nothing by default."""
@@ -42,6 +42,7 @@ class FlowLayer(nn.Module, ABC):
 
 def varying(rows: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and standard deviation of every dimension, and whether it varies by more than rounding."""
+    # An encoder computes all dimensions from the same numbers: so a spread is rounding also beside the largest one.
     given, kept = 64 * torch.finfo(rows.dtype).eps, 64 * torch.finfo(dtype).eps
     deviation, mean = torch.std_mean(rows.detach().cpu().double(), dim=0, correction=0)
     return mean, deviation, (deviation > given * mean.abs()) & (deviation > max(given, kept) * deviation.max())
@@ -57,6 +58,8 @@ class ActNorm(FlowLayer):
 
     def __init__(self, dimension: int, published: bool = False) -> None:
         super().__init__()
+        # The published code trains `mean`, in units of the input, so that dimensions which vary little take large
+        # steps; a shift in units of the result means the same in all of them. Glow, section 3.1; the 3 is BERT-flow's.
         self.epsilon = 1e-6 if published else 0.0
         if published:
             self.mean = nn.Parameter(torch.zeros(dimension))
@@ -76,6 +79,8 @@ class ActNorm(FlowLayer):
 
     def initialize(self, rows: Tensor) -> None:
         """Give these rows mean 0 and variance 1; the second time, also after a reload, only look which vary."""
+        # A dimension that does not vary is scaled like the one that varies most, and training may make that a thousand
+        # times as much, no more: for the likelihood of a constant no scale is too large.
         mean, deviation, varies = varying(rows, self.log_scale.dtype)
         unit = torch.maximum(mean.abs(), deviation.max())
         unit = torch.where(varies, deviation + self.epsilon, torch.where(unit > 0, unit, 1.0))
@@ -146,6 +151,7 @@ class Linear(FlowLayer):
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102 - the base says it
         weight = self.weight.to(rows.dtype)
+        # O(d³) in every step, which LULinear spares.
         return rows @ weight.T, torch.linalg.slogdet(weight).logabsdet
 
     def inverse(self, rows: Tensor) -> Tensor:  # noqa: D102 - the base says it
@@ -159,6 +165,8 @@ class LULinear(FlowLayer):
     order: Tensor
     signs: Tensor
 
+    # P is a fixed permutation, L has ones on its diagonal, and the signs of U's are fixed: W can never become singular
+    # (Glow, equation 10). L and U are applied one after the other, and undone by substitution.
     def __init__(self, dimension: int) -> None:
         super().__init__()
         self.lower = nn.Parameter(torch.zeros(dimension, dimension))  # below the diagonal
@@ -202,6 +210,8 @@ class Coupling(FlowLayer):
         self, dimension: int, hidden_dimension: int = 32, kind: Literal["additive", "affine"] = "additive"
     ) -> None:
         super().__init__()
+        # NICE, equation 3.2 (additive), and Glow, table 1 (affine), whose published scale sigmoid(s + 2) can only
+        # shrink and does not start at one; ours, exp(s) with |s| < 2, is bounded to both sides and does.
         self.affine = kind == "affine"
         self.kept = dimension // 2
         outputs = (dimension - self.kept) * (2 if self.affine else 1)
@@ -220,7 +230,7 @@ class Coupling(FlowLayer):
                 bias.zero_()
                 drawn = torch.randn(weight.shape, generator=generator)
                 weight.copy_(drawn * (2 / weight.shape[1]) ** 0.5)
-            self.weights[2].zero_()
+            self.weights[2].zero_()  # the layer starts as the identity
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102 - the base says it
         first, second = rows[:, : self.kept], rows[:, self.kept :]

@@ -17,6 +17,8 @@ __all__ = ["PublishedAdam", "PublishedCoupling"]
 class PublishedCoupling(Coupling):
     """`Coupling` with the network of the published code."""
 
+    # ``conv_stack`` of flow/glow_ops_1x1.py in the authors' code: a hidden layer has no bias and is normalized before
+    # its ReLU; the last one has a scale, (W h + b) · exp(3 · log_scale).
     def _build(self, sizes: list[tuple[int, int]]) -> None:
         self.weights = nn.ParameterList(torch.zeros(size) for size in sizes)
         self.norms = nn.ModuleList(ActNorm(size[0], published=True) for size in sizes[:2])
@@ -59,6 +61,9 @@ class PublishedAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Take a step."""
+        # ``AdamWeightDecayOptimizer`` of optimization_bert_flow.py there. Without the correction the first steps are
+        # about three times as large. All parameters are decayed: the code spares "bias" and "LayerNorm", which no flow
+        # has.
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

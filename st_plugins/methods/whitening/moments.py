@@ -34,6 +34,10 @@ _COMPUTED_IN = {4: 16.0}  # bytes of a number: its rounding in units of eps
 class Moments:
     """Count, mean, scatter and the two fourth-order sums that Ledoit-Wolf shrinkage needs."""
 
+    # With y = x - mean over all rows so far: scatter = Σ y yᵀ, cubic = Σ ‖y‖² y, quartic = Σ ‖y‖⁴, in float64. All are
+    # about a mean, so nothing cancels when the mean is far larger than the spread, and two summaries merge exactly
+    # (Chan, Golub & LeVeque 1983, for the scatter): both are moved to the common mean and added. `resolution` is the
+    # relative size below which an eigenvalue of the scatter is rounding noise, whatever the count.
     dimension: int
     count: int = 0
     mean: Array = field(default_factory=lambda: np.zeros(0))
@@ -102,6 +106,8 @@ class Moments:
 
     def ledoit_wolf(self) -> float:
         """Return the Ledoit-Wolf shrinkage intensity of the covariance towards ``(trace / d) · I``."""
+        # β̄² = (Σ ‖y‖⁴ / N - ‖Σ̂‖²) / N estimates the squared error of the covariance, δ² = ‖Σ̂ - m I‖² its squared
+        # distance from the target; the intensity is min(β̄², δ²) / δ² (Ledoit & Wolf 2004, section 3).
         if not self.count:
             return 0.0
         covariance_norm = float(np.sum(np.square(self.scatter / self.count)))

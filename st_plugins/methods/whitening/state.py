@@ -30,6 +30,7 @@ class WhiteningState(nn.Module):
 
     def __init__(self, dimension: int, output_dimension: int | None) -> None:
         super().__init__()
+        # Buffers are None until there is something to hold, the transform's also while it is to be derived anew.
         self.dimension, self.output_dimension = dimension, output_dimension
         for name in _NAMES:
             self.register_buffer(name, None)

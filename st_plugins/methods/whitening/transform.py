@@ -18,10 +18,10 @@ Array = NDArray[np.floating]
 class Transform:
     """The affine map ``x ↦ (x - mean) weightᵀ`` in float64, and the spectrum it came from."""
 
-    mean: Array
-    weight: Array
-    eigenvalues: Array
-    explained: Array
+    mean: Array  # (d,)
+    weight: Array  # (k, d), a row for each kept direction
+    eigenvalues: Array  # (d,), all of them, after shrinkage, descending
+    explained: Array  # (k,), shares of the variance, before shrinkage
 
 
 def derive(moments: Moments, output_dimension: int | None, shrinkage: float, rcond: float | None) -> Transform:
