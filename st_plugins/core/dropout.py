@@ -60,6 +60,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def _found(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, float]]:
+    # Layers, and probabilities that an attention function reads from its module at every call.
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             probability = name == "p" if isinstance(module, _LAYERS) else "drop" in name and isinstance(value, float)

@@ -89,5 +89,6 @@ class HeadCheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Clear their gradients, which belong to the step just made."""
+        # sentence-transformers 6.0 clears those of the model only, so that a head would sum up all gradients.
         for tensor in own_parameters.own_state(self.loss).values():
             tensor.grad = None

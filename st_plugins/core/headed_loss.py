@@ -106,6 +106,7 @@ class HeadedLoss(GuardedLoss):
 
     def apply_head(self, features: Tensor) -> Tensor:
         """Apply the head, in its own type."""
+        # Not in the constructor: a trainer may start its processes after the loss is made.
         if dist.is_available() and dist.is_initialized() and not self._shared:
             self._share()
         weight = next(self.head.parameters(), features)

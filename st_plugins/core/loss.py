@@ -82,10 +82,11 @@ class GuardedLoss(nn.Module):
         """Remember the batch, for errors, and refuse one that no loss could make anything of."""
         if columns and not _rows(columns[0]):
             raise ValueError("the batch has no rows; give the loss at least one")
+        # MatryoshkaLoss and its like ask several times about one batch; errors count batches.
         batch = [_identity(column) for column in columns]
         again = len(batch) == len(self._batch) and all(map(_same, batch, self._batch))
         self._batch = batch
-        self._batches += torch.is_grad_enabled() and not again  # wrappers ask several times about a batch
+        self._batches += torch.is_grad_enabled() and not again
         refuse_around_layers(self.model, type(self).__name__)
         if isinstance(labels, Tensor) and labels.is_floating_point():
             bad = labels.isinf() if self._reads_marks() else ~labels.isfinite()

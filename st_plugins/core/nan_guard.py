@@ -72,6 +72,7 @@ class NonFiniteLossCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the gradients of the model and of the loss's own parameters."""
+        # The scaler of fp16 skips such steps itself, and its gradients are not finite now and then.
         if args.fp16:
             return
         gradients = [p.grad for p in self.loss.parameters() if p.grad is not None]
@@ -87,6 +88,7 @@ class NonFiniteLossCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the weights before they are saved, or the training ends with them."""
+        # No loss sees the weights that the last step leaves.
         if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
             refuse_damaged_weights(self.loss, state.global_step)
 

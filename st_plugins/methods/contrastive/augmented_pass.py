@@ -82,6 +82,7 @@ def augmented(
         the encoder. The published code encodes one view after the other; we encode them together.
     """
     pass_ = AugmentedPass(model, views, perturbations)
+    # Other threads may have blocks for the same model: the hooks of each act in its own thread only.
     inside: set[int] = _open_blocks.__dict__.setdefault("models", set())
     if id(model) in inside:
         raise ValueError("this thread is inside augmented() for this model already; give one block all its views")
@@ -226,7 +227,7 @@ class AugmentedPass:
         """Before the model: repeat the batch, and shuffle."""
         if threading.get_ident() != self._thread or kwargs is None:
             return None
-        features = dict(args[0] if args else kwargs["input"])
+        features = dict(args[0] if args else kwargs["input"])  # the caller's stay as they are
         mask = features.get("attention_mask")
         if not isinstance(mask, Tensor) or not isinstance(features.get("input_ids"), Tensor):
             raise ValueError(
@@ -245,6 +246,7 @@ class AugmentedPass:
         else:
             self._warn()
         if call.token_permutation is not None:
+            # The tokens move before they are embedded, so that each gets the position of its new place.
             for key in _TOKEN_FEATURES:
                 if isinstance(features.get(key), Tensor):
                     call.unshuffled[key] = features[key]
@@ -344,8 +346,9 @@ class AugmentedPass:
         return embeddings
 
     def _perturbed(self, embeddings: Tensor) -> Tensor:
+        # Where the embedding layer is frozen, an adversarial step still needs the gradient at what leaves it.
         if not embeddings.requires_grad and torch.is_grad_enabled() and any(self._norms()):
-            embeddings = embeddings.detach().requires_grad_()  # the embedding layer is frozen
+            embeddings = embeddings.detach().requires_grad_()
         if self._perturbations is None:
             return embeddings
         number = len(self.token_embeddings)
@@ -372,6 +375,7 @@ class AugmentedPass:
         call = self._current()
         if call is None or call.token_permutation is None:
             return
+        # What comes after the encoder reads tokens by their places: prompts, padding and masks have not moved.
         back = call.token_permutation.argsort(dim=1)[:, :, None]
         output.update(call.unshuffled)
         for key, value in output.items():

@@ -55,9 +55,11 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1, rows: slice
     count = len(first)
     check_negatives(count)
     with torch.autocast(first.device.type, enabled=False):
+        # Half precision has three digits, and a division by τ would make the rest visible.
         unit = normalize(precise(torch.cat([first, second])), dim=-1)
         own = torch.arange(count, device=first.device)[slice(None) if rows is None else rows]
         itself, partner = torch.cat([own, own + count]), torch.cat([own + count, own])
+        # No vector is a candidate for itself.
         logits = (unit[itself] @ unit.T).div_(temperature)
         return cross_entropy(logits.scatter_(1, itself[:, None], torch.finfo(logits.dtype).min), partner)
 

@@ -69,6 +69,7 @@ def simcse_loss(
         )
     check_negatives(len(positives) * len(candidates))
     with torch.autocast(anchors.device.type, enabled=False):
+        # Half precision has three digits, and a division by τ would make the rest visible.
         queries = normalize(precise(anchors), dim=-1)
         logits = queries @ normalize(torch.cat(candidates).to(queries.dtype), dim=-1).T / temperature
         target = torch.arange(len(anchors), device=anchors.device) + offset
@@ -172,6 +173,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
 
     def embed(self, columns: list[Features], labels: Tensor | None = None, views: Any = None) -> list[Tensor]:
         """Embed a single column twice, and several columns once each."""
+        # Several columns are each other's views.
         if views is None and len(columns) > 1:
             views = self.views[:1]
         return super().embed(columns, labels, views)

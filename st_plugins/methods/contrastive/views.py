@@ -255,6 +255,7 @@ def _eligible(view: Any, attention_mask: Tensor, special_tokens: Tensor) -> Tens
 
 
 def _check_rate(view: Any) -> None:
+    # As a float, also where it is given as 0: equal views are written alike.
     rate = _number("rate", view.rate)
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"rate must be in [0, 1), got {view.rate!r}")

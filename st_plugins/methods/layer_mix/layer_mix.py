@@ -191,6 +191,7 @@ class LayerMix(StoredModule):
                 f"the layers have widths {widths}, but this LayerMix was made for {self.embedding_dimension}; make it "
                 "with LayerMix.after(transformer)"
             )
+        # These losses of the host hand over an inner layer as if it were the last.
         if any(features.get("token_embeddings") is state for state in states[:-1]):
             raise ValueError(
                 "AdaptiveLayerLoss and Matryoshka2dLoss cannot train a model with a LayerMix, which reads all layers "
@@ -241,6 +242,7 @@ class LayerMix(StoredModule):
 
 def _normalized(layer: Tensor, features: Mapping[str, Any]) -> Tensor:
     """Return a layer with mean 0 and variance 1 over all numbers of a text that are no padding."""
+    # Over one text: the authors take mean and variance over the batch, so that a text depends on the others.
     batch = unflattened({**features, "token_embeddings": layer})
     values = batch["token_embeddings"]
     mask = batch.get("attention_mask", values.new_ones(values.shape[:2])).bool()

@@ -76,19 +76,7 @@ class LayerMixRegularizer(WrappingLoss):
         LayerMix.of(self.model).penalty()  # fixed recipes are refused now
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the wrapped loss and the term.
-
-        Args:
-            sentence_features: One tokenized batch for each text column.
-            labels: As for the wrapped loss.
-
-        Returns:
-            The terms by name.
-
-        Raises:
-            TypeError: The wrapped loss returned neither a tensor nor terms.
-            ValueError: The wrapped loss has a term of our name.
-        """
+        """Compute the wrapped loss and the term."""
         columns = list(sentence_features)
         self.begin(columns, labels)
         refuse_around(self.model, "LayerMixRegularizer", _ALL_LAYERS, truncates=False)

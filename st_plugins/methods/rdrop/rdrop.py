@@ -194,22 +194,8 @@ class RDropLoss(WrappingLoss):
     def forward(
         self, sentence_features: Iterable[Any], labels: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Compute the wrapped loss for both passes, and how far their predictions differ.
-
-        Args:
-            sentence_features: What the wrapped loss takes: one tokenized batch for each text column, or two lists of
-                texts for cross-encoders.
-            labels: As for the wrapped loss, with marks for rows that have none.
-            **kwargs: For the wrapped loss (cross-encoders: ``prompt`` and ``task``).
-
-        Returns:
-            The terms by name.
-
-        Raises:
-            NonFiniteLossError: A term is NaN or infinite.
-            ValueError: The model is in evaluation mode while gradients are computed, columns or labels do not suit,
-                or the wrapped loss embeds a column more than once.
-        """
+        """Compute the wrapped loss for both passes, and how far their predictions differ."""
+        # Losses of cross-encoders take lists of texts instead of tokenized batches, and `prompt` and `task` by name.
         columns = list(sentence_features)
         self.begin(columns, labels)
         check_columns(self.loss, len(columns))
@@ -279,7 +265,7 @@ class RDropLoss(WrappingLoss):
     def _predictions(self, passes: TwoPasses, outputs: list[Tensor]) -> tuple[Tensor, ...]:
         """Return what the first and the second pass predict, for all rows."""
         if isinstance(inner_of(passes.module), CrossEncoder):
-            activation: Any = self.loss.activation_fn
+            activation: Any = self.loss.activation_fn  # what the loss sees, not what predict returns
             return tuple(activation(passes.outputs[0]["scores"]).chunk(2))
         if outputs and self.consistency != "similarities":
             return tuple(outputs)
@@ -303,6 +289,7 @@ class RDropLoss(WrappingLoss):
         loss: Any = self.loss
         anchors, *others = embeddings
         if not others:
+            # A row's similarity with itself is the highest in both passes, and says nothing.
             alone = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
             return (self.scale * cos_sim(anchors, anchors))[~alone].view(len(anchors), len(anchors) - 1)
         if isinstance(loss, MultipleNegativesRankingLoss):

@@ -122,6 +122,7 @@ class SelfExplainingLoss(ClassifierLoss):
 
     def embed(self, columns: list[Features]) -> tuple[list[Tensor], Tensor | None]:
         """Return the embeddings of the columns, and the sharpness of the spans of all their texts."""
+        # In evaluation mode SpanPooling writes no spans unless it is told to.
         with SpanPooling.of(self.model).returning_spans() if self.weight else contextlib.nullcontext():
             outputs = [self.model(features) for features in columns]
         sharpness = torch.cat([output[TERM] for output in outputs]) if self.weight else None

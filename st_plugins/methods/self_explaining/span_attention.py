@@ -101,6 +101,7 @@ def span_attention(
     obstacle = span_attention_triton.obstacle(start)
     if implementation == "triton" and obstacle:
         raise ValueError(f"implementation='triton' cannot run here: {obstacle}; use 'auto' or 'torch'")
+    # Both make the spans block by block and forget them, and make them again in the backward pass.
     function: Any = TorchSpanAttention
     if implementation != "torch" and not obstacle:
         function = span_attention_triton.TritonSpanAttention

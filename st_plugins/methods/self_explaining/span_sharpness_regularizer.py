@@ -70,20 +70,7 @@ class SpanSharpnessRegularizer(WrappingLoss):
             )
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the wrapped loss and the sharpness of what it embedded.
-
-        Args:
-            sentence_features: One tokenized batch for each text column.
-            labels: As for the wrapped loss.
-
-        Returns:
-            The terms by name.
-
-        Raises:
-            TypeError: The wrapped loss returned neither a tensor nor terms.
-            ValueError: The wrapped loss has a term of our name, or its embeddings have no gradient while gradients
-                are computed.
-        """
+        """Compute the wrapped loss and the sharpness of what it embedded."""
         columns = list(sentence_features)
         self.begin(columns, labels)
         refuse_around(
