@@ -231,7 +231,7 @@ def test_what_a_last_step_ruined_is_no_result(sentences: list[str], tmp_path: Pa
     with pytest.raises(NonFiniteLossError, match="what the last step left gives no finite scores"):
         matcher.fit(rows, epochs=1, batch_size=8, learning_rate=1e30, show_progress_bar=False)
     pairs = AnonymizedPairs(["1 2 3", "3 4 5"] * 2, ["2 1", "1 5"] * 2, ["1", "0"] * 2)
-    tokenizer = build_tokenizer(pairs, max_length=16)
+    tokenizer = build_tokenizer(pairs, max_seq_length=16)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = LabelTokenModel(BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)), tokenizer)
     with pytest.raises(

@@ -58,7 +58,7 @@ class LabelTokenModel(PairModel):
         >>> from st_plugins.matching import AnonymizedPairs, build_tokenizer
         >>> train = AnonymizedPairs(["12 7", "3 4", "8 3"], ["7 12 9", "8", "3 8"], ["1", "0", "1"])
         >>> test = AnonymizedPairs(["5 12"], ["12"])
-        >>> tokenizer = build_tokenizer(train + test, max_length=32)
+        >>> tokenizer = build_tokenizer(train + test, max_seq_length=32)
         >>> shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         >>> model = LabelTokenModel(BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)), tokenizer)
         >>> _ = model.fit(train + test, epochs=1, batch_size=2, show_progress_bar=False)
@@ -98,7 +98,7 @@ class LabelTokenModel(PairModel):
         if positions is not None and positions < tokenizer.model_max_length:
             raise ValueError(
                 f"tokenizer allows {tokenizer.model_max_length} tokens, but encoder has {positions} positions; build "
-                "the tokenizer with a lower max_length"
+                "the tokenizer with a lower max_seq_length"
             )
         self.encoder, self.tokenizer = encoder, tokenizer
         self.num_labels = 1 if len(ids) == 2 else len(ids)  # as the host's evaluators count
@@ -184,6 +184,7 @@ class LabelTokenModel(PairModel):
         generator = torch.Generator().manual_seed(seed)
         masking = PairMasking(self.tokenizer, masked_share, swap, generator, self._token_types)
         train(self.encoder, masking, pairs, **settings, callbacks=callbacks, show_progress_bar=show_progress_bar)
+        # The loss is computed before a step: what the last one left, no loss has seen.
         refuse_damaged_weights(self)
         if not np.isfinite(self.predict(pairs.pairs[:_LOOKED_AT], show_progress_bar=False)).all():
             raise NonFiniteLossError(f"what the last step left predicts no finite scores; {AGAIN}", remedy="")

@@ -39,6 +39,7 @@ class PairMasking:
             swapped = (self._draw(len(pairs)) < 0.5).tolist()
             pairs = [(b, a) if exchange else (a, b) for (a, b), exchange in zip(pairs, swapped, strict=True)]
         features = features_of(self.tokenizer, pairs, self.token_types)
+        # Unknown tokens are not asked for: there is nothing to learn about them but that they are rare.
         ids = features["input_ids"]
         asked = torch.isin(ids, self._integers) & (self._draw(ids.shape) < self.share)
         fate = self._draw(ids.shape)
@@ -46,6 +47,8 @@ class PairMasking:
         hidden = ids.masked_fill(asked & (fate < _MASKED), self.tokenizer.mask_token_id)
         hidden = torch.where(asked & (fate >= 1 - _RANDOM), others, hidden)
         labels = ids.masked_fill(~asked, IGNORED)
+        # The place of the label always holds the mask, so that pairs look the same in training and in use; where the
+        # label is not known, nothing is asked for there.
         wanted = [IGNORED if label is None else self._label_ids[label] for _, _, label in rows]
         labels[label_places(ids, self.tokenizer)] = torch.tensor(wanted)
         return {**features, "input_ids": hidden, "labels": labels}
@@ -78,6 +81,7 @@ def check_masked_language_model(model: Any, name: str) -> None:
 
 def logits_at(model: Any, features: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
     """Compute a masked language model's logits at some places, without those at all others."""
+    # The output layer is handed the chosen hidden states only: it is the largest layer of a small model.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0][chosen],))
     try:
         logits: Tensor = model(**features).logits

@@ -83,12 +83,14 @@ def initialize_by_rank(
         if found is None:
             raise ValueError(f"pretrained_tokenizer has no {role} token, which pairs need; take a model like BERT")
         source[getattr(tokenizer, f"{role}_token_id")] = found
+    # Labels start all alike, as the unknown word: nothing is known of them, and training tells them apart.
     source[list(label_token_ids(tokenizer).values())] = pretrained_tokenizer.unk_token_id
     if pretrained.config.pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"pretrained counts positions from its padding id {pretrained.config.pad_token_id}, but the integers have "
             f"{tokenizer.pad_token_id}; take a model whose padding id is that, like BERT"
         )
+    # Both lists are in the order of frequency, which is all that connects the two languages.
     integers = integer_token_ids(tokenizer)
     ranked = _ranked(pretrained_tokenizer, texts)
     if len(ranked) < len(integers):

@@ -17,7 +17,7 @@ _SHORTEST = 6  # four special tokens in a pair, and a token of each text
 
 
 def build_tokenizer(
-    pairs: AnonymizedPairs, minimum_frequency: int = 1, max_length: int = 128
+    pairs: AnonymizedPairs, minimum_frequency: int = 1, max_seq_length: int = 128
 ) -> PreTrainedTokenizerFast:
     """Make a tokenizer whose vocabulary is the integers of the pairs and their labels.
 
@@ -28,13 +28,13 @@ def build_tokenizer(
     Args:
         pairs: All pairs whose words are to be known: labelled, unlabelled and test-time ones.
         minimum_frequency: How often an integer must occur; the others become ``[UNK]``.
-        max_length: Longest input in tokens, special ones included; the longer text of a pair is cut first.
+        max_seq_length: Longest input in tokens, special ones included; the longer text of a pair is cut first.
 
     Returns:
         The tokenizer, to be saved with the model. Plain sentence-transformers and transformers can load it.
 
     Raises:
-        ValueError: No integer is as frequent as that, or ``max_length`` holds no pair.
+        ValueError: No integer is as frequent as that, or ``max_seq_length`` holds no pair.
 
     Example:
         >>> tokenizer = build_tokenizer(AnonymizedPairs(["12 7"], ["7 7 9"]), minimum_frequency=2)
@@ -45,8 +45,8 @@ def build_tokenizer(
     """
     if minimum_frequency < 1:
         raise ValueError(f"minimum_frequency must be at least 1, got {minimum_frequency}")
-    if max_length < _SHORTEST:
-        raise ValueError(f"max_length must be at least {_SHORTEST}, to hold a pair; got {max_length}")
+    if max_seq_length < _SHORTEST:
+        raise ValueError(f"max_seq_length must be at least {_SHORTEST}, to hold a pair; got {max_seq_length}")
     frequencies = pairs.frequencies
     known = [token for token, count in frequencies.items() if count >= minimum_frequency]
     if not known:
@@ -66,7 +66,7 @@ def build_tokenizer(
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=max_length,
+        model_max_length=max_seq_length,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         **{f"{role}_token": token for role, token in _SPECIAL.items()},
     )

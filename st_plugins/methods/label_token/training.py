@@ -28,6 +28,7 @@ class _MaskedTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        # Without labels the host's models compute logits of the whole vocabulary at every place.
         labels = inputs.pop("labels")
         asked = labels != IGNORED
         logits = logits_at(self.accelerator.unwrap_model(model), inputs, asked).float()
@@ -86,7 +87,7 @@ def train(
             seed=seed,
             use_cpu=model.device.type == "cpu",
             remove_unused_columns=False,
-            save_strategy="no",
+            save_strategy="no",  # so the folder, which the host asks for, stays empty
             logging_steps=0.05,
             report_to="none",
             disable_tqdm=not show_progress_bar,

@@ -95,7 +95,7 @@ def test_the_vocabulary_is_ordered_by_frequency_and_then_by_integer() -> None:
 
 
 def test_a_text_and_a_pair_have_their_form(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(TRAIN, minimum_frequency=2, max_length=8)
+    tokenizer = build_tokenizer(TRAIN, minimum_frequency=2, max_seq_length=8)
     text = tokenizer("12 4 7")
     assert tokenizer.convert_ids_to_tokens(text["input_ids"]) == ["[CLS]", "12", "[UNK]", "7", "[SEP]"]
     pair = tokenizer("12 7", "3")
@@ -121,8 +121,8 @@ def test_a_tokenizer_that_cannot_work_is_refused() -> None:
         build_tokenizer(AnonymizedPairs([], []))
     with pytest.raises(ValueError, match="minimum_frequency must be at least 1, got 0"):
         build_tokenizer(TRAIN, 0)
-    with pytest.raises(ValueError, match="max_length must be at least 6, to hold a pair; got 5"):
-        build_tokenizer(TRAIN, max_length=5)
+    with pytest.raises(ValueError, match="max_seq_length must be at least 6, to hold a pair; got 5"):
+        build_tokenizer(TRAIN, max_seq_length=5)
     with pytest.raises(ValueError, match="no tokens for labels; make one with build_tokenizer"):
         label_token_ids(_without_labels())
 
@@ -177,7 +177,7 @@ def test_masks_are_what_the_draws_say() -> None:
 def test_shares_of_the_masks() -> None:
     tokens = [str(number) for number in range(100, 200)]
     pairs = AnonymizedPairs([" ".join(tokens)], [" ".join(tokens)])
-    tokenizer = build_tokenizer(pairs, max_length=512)
+    tokenizer = build_tokenizer(pairs, max_seq_length=512)
     masking = PairMasking(tokenizer, 0.15, False, torch.Generator().manual_seed(0))
     rows: list[tuple[str, str, str | None]] = [(pairs.first[0], pairs.second[0], "1")] * 100
     batch = masking(rows)

@@ -82,7 +82,7 @@ def _encoder(kind: str, vocabulary_size: int, **options: Any) -> Any:
 def _model(kind: str = "bert", classes: tuple[str, ...] = ("0", "1"), minimum_frequency: int = 1) -> LabelTokenModel:
     both = TRAIN.without_labels() + TEST
     pairs = AnonymizedPairs(both.first, both.second, labels=classes)
-    tokenizer = build_tokenizer(pairs, minimum_frequency, max_length=24)
+    tokenizer = build_tokenizer(pairs, minimum_frequency, max_seq_length=24)
     return LabelTokenModel(_encoder(kind, len(tokenizer)), tokenizer).eval()
 
 
@@ -233,7 +233,7 @@ def _task(count: int, seed: int) -> AnonymizedPairs:
 
 def test_training_learns_the_label_and_is_reproducible(capsys: pytest.CaptureFixture[str]) -> None:
     train, test = _task(96, 0), _task(40, 1)
-    tokenizer = build_tokenizer(train + test, max_length=24)
+    tokenizer = build_tokenizer(train + test, max_seq_length=24)
     torch.manual_seed(0)
     encoder = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SHAPE))
     twin = copy.deepcopy(encoder)
@@ -283,7 +283,7 @@ def test_bad_inputs_of_training() -> None:
 
 
 def test_bad_encoders() -> None:
-    tokenizer = build_tokenizer(TRAIN, max_length=24)
+    tokenizer = build_tokenizer(TRAIN, max_seq_length=24)
     size = len(tokenizer)
     with pytest.raises(TypeError, match=r"encoder must be a masked language model .*got a BertModel"):
         LabelTokenModel(BertModel(BertConfig(vocab_size=size, **SHAPE)), tokenizer)
@@ -388,7 +388,7 @@ def test_ranks_give_the_pretrained_model_with_other_names(
 ) -> None:
     pretrained = _encoder(kind, len(words), tie_word_embeddings=tied)
     before = copy.deepcopy(pretrained.state_dict())
-    tokenizer = build_tokenizer(TRAIN + TEST, max_length=24)
+    tokenizer = build_tokenizer(TRAIN + TEST, max_seq_length=24)
     model = initialize_by_rank(pretrained, words, tokenizer, texts)
     vocabulary = words.get_vocab()
     ranked = [word for word in vocabulary if word not in words.all_special_tokens]
@@ -415,7 +415,7 @@ def test_ranks_give_the_pretrained_model_with_other_names(
 
 
 def test_a_start_by_ranks_is_saved_and_trained(words: Any, tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(TRAIN + TEST, max_length=24)
+    tokenizer = build_tokenizer(TRAIN + TEST, max_seq_length=24)
     model = LabelTokenModel(initialize_by_rank(_encoder("bert", len(words)), words, tokenizer, TEXTS), tokenizer)
     model.fit(TRAIN + TEST, max_steps=1, batch_size=4, show_progress_bar=False)
     model.save(tmp_path / "model")
@@ -423,7 +423,7 @@ def test_a_start_by_ranks_is_saved_and_trained(words: Any, tmp_path: Path) -> No
 
 
 def test_bad_inputs_of_ranks(words: Any) -> None:
-    tokenizer = build_tokenizer(TRAIN, max_length=24)
+    tokenizer = build_tokenizer(TRAIN, max_seq_length=24)
     size = len(words)
     with pytest.raises(TypeError, match=r"pretrained must be a masked language model .*got a BertModel"):
         initialize_by_rank(BertModel(BertConfig(vocab_size=size, **SHAPE)), words, tokenizer)
