@@ -116,7 +116,7 @@ def train(name: str, data: Path, vectors: Path, threads: int, epochs: int, limit
     return {
         "pairs": len(rows),
         "batch_size": batch_size,
-        "width": matcher.source.width,
+        "width": matcher.source.embedding_dimension,
         "parameters": harness.count_parameters(matcher.network.parameters()),
         "preparation_seconds": clock.begins[0][0] - begin,
         "epoch_seconds": wall,
