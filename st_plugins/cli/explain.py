@@ -12,8 +12,7 @@ from st_plugins.cli.options import DeviceOption, LengthOption, ModelArgument, en
 from st_plugins.report.terminal import say, terminal
 
 if TYPE_CHECKING:
-    from st_plugins.explain.pair import PairExplanation
-    from st_plugins.explain.single import Explanation
+    from st_plugins.explain import Explanation, PairExplanation
 
 __all__ = ["explain"]
 

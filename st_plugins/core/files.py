@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -10,13 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from st_plugins import __version__
 
-__all__ = ["LIBRARY", "library_versions", "write_record", "write_tensors"]
+__all__ = ["LIBRARY", "json_text", "library_versions", "write_record", "write_tensors"]
 
 LIBRARY = f"st-plugins {__version__}"
 _PACKAGES = ("sentence-transformers", "torch", "transformers", "numpy", "scipy", "scikit-learn")
@@ -26,6 +28,17 @@ def write_record(file: Path, **values: Any) -> None:
     """Write a JSON object whose ``library`` is this one in its version; `read_object` reads it back."""
     text = json.dumps({"library": LIBRARY, **values}, indent=2, sort_keys=True)
     file.write_text(f"{text}\n", encoding="utf-8")
+
+
+def json_text(record: Any) -> str:
+    """Return a dataclass as JSON text; arrays in it become lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+    return json.dumps(dataclasses.asdict(record), default=plain, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

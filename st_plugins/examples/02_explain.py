@@ -20,9 +20,7 @@ from tqdm.auto import trange
 
 from st_plugins import miniature
 from st_plugins.core.writing.atomic import Target, file_target
-from st_plugins.explain import Explanation, Token, explain_text
-from st_plugins.explain.gradient import gradient_saliency
-from st_plugins.explain.tokens import read
+from st_plugins.explain import Explanation, Token, explain_text, gradient_saliency
 from st_plugins.losses import SelfExplainingLoss
 from st_plugins.miniature import SentimentSentence
 from st_plugins.modules import SpanPooling
@@ -79,7 +77,7 @@ def run(
         found = explain_text(spans, opinion.text, 1)
         decides, best = deciding(found.side.tokens, opinion), found.spans[0]
         # The logit of the class that is predicted, as users of gradient saliency take it.
-        gradient = gradient_saliency(mean, read(mean, opinion.text), lambda vector: mean_head(vector).amax(dim=1))
+        gradient = gradient_saliency(mean, opinion.text, lambda vector: mean_head(vector).amax(dim=1))
         gradient = np.abs(gradient)
         row = [decides[best.first : best.last + 1].any(), found.saliency[decides].sum()]
         rows.append([*row, decides[gradient.argmax()], gradient[decides].sum() / gradient.sum(), decides.mean()])

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from typing_extensions import Self
 
-from st_plugins.explain.deletion import encode_without
+from st_plugins.core.host import evaluating
 from st_plugins.explain.gradient import gradient_saliency
-from st_plugins.explain.tokens import Reading, read
+from st_plugins.explain.inner.reading import Reading, read
+from st_plugins.report.table import Cell, Table
 
-__all__ = ["BINS", "Faithfulness", "Ranking", "faithfulness", "mean_faithfulness"]
+__all__ = ["BINS", "Faithfulness", "Ranking", "encode_without", "faithfulness", "mean_faithfulness"]
 
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
@@ -70,15 +73,21 @@ class Faithfulness:
     bins: tuple[float, ...]
     rankings: Mapping[str, Ranking]
 
-    def to_table(self) -> Table:
+    def to_table(self) -> TerminalTable:
         """Return the numbers as a terminal table."""
-        table = Table(title=f"Faithfulness by deletion (score of the whole text {self.score:.4f})")
-        table.add_column("tokens", justify="right")
-        for column in self.columns():
-            table.add_column(column, justify="right")
-        for name, row in self.rows():
-            table.add_row(name, *(f"{value:+.4f}" for value in row))
-        return table
+        return self._table(f"Faithfulness by deletion (score of the whole text {self.score:.4f})").to_terminal()
+
+    def to_html(self) -> str:
+        """Return the numbers as a card of an HTML page."""
+        note = (
+            f"The score of the whole text is {self.score:.4f}. “Without” is what it loses when so many of the most "
+            "salient tokens are deleted (high is good), “only” what it loses when they alone are left (low is good)."
+        )
+        return self._table("Faithfulness by deletion", note).to_html()
+
+    def _table(self, title: str, note: str = "") -> Table:
+        rows: list[list[str | Cell]] = [[name, *(Cell(f"{value:+.4f}") for value in row)] for name, row in self.rows()]
+        return Table(title, ["tokens", *self.columns()], rows, note)
 
     def columns(self) -> list[str]:
         """Return the headings of :meth:`rows`: both measures of each ranking."""
@@ -183,7 +192,7 @@ def faithfulness(
     generator = torch.Generator().manual_seed(seed)
     saliencies = {"explanation": values}
     if gradient:
-        saliencies["gradient"] = gradient_saliency(model, reading, score)
+        saliencies["gradient"] = gradient_saliency(model, text, score, prompt=prompt)
     orders = [free[np.argsort(-numbers[free], kind="stable")] for numbers in saliencies.values()]
     orders += [free[torch.randperm(len(free), generator=generator).numpy()] for _ in range(repeats)]
     with torch.no_grad():
@@ -225,6 +234,24 @@ def mean_faithfulness(results: Sequence[Faithfulness]) -> Faithfulness:
         name: Ranking(mean(name, "comprehensiveness"), mean(name, "sufficiency")) for name in results[0].rankings
     }
     return Faithfulness(float(np.mean([result.score for result in results])), results[0].bins, rankings)
+
+
+def encode_without(model: SentenceTransformer, reading: Reading, kept: Sequence[NDArray[np.bool_]]) -> Tensor:
+    """Delete tokens from the input of a model and encode what is left, as ERASER does: removed, not masked."""
+    # All versions keep the same number of tokens, so that none needs padding.
+    index = torch.from_numpy(np.stack([np.flatnonzero(keep) for keep in kept]))
+    features: dict[str, Any] = dict(reading.features)
+    if isinstance(model[0], StaticEmbedding):
+        features["input_ids"] = features["input_ids"][index].reshape(-1)
+        features["offsets"] = torch.arange(len(index)) * index.shape[1]
+    else:
+        shape = features["input_ids"].shape
+        for name, value in features.items():
+            if isinstance(value, Tensor) and value.shape == shape:
+                features[name] = value[0][index]
+    with evaluating(model), torch.no_grad():
+        embeddings: Tensor = model(batch_to_device(features, model.device))["sentence_embedding"]
+    return embeddings[:, : model.truncate_dim].float().cpu()
 
 
 def _changes(

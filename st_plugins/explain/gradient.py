@@ -1,8 +1,8 @@
-"""Gradient saliency, what explanations are measured against."""
+"""Gradient saliency, which explanations are measured against."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,45 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_plugins.core.host import evaluating
-from st_plugins.explain.tokens import Reading
+from st_plugins.explain.inner.reading import read
 from st_plugins.methods.contrastive.encoders import encoder_parts
 
 __all__ = ["gradient_saliency"]
 
 
 def gradient_saliency(
-    model: SentenceTransformer, reading: Reading, score: Callable[[Tensor], Tensor]
+    model: SentenceTransformer,
+    text: str | Sequence[str],
+    score: Callable[[Tensor], Tensor],
+    *,
+    prompt: str | None = None,
 ) -> NDArray[np.float64]:
-    """Return gradient × input of a score at the token-embedding layer, summed over dimensions."""
-    features = batch_to_device(dict(reading.features), model.device)
+    """Return gradient × input of a score, what an explanation that costs nothing would say.
+
+    It is taken at the token-embedding layer and summed over dimensions. Unlike contributions it adds up to nothing.
+
+    Args:
+        model: The model; as it was afterwards, and without gradients in its parameters.
+        text: The text, or a pair of texts that the model reads as one.
+        score: From embeddings ``(1, k)`` on the model's device to a score ``(1,)``, differentiable.
+        prompt: As for ``explain_text``.
+
+    Returns:
+        ``(n,)``, one number a token, special tokens included: positive where a token, enlarged, would raise the score.
+
+    Raises:
+        ValueError: There is nothing to explain in the text.
+
+    Example:
+        >>> from st_plugins.miniature import untrained_encoder
+        >>> gradient_saliency(untrained_encoder(), "A dog sleeps.", lambda embeddings: embeddings[:, 0]).shape
+        (6,)
+
+    Reference:
+        Shrikumar, Greenside, Shcherbina & Kundaje, "Not Just a Black Box: Learning Important Features Through
+        Propagating Activation Differences" (2016), arXiv 1605.01713, section 2: gradient × input.
+    """
+    features = batch_to_device(dict(read(model, text, prompt).features), model.device)
     modules = list(model)
     with evaluating(model), torch.enable_grad():
         if isinstance(modules[0], StaticEmbedding):

@@ -1,175 +1,20 @@
-"""Explain a similarity: which spans of one text meet which spans of the other."""
+"""Explain a similarity exactly, by splitting it into contributions of spans."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
-from rich.console import Group
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from typing_extensions import Self
 
 from st_plugins.explain.eraser import Faithfulness, mean_faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
-from st_plugins.explain.parts import Parts, Unit, take_apart
-from st_plugins.explain.single import check_count, to_json
-from st_plugins.explain.spans import Side, Span
-from st_plugins.explain.units import By, check_by, gather
+from st_plugins.explain.inner.take_apart import Parts, take_apart
+from st_plugins.explain.inner.units import By, check_by, check_count
+from st_plugins.explain.pair_explanation import PairExplanation
 
-__all__ = ["AlignedPair", "Gathered", "PairExplanation", "explain_pair"]
+__all__ = ["explain_pair"]
 
 _EPS = 1e-12  # of the host's cosine
-
-
-class AlignedPair(NamedTuple):
-    """A span of each text, and what they add to the similarity.
-
-    Args:
-        first: Of the first text.
-        second: Of the second text.
-        contribution: Their entry of the contributions.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain import explain_pair
-        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> found.top_pairs[0].contribution >= found.top_pairs[1].contribution
-        True
-    """
-
-    first: Span
-    second: Span
-    contribution: float
-
-
-class Gathered(NamedTuple):
-    """Contributions of words, sentences or tokens."""
-
-    first: tuple[Span, ...]
-    second: tuple[Span, ...]
-    contributions: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class PairExplanation:
-    """The similarity of two texts as a sum over pairs of spans.
-
-    Args:
-        first: The first text with its spans.
-        second: The second text with its spans.
-        contributions: ``(spans of the first, spans of the second)``, float64; the total is the similarity.
-        similarity: What ``model.similarity`` gives.
-        similarity_function: ``"cosine"`` or ``"dot"``.
-        unit: ``"span"`` (SpanPooling) or ``"token"`` (mean poolings).
-        exact: Whether every entry is what the model computes. False after an activation, where the total is still the
-            similarity, but how it is divided is a choice (see :class:`~st_plugins.explain.tail.Tail`).
-        gap: How much the total would miss the similarity if every span passed the activations by itself; rounding
-            where ``exact``.
-        top_k: How many pairs ``top_pairs`` has.
-        faithfulness: What deletion says, mean of both texts, if asked for.
-        by: What ``top_pairs`` and the pictures show: ``"word"``, ``"token"``, ``"sentence"``, or ``"span"``, the spans
-            themselves. A word's contributions are sums over its tokens; the total stays the similarity.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain import explain_pair
-        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> again = PairExplanation.from_json(found.to_json())
-        >>> again.similarity - found.similarity, len(again.top_pairs)
-        (0.0, 10)
-    """
-
-    first: Side
-    second: Side
-    contributions: NDArray[np.float64]
-    similarity: float
-    similarity_function: str
-    unit: Unit
-    exact: bool
-    gap: float
-    top_k: int
-    faithfulness: Faithfulness | None = None
-    by: By = "token"
-
-    @property
-    def tokens(self) -> NDArray[np.float64]:
-        """``(n_1, n_2)``: the contributions with each span spread evenly over its tokens; the same total."""
-        return np.asarray(self.first.spread().T @ self.contributions @ self.second.spread())
-
-    @property
-    def first_saliency(self) -> NDArray[np.float64]:
-        """``(n_1,)``: what each token of the first text adds to the similarity, row sums of ``tokens``."""
-        return np.asarray(self.contributions.sum(1) @ self.first.spread())
-
-    @property
-    def second_saliency(self) -> NDArray[np.float64]:
-        """``(n_2,)``: what each token of the second text adds to the similarity, column sums of ``tokens``."""
-        return np.asarray(self.contributions.sum(0) @ self.second.spread())
-
-    @property
-    def top_pairs(self) -> tuple[AlignedPair, ...]:
-        """The ``top_k`` pairs of words (see ``by``) that add most, in order, without special tokens and the rest."""
-        first, second, table = self.gathered()
-        rows, columns = (
-            [k for k, unit in enumerate(units) if unit.kind not in ("special", "rest")] for units in (first, second)
-        )
-        listed = table[np.ix_(rows, columns)]
-        best = np.argsort(-listed, axis=None, kind="stable")[: self.top_k]
-        return tuple(
-            AlignedPair(first[rows[row]], second[columns[column]], float(listed[row, column]))
-            for row, column in zip(*np.unravel_index(best, listed.shape), strict=True)
-        )
-
-    def gathered(self, by: By | None = None) -> Gathered:
-        """Return the contributions added up to words, sentences or tokens.
-
-        Args:
-            by: To what; None takes the explanation's own ``by``.
-
-        Returns:
-            The units of both texts, special tokens and the rest included, and their contributions, ``(units
-            of the first, units of the second)``; the total is the similarity.
-        """
-        by = self.by if by is None else check_by(by, self.unit)
-        (first, table_a), (second, table_b) = gather(self.first, by), gather(self.second, by)
-        return Gathered(first, second, np.asarray(table_a @ self.contributions @ table_b.T))
-
-    def to_json(self) -> str:
-        """Return everything as JSON text, which :meth:`from_json` reads."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read :meth:`to_json` back.
-
-        Args:
-            text: JSON text.
-
-        Returns:
-            The explanation.
-        """
-        stored = json.loads(text)
-        stored["first"], stored["second"] = Side.from_dict(stored["first"]), Side.from_dict(stored["second"])
-        stored["contributions"] = np.array(stored["contributions"])
-        if stored["faithfulness"] is not None:
-            stored["faithfulness"] = Faithfulness.from_dict(stored["faithfulness"])
-        return cls(**stored)
-
-    def to_terminal(self) -> Group:
-        """Return heat maps of both texts and the pairs that add most, for ``rich.console.Console().print``."""
-        from st_plugins.explain.report import pair_terminal
-
-        return pair_terminal(self)
-
-    def to_html(self) -> str:
-        """Return one self-contained HTML page."""
-        from st_plugins.explain.report import pair_html
-
-        return pair_html(self)
 
 
 def explain_pair(

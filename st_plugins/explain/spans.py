@@ -1,18 +1,46 @@
-"""The spans of a text that have a vector of their own, and one side of an explanation."""
+"""A text as an explanation sees it: its tokens, and its spans that have a vector of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from st_plugins.explain.tokens import Kind, Reading, Token
+__all__ = ["Kind", "Side", "Span", "Token", "Unit"]
 
-__all__ = ["Side", "Span", "span_of"]
+Kind = Literal["text", "special", "prompt", "rest"]
+Unit = Literal["span", "token"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text.
+
+    Args:
+        text: The characters it covers; for a special token its name.
+        piece: The tokenizer's own writing of it, such as ``"##ing"``.
+        start: Its first character in the text, None if it covers none or the tokenizer does not say.
+        end: The character after its last.
+        kind: ``"text"``, ``"special"`` (added by the tokenizer) or ``"prompt"``.
+
+    Example:
+        >>> from st_plugins.miniature import untrained_encoder
+        >>> from st_plugins.explain import explain_pair
+        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
+        >>> token = found.first.tokens[1]
+        >>> token.text, token.start, token.end
+        ('A', 0, 1)
+    """
+
+    text: str
+    piece: str
+    start: int | None
+    end: int | None
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -44,17 +72,6 @@ class Span:
     last: int
     weight: float
     kind: Kind
-
-
-def span_of(reading: Reading, first: int, last: int, weight: float) -> Span:
-    """Return the span of tokens ``first`` to ``last`` of a text."""
-    head, tail = reading.tokens[first], reading.tokens[last]
-    kind: Kind = head.kind if first == last else "text"
-    if head.start is None or tail.end is None:
-        words = " ".join(token.text for token in reading.tokens[first : last + 1])
-        return Span(words, None, None, first, last, weight, kind)
-    words = head.text if first == last else reading.text[head.start : tail.end]
-    return Span(words, head.start, tail.end, first, last, weight, kind)
 
 
 @dataclass(frozen=True)

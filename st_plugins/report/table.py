@@ -48,7 +48,7 @@ class Table:
     def to_terminal(self) -> rich_table.Table:
         """Return the table for ``rich.console.Console().print``."""
         # Most columns are narrow: small print is a line below, and cells of several lines need lines between them.
-        lines = any(isinstance(cell, Cell) for row in self.rows for cell in row)
+        lines = any(isinstance(cell, Cell) and (cell.small or cell.verdict) for row in self.rows for cell in row)
         title, caption = Text(shown(self.title, lines=True)), foreign(self.note, "table.caption")
         drawn = rich_table.Table(title=title, caption=caption, show_lines=lines)
         for index, column in enumerate(self.columns):

@@ -11,7 +11,7 @@ import torch
 
 from st_plugins import miniature
 from st_plugins.explain import explain_text
-from st_plugins.explain.tokens import read
+from st_plugins.explain.inner.reading import read
 from st_plugins.miniature import SentimentSentence
 
 example = import_module("st_plugins.examples.02_explain")

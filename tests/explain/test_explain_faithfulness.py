@@ -11,10 +11,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from st_plugins.explain import Faithfulness, explain_pair, faithfulness, mean_faithfulness
-from st_plugins.explain.deletion import encode_without
-from st_plugins.explain.gradient import gradient_saliency
-from st_plugins.explain.tokens import read
+from st_plugins.explain import Faithfulness, explain_pair, faithfulness, gradient_saliency, mean_faithfulness
+from st_plugins.explain.eraser import encode_without
+from st_plugins.explain.inner.reading import read
 
 Make = Callable[..., SentenceTransformer]
 WORDS = ["a", "big", "dog", "is", "in", "the", "park", "with", "two", "red"]
@@ -106,7 +105,7 @@ def test_gradient_saliency_against_finite_differences(make_model: Make, kind: st
     model = make_model(kind).double()
     reading = read(model, "a big dog is sleeping")
     direction = torch.linspace(-1, 2, 16).double()
-    saliency = gradient_saliency(model, reading, lambda e: e @ direction)
+    saliency = gradient_saliency(model, "a big dog is sleeping", lambda e: e @ direction)
     parts = encoder_parts(model)
     size, close = (1e-3, 2e-3) if kind in ("t5", "llama") else (1e-4, 1e-6)  # their norms compute in float32
     for position in range(len(reading.tokens)):
@@ -136,7 +135,7 @@ def test_hooks_are_gone_after_an_error(make_model: Make) -> None:
         raise RuntimeError("no score")
 
     with pytest.raises(RuntimeError, match="no score"):
-        gradient_saliency(model, read(model, "a dog"), fail)
+        gradient_saliency(model, "a dog", fail)
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -10,9 +10,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.explain import Explanation, PairExplanation, explain_pair, explain_text
-from st_plugins.explain.spans import Side
-from st_plugins.explain.tokens import Token
-from st_plugins.explain.units import gather, unit_numbers
+from st_plugins.explain.inner.units import gather, unit_numbers
+from st_plugins.explain.spans import Side, Token
 from st_plugins.modules import SpanPooling
 
 Make = Callable[..., SentenceTransformer]

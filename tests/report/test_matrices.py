@@ -14,8 +14,8 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.explain import explain_pair, explain_text
-from st_plugins.explain.report import pieces
-from st_plugins.explain.tokens import Token
+from st_plugins.explain.inner.drawing import pieces
+from st_plugins.explain.spans import Token
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.report.matrices import Piece, matrix_html, matrix_terminal, strip_html, strip_terminal
 from st_plugins.report.palette import color, ink
@@ -139,7 +139,7 @@ def test_terminal_shows_text_with_markup_as_it_is(make_model: Make) -> None:
     pair = explain_pair(model, "[bold]a dog[/bold]", "the cat [red]", top_k=3, faithfulness=True)
     printed = _printed(pair.to_terminal())
     assert "[bold]a dog[/bold]" in printed and "the cat [red]" in printed
-    assert f"{pair.similarity:.4f}" in printed and f"{pair.top_pairs[0].contribution:+.4f}" in printed
+    assert f"{pair.similarity:.4f}" in printed and f"{pair.top_pairs[0].contribution:+.5f}" in printed
     assert "Faithfulness" in printed
     single = explain_text(model, "[bold]a dog[/bold]", top_k=2)
     assert f"{single.spans[0].weight:.4f}" in _printed(single.to_terminal())
@@ -150,13 +150,13 @@ def test_terminal_shows_text_with_markup_as_it_is(make_model: Make) -> None:
 
 @pytest.mark.parametrize(("top", "scale"), [(0.118, 100), (0.0021, 10_000), (50.0, 1), (1.0, 100), (0.0, 1)])
 def test_numbers_have_two_digits(top: float, scale: float) -> None:
-    from st_plugins.explain.report import _scale
+    from st_plugins.explain.pair_explanation import _scale
 
     assert _scale(top) == scale and (not top or 10 <= top * scale <= 100)
 
 
 def test_long_texts_gather_tokens_and_keep_the_total(make_model: Make) -> None:
-    from st_plugins.explain.report import _matrix
+    from st_plugins.explain.pair_explanation import _matrix
 
     model = make_model("bert")
     model.max_seq_length = 32

@@ -26,9 +26,7 @@ from evaluation.engine.study import Page, Record, Results, check_choice, stamp
 from evaluation.engine.tables import section
 from evaluation.studies.self_explaining import tables
 from st_plugins.core.reading.tables import read_table
-from st_plugins.explain import Faithfulness, explain_text, faithfulness
-from st_plugins.explain.gradient import gradient_saliency
-from st_plugins.explain.tokens import read
+from st_plugins.explain import Faithfulness, explain_text, faithfulness, gradient_saliency
 from st_plugins.losses import SelfExplainingLoss
 from st_plugins.methods.re2.checkpoints import BestWeightsCallback
 from st_plugins.training import HeadCheckpointCallback
@@ -214,9 +212,7 @@ def _measure_explanations(
             return logits.softmax(dim=1)[:, number]
 
         try:
-            saliency = (
-                explain_text(model, text, 1).saliency if spans else gradient_saliency(model, read(model, text), score)
-            )
+            saliency = explain_text(model, text, 1).saliency if spans else gradient_saliency(model, text, score)
             result: Faithfulness = faithfulness(model, text, saliency, score, gradient=spans)
         except ValueError:
             continue  # one token: nothing can be deleted

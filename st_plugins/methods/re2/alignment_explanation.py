@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from typing_extensions import Self
 
-from st_plugins.explain.single import to_json
+from st_plugins.core.files import json_text
 from st_plugins.report.matrices import STYLE, legend_html, matrix_html, matrix_terminal
 from st_plugins.report.page import escape, page, section
 from st_plugins.report.terminal import foreign
@@ -63,7 +63,7 @@ class AlignmentExplanation:
 
     def to_json(self) -> str:
         """Return everything as JSON text, which :meth:`from_json` reads."""
-        return to_json(self)
+        return json_text(self)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -6,23 +6,35 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from typing_extensions import Self
 
+from st_plugins.core.files import json_text
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
-from st_plugins.explain.parts import Unit, take_apart
-from st_plugins.explain.spans import Side, Span
-from st_plugins.explain.units import By, check_by, gather
+from st_plugins.explain.inner.drawing import pieces, place, shown
+from st_plugins.explain.inner.take_apart import take_apart
+from st_plugins.explain.inner.units import By, check_by, check_count, gather
+from st_plugins.explain.spans import Side, Span, Unit
+from st_plugins.report.matrices import STYLE, Piece, legend_html, strip_html, strip_terminal
+from st_plugins.report.page import escape, page, section
+from st_plugins.report.table import Table
+from st_plugins.report.terminal import foreign
 
-__all__ = ["Explanation", "check_count", "explain_text", "to_json"]
+__all__ = ["Explanation", "explain_text"]
+
+_UNIFORM = (
+    "This model pools by a mean: the weights depend on positions alone, and say nothing about the words. "
+    "explain_pair shows what makes two texts similar."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +96,7 @@ class Explanation:
 
     def to_json(self) -> str:
         """Return everything as JSON text, which :meth:`from_json` reads."""
-        return to_json(self)
+        return json_text(self)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -110,15 +122,54 @@ class Explanation:
 
     def to_terminal(self) -> Group:
         """Return a heat map of the text and its heaviest spans, for ``rich.console.Console().print``."""
-        from st_plugins.explain.report import explanation_terminal
-
-        return explanation_terminal(self)
+        parts: list[RenderableType] = [Padding(strip_terminal(self._strip(), self._full_color()), (1, 0))]
+        parts += [self._table().to_terminal(), *map(foreign, [self._summary(), *self._notes()])]
+        if self.faithfulness is not None:
+            parts += [Text(), self.faithfulness.to_table()]
+        return Group(*parts)
 
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
-        from st_plugins.explain.report import explanation_html
+        limit = self._full_color()
+        body = [
+            "<h1>What the embedding is made of</h1>",
+            f'<p class="summary">{escape(self._summary())}</p>',
+            *(f'<p class="note">{escape(line)}</p>' for line in self._notes()),
+            section("Weight of the tokens", strip_html(self._strip(), limit) + legend_html(limit, signed=False)),
+            self._table().to_html(),
+        ]
+        if self.faithfulness is not None:
+            body.append(self.faithfulness.to_html())
+        return page("What an embedding is made of", body, STYLE)
 
-        return explanation_html(self)
+    def _strip(self) -> list[Piece]:
+        return pieces(self.text, self.side.tokens, self.saliency)
+
+    def _full_color(self) -> float:
+        """Return the weight that gets full color: equal weights get half of it."""
+        return float(max(self.saliency.max(), 2 / len(self.saliency)))
+
+    def _number_of_units(self) -> int:
+        return self.side.total if self.by == "span" else len(self.gathered())
+
+    def _table(self) -> Table:
+        rows = [[f"{span.weight:.4f}", shown(span), place(span)] for span in self.top]
+        title, words = f"Heaviest of {self._number_of_units():,} {self.by}s", (self.by, "characters")
+        return Table(title, ["weight", *words], rows, words=words)
+
+    def _summary(self) -> str:
+        listed, whole = (sum(span.weight for span in spans) for spans in (self.top, self.gathered()))
+        return (
+            f"{self._number_of_units():,} {self.by}s; the {len(self.top)} heaviest hold "
+            f"{100 * listed / whole:.1f} % of the weight. Sharpness Σα² = {self.sharpness:.4f} (1 for a single "
+            f"{self.unit}, {1 / self.side.total:.4f} for equal weights)."
+        )
+
+    def _notes(self) -> list[str]:
+        lines = [_UNIFORM] if self.unit == "token" else []
+        if self.side.unread:
+            lines.append(f"The model cut off the last {self.side.unread:,} characters of the text.")
+        return lines
 
 
 def explain_text(
@@ -172,20 +223,3 @@ def explain_text(
         found = measure(model, text, parts.saliency, score, gradient=False, prompt=prompt)
     shown = check_by(by, parts.unit)
     return Explanation(parts.side, parts.unit, parts.saliency, parts.sharpness, found, shown, top_k)
-
-
-def check_count(value: int, name: str) -> None:
-    """Refuse what is no number of things."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def to_json(explanation: Any) -> str:
-    """Return an explanation as JSON text."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-    return json.dumps(dataclasses.asdict(explanation), default=plain, indent=1, ensure_ascii=False) + "\n"

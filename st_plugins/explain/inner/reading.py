@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
@@ -12,48 +12,21 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins.core.host import check_length, check_prompt
 from st_plugins.core.texts import check_texts
+from st_plugins.explain.spans import Token
 
-__all__ = ["Kind", "Reading", "Token", "read"]
+__all__ = ["Reading", "read"]
 
-Kind = Literal["text", "special", "prompt", "rest"]
 _BETWEEN = " ‖ "
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a text.
-
-    Args:
-        text: The characters it covers; for a special token its name.
-        piece: The tokenizer's own writing of it, such as ``"##ing"``.
-        start: Its first character in the text, None if it covers none or the tokenizer does not say.
-        end: The character after its last.
-        kind: ``"text"``, ``"special"`` (added by the tokenizer) or ``"prompt"``.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain import explain_pair
-        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> token = found.first.tokens[1]
-        >>> token.text, token.start, token.end
-        ('A', 0, 1)
-    """
-
-    text: str
-    piece: str
-    start: int | None
-    end: int | None
-    kind: Kind
 
 
 @dataclass(frozen=True)
 class Reading:
     """A text turned into the input of a model."""
 
-    text: str
-    features: dict[str, Any]
-    tokens: tuple[Token, ...]
-    unread: int
+    text: str  # of a pair both, with a mark between them
+    features: dict[str, Any]  # a batch of one, on the CPU
+    tokens: tuple[Token, ...]  # one a position, special tokens and padding included
+    unread: int  # characters at the end that the model cut off
 
 
 def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | None = None) -> Reading:

@@ -9,10 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from st_plugins.explain.spans import Side, Span
-from st_plugins.explain.tokens import Token
+from st_plugins.explain.spans import Side, Span, Token
 
-__all__ = ["By", "check_by", "gather", "unit_numbers"]
+__all__ = ["By", "check_by", "check_count", "gather", "unit_numbers"]
 
 By = Literal["word", "token", "sentence", "span"]
 
@@ -29,6 +28,12 @@ def check_by(by: str | None, unit: str) -> By:
     if by not in get_args(By) or (by == "span" and unit != "span"):
         raise ValueError(f"by={by!r} must be 'word', 'token' or 'sentence', or 'span' for a model with SpanPooling")
     return by  # type: ignore[return-value]
+
+
+def check_count(value: int, name: str) -> None:
+    """Refuse what is no number of things."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:

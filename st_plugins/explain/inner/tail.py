@@ -32,6 +32,15 @@ class _Step:
 class Tail:
     """The modules after the pooling, as maps of parts."""
 
+    # The pooled vector is a sum of parts p = Σ pₛ, where each part has a share aₛ of the whole, Σ aₛ = 1. A step maps
+    # parts to parts so that the sum of the new parts is what the module makes of p:
+    # - affine modules (Dense without activation, Whitening): pₛ → W pₛ + aₛ b;
+    # - modules that scale the whole vector (Normalize, LayerNorm after its centering): the scale is the one of p, so
+    #   pₛ → pₛ / |p|. Nothing is approximated, exactly as when a cosine divides by both norms;
+    # - an activation f of a Dense: with z = Σ zₛ the input, entry by entry zₛ → zₛ (f(z) - f(0)) / z + aₛ f(0), the
+    #   secant through zero: the rescale rule of DeepLIFT (arXiv 1704.02685, section 3.5.2) with reference point zero.
+    #   The sum is still right, but how it is divided is one choice among many, so the result is not exact.
+
     def __init__(self, modules: Iterable[nn.Module], dimension: int | None = None) -> None:
         self._steps = [step for module in modules for step in _steps(module)]
         if dimension is not None:
@@ -43,7 +52,8 @@ class Tail:
         return all(step.exact for step in self._steps)
 
     def __call__(self, parts: Tensor, shares: Tensor, *, alone: bool = False) -> Tensor:
-        """Carry parts to the end."""
+        """Carry parts ``(S, d)``, float64 on the CPU, with shares ``(S,)`` that sum to 1, to the end."""
+        # Alone, each part passes activations by itself, as if it were the whole text: the sum misses the embedding.
         for step in self._steps:
             parts = step.carry(parts, shares, alone)
         return parts

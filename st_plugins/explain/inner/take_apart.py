@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,13 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_plugins.core.host import evaluating
-from st_plugins.explain.spans import Side, Span, span_of
-from st_plugins.explain.tail import Tail
-from st_plugins.explain.tokens import read
+from st_plugins.explain.inner.reading import Reading, read
+from st_plugins.explain.inner.tail import Tail
+from st_plugins.explain.spans import Kind, Side, Span, Unit
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
-__all__ = ["Parts", "Unit", "take_apart"]
+__all__ = ["Parts", "take_apart"]
 
-Unit = Literal["span", "token"]
 _POOLINGS = ("mean", "weightedmean", "mean_sqrt_len_tokens")
 _SUPPORTED = (
     "SpanPooling, Pooling with pooling_mode 'mean', 'weightedmean' or 'mean_sqrt_len_tokens', and StaticEmbedding"
@@ -35,12 +34,12 @@ class Parts:
 
     side: Side
     unit: Unit
-    vectors: Tensor
-    alone: Tensor
-    saliency: NDArray[np.float64]
-    sharpness: float
-    embedding: Tensor
-    exact: bool
+    vectors: Tensor  # (S, k), float64: shares of the embedding, through all modules; their sum is the embedding
+    alone: Tensor  # the same, had each part passed activations by itself
+    saliency: NDArray[np.float64]  # (n,), over tokens; sums to 1
+    sharpness: float  # sum of the squared weights
+    embedding: Tensor  # (k,), what the model itself makes of the text
+    exact: bool  # whether vectors involve no choice
 
 
 def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int, prompt: str | None = None) -> Parts:
@@ -70,8 +69,8 @@ def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int
     shares = weights / weights.sum()
     saliency = _spread(pooled.first, pooled.last, shares, count)
     parts = torch.from_numpy(weights[kept])[:, None] * vectors
-    spans = [span_of(reading, int(pooled.first[k]), int(pooled.last[k]), float(weights[k])) for k in kept]
-    left = None
+    spans = [_span(reading, int(pooled.first[k]), int(pooled.last[k]), float(weights[k])) for k in kept]
+    left: tuple[float, ...] | None = None
     if len(kept) == len(weights):
         _check_sum(parts, whole, vectors, modules[position], model.dtype)
         kept_shares = shares
@@ -79,20 +78,13 @@ def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int
         parts = torch.cat([parts, (whole - parts.sum(0))[None]])
         rest = float(weights.sum() - weights[kept].sum())
         spans.append(Span(f"{len(weights) - len(kept):,} more", None, None, -1, -1, rest, "rest"))
-        left = np.clip(saliency - _spread(pooled.first[kept], pooled.last[kept], shares[kept], count), 0.0, None)
-        left = left / left.sum() if left.sum() > 0 else saliency
+        over = np.clip(saliency - _spread(pooled.first[kept], pooled.last[kept], shares[kept], count), 0.0, None)
+        left = tuple((over / over.sum() if over.sum() > 0 else saliency).tolist())
         kept_shares = np.append(shares[kept], 1 - shares[kept].sum())
     share = torch.from_numpy(kept_shares)
     carried = tail(parts, share)
     return Parts(
-        side=Side(
-            reading.text,
-            reading.tokens,
-            tuple(spans),
-            None if left is None else tuple(left.tolist()),
-            len(weights),
-            reading.unread,
-        ),
+        side=Side(reading.text, reading.tokens, tuple(spans), left, len(weights), reading.unread),
         unit=pooled.unit,
         vectors=carried,
         alone=carried if tail.exact else tail(parts, share, alone=True),
@@ -101,6 +93,17 @@ def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int
         embedding=embedding,
         exact=tail.exact,
     )
+
+
+def _span(reading: Reading, first: int, last: int, weight: float) -> Span:
+    """Return the span of tokens ``first`` to ``last`` of a text."""
+    head, tail = reading.tokens[first], reading.tokens[last]
+    kind: Kind = head.kind if first == last else "text"
+    if head.start is None or tail.end is None:
+        words = " ".join(token.text for token in reading.tokens[first : last + 1])
+        return Span(words, None, None, first, last, weight, kind)
+    words = head.text if first == last else reading.text[head.start : tail.end]
+    return Span(words, head.start, tail.end, first, last, weight, kind)
 
 
 def _pooling(modules: Sequence[nn.Module]) -> int:

@@ -1,0 +1,1 @@
+"""What reads a text, takes its embedding apart and puts the parts together again."""
