@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from st_plugins.cli.models import check_model, load_model
+from st_plugins.cli.measuring import Loading, check_model
 from st_plugins.cli.options import DeviceOption, LengthOption, ModelArgument, encodable, refuse_unused
 from st_plugins.report.terminal import say, terminal
 
@@ -23,8 +23,8 @@ _By = Literal["word", "token", "sentence", "span"]
 def explain(
     context: typer.Context,
     model: ModelArgument,
-    a: Annotated[str, typer.Argument(help="A text.", callback=encodable)],
-    b: Annotated[
+    first: Annotated[str, typer.Argument(help="A text.", callback=encodable)],
+    second: Annotated[
         str | None, typer.Argument(help="Another text, to explain the similarity of the two.", callback=encodable)
     ] = None,
     by: Annotated[
@@ -72,12 +72,12 @@ def explain(
     if html is None and json is None:
         refuse_unused(context, "without --html or --json", "overwrite")
     check_model(model)
-    loaded = load_model(model, None, device, max_seq_length)
+    loaded = Loading(device=device, max_seq_length=max_seq_length).load(model)
     found: Explanation | PairExplanation
-    if b is None:
-        found = explanations.explain_text(loaded, a, top, prompt=prompt, by=by, faithfulness=faithfulness)
+    if second is None:
+        found = explanations.explain_text(loaded, first, top, prompt=prompt, by=by, faithfulness=faithfulness)
     else:
-        found = explanations.explain_pair(loaded, a, b, top, prompt=prompt, by=by, faithfulness=faithfulness)
+        found = explanations.explain_pair(loaded, first, second, top, prompt=prompt, by=by, faithfulness=faithfulness)
     for name, target in targets.items():
         target.write_text(found.to_html() if name == "--html" else found.to_json())
     terminal().print(found.to_terminal())

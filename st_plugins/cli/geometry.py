@@ -8,18 +8,15 @@ from typing import Annotated
 
 import typer
 
-from st_plugins.cli.models import check_model, load_model
+from st_plugins.cli.measuring import Loading, check_model
 from st_plugins.cli.options import (
-    BatchOption,
     ColumnOption,
-    DeviceOption,
-    DtypeOption,
-    LengthOption,
     ModelArgument,
     PromptNameOption,
     PromptOption,
     RouteOption,
     SeedOption,
+    grouped,
     refuse_unused,
 )
 from st_plugins.report.terminal import say, terminal
@@ -27,9 +24,11 @@ from st_plugins.report.terminal import say, terminal
 __all__ = ["geometry"]
 
 
+@grouped
 def geometry(
     context: typer.Context,
     model: ModelArgument,
+    *,
     texts: Annotated[Path, typer.Option(help="Texts: one a line, or a folder of such files.")],
     column: ColumnOption = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
@@ -38,10 +37,7 @@ def geometry(
     prompt_name: PromptNameOption = None,
     route: RouteOption = None,
     seed: SeedOption = 0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    batch_size: BatchOption = 32,
-    max_seq_length: LengthOption = None,
+    loading: Loading,
 ) -> None:
     """Describe the space a model embeds your texts in: isotropy, uniformity, dimensions in use.
 
@@ -72,13 +68,13 @@ def geometry(
         mark = b'\n "isoscore": '
         target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=mark)
     sentences, _ = distinct([read_texts(texts, column)])
-    loaded = load_model(model, dtype, device, max_seq_length)
+    loaded = loading.load(model)
     way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
     embeddings = encode_longest_first(
         loaded,
         sentences,
         [len(text) for text in sentences],
-        batch_size=batch_size,
+        batch_size=loading.batch_size,
         show_progress_bar=sys.stderr.isatty(),
         arguments=way.arguments,
     )

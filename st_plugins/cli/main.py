@@ -13,11 +13,14 @@ import typer
 from rich.text import Text
 
 from st_plugins import __version__
-from st_plugins.cli import re2, train
+from st_plugins.cli.compare import compare
 from st_plugins.cli.demo import demo
-from st_plugins.cli.evaluate import compare, evaluate
+from st_plugins.cli.evaluate import evaluate
 from st_plugins.cli.explain import explain
 from st_plugins.cli.geometry import geometry
+from st_plugins.cli.match import match
+from st_plugins.cli.train_consert import consert
+from st_plugins.cli.train_re2 import re2
 from st_plugins.cli.whiten import whiten
 from st_plugins.report.terminal import say, shown, survive_encoding, terminal
 
@@ -33,10 +36,12 @@ app = typer.Typer(
 )
 for command in (evaluate, compare, whiten, geometry, explain):
     app.command()(command)
-app.add_typer(train.app, name="train")
-train.app.command("re2")(re2.train)
-app.command()(re2.match)
-app.command()(demo)
+train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Adapt a model to your texts.")
+app.add_typer(train, name="train")
+for command in (consert, re2):
+    train.command()(command)
+for command in (match, demo):
+    app.command()(command)
 
 _state = {"debug": False}
 _UsageError: Any = typer.BadParameter.__base__  # click's; typer may bring a click of its own

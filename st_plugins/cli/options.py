@@ -1,63 +1,33 @@
-"""Options that several commands of ``st-plugins`` share."""
+"""Options that several commands of ``st-plugins`` share, and groups of options as one argument of a command."""
 
 from __future__ import annotations
 
-from enum import Enum
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 __all__ = [
-    "BatchOption",
     "ColumnOption",
-    "DataOption",
     "DeviceOption",
-    "Dtype",
-    "DtypeOption",
     "FirstOption",
     "LengthOption",
     "ModelArgument",
-    "PairsOption",
+    "OutputFolder",
+    "OverwriteOption",
     "PromptNameOption",
     "PromptOption",
     "RouteOption",
-    "RoutesOption",
-    "ScoreOption",
     "SecondOption",
     "SeedOption",
-    "SimilarityOption",
-    "SplitOption",
-    "TasksOption",
     "encodable",
+    "grouped",
     "refuse_unused",
 ]
-
-
-class Dtype(str, Enum):
-    """Precision of the model's weights."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-ModelArgument = Annotated[str, typer.Argument(help="A model folder or a Hugging Face model id.")]
-DataOption = Annotated[
-    Path | None, typer.Option(help="Folder with the STS data.", envvar="ST_PLUGINS_DATA", show_default=False)
-]
-TasksOption = Annotated[str, typer.Option(help="'en', 'zh', or names such as 'sts12,stsb'.")]
-PairsOption = Annotated[
-    Path | None, typer.Option(help="Your own scored pairs (TSV, CSV or JSONL) instead of tasks.", show_default=False)
-]
-FirstOption = Annotated[str, typer.Option(help="Column of the first text in --pairs.")]
-SecondOption = Annotated[str, typer.Option(help="Column of the second text in --pairs.")]
-ScoreOption = Annotated[str, typer.Option(help="Column of the gold score in --pairs.")]
-ColumnOption = Annotated[
-    str | None, typer.Option(help="Column of the texts, when --texts is a table.", show_default=False)
-]
-SplitOption = Annotated[str, typer.Option(help="Split of the tasks.")]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Precision of the weights (default: the model's own).")]
 
 
 def _device(device: str | None) -> str | None:
@@ -79,25 +49,22 @@ def encodable(parameter: typer.CallbackParam, text: str | None) -> str | None:
     return text
 
 
+FirstOption = Annotated[str, typer.Option(help="Column of the first text.")]
+SecondOption = Annotated[str, typer.Option(help="Column of the second text.")]
+ModelArgument = Annotated[str, typer.Argument(help="A model folder or a Hugging Face model id.")]
+OutputFolder = Annotated[Path, typer.Option(help="Folder for the new model.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")]
+ColumnOption = Annotated[
+    str | None, typer.Option(help="Column of the texts, when --texts is a table.", show_default=False)
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, mps, ... (default: the best there is).", callback=_device)
-]
-BatchOption = Annotated[int, typer.Option(help="Sentences per batch.", min=1)]
-SimilarityOption = Annotated[
-    str | None, typer.Option(help="cosine, dot, euclidean or manhattan (default: the model's own).")
 ]
 PromptOption = Annotated[
     str | None,
     typer.Option(help="Text to put before each text (default: the model's own prompts).", callback=encodable),
 ]
 PromptNameOption = Annotated[str | None, typer.Option(help="The same by its name among the model's prompts.")]
-RoutesOption = Annotated[
-    str | None,
-    typer.Option(
-        help="'query,document': encode the first texts as queries and the second as documents; 'default': neither "
-        "(default: by the names of the columns)."
-    ),
-]
 RouteOption = Annotated[
     str | None, typer.Option(help="'query' or 'document': encode the texts as such (default: by the column's name).")
 ]
@@ -105,19 +72,39 @@ LengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many t
 SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0, max=2**32 - 1)]
 
 
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the fields of its dataclasses as options; it is called with the dataclasses."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters = []
+    for one in inspect.signature(command).parameters.values():
+        group = groups.get(one.name)
+        if group is None:
+            parameters.append(one.replace(annotation=hints[one.name], kind=one.KEYWORD_ONLY))
+        else:
+            types = get_type_hints(group, include_extras=True)
+            parameters += [
+                inspect.Parameter(field.name, one.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+                for field in dataclasses.fields(group)
+            ]
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        command(**values)
+
+    # typer reads both.
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
+    return called
+
+
 def refuse_unused(context: typer.Context, why: str, *names: str) -> None:
-    """Refuse options that somebody gave and that would have no effect; no command drops one without a word.
-
-    Args:
-        context: The running command's.
-        why: What makes them useless, such as ``"beside --pairs"``.
-        *names: The parameters; those that the command does not have are passed over.
-
-    Raises:
-        ValueError: One of them stands on the command line. What comes from the environment or a default is no wish.
-    """
+    """Refuse options that somebody gave and that would have no effect; no command drops one without a word."""
     given = []
     for parameter in context.command.params:
+        # What comes from the environment or a default is no wish.
         source = context.get_parameter_source(parameter.name or "") if parameter.name in names else None
         if source is not None and source.name == "COMMANDLINE":
             given.append("/".join([*parameter.opts, *parameter.secondary_opts]))

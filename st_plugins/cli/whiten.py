@@ -8,36 +8,30 @@ from typing import Annotated
 
 import typer
 
-from st_plugins.cli.models import check_model, load_model, pair_evaluator, refuse_unused_measuring
+from st_plugins.cli.measuring import HeldOut, Loading, check_model
 from st_plugins.cli.options import (
-    BatchOption,
     ColumnOption,
-    DataOption,
-    DeviceOption,
-    DtypeOption,
-    FirstOption,
-    LengthOption,
     ModelArgument,
-    PairsOption,
+    OutputFolder,
+    OverwriteOption,
     PromptNameOption,
     PromptOption,
     RouteOption,
-    ScoreOption,
-    SecondOption,
     SeedOption,
-    SplitOption,
-    TasksOption,
+    grouped,
 )
 from st_plugins.report.terminal import say, terminal
 
 __all__ = ["whiten"]
 
 
+@grouped
 def whiten(
     context: typer.Context,
     model: ModelArgument,
+    *,
     texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
-    output: Annotated[Path, typer.Option(help="Folder for the new model.")],
+    output: OutputFolder,
     column: ColumnOption = None,
     output_dimension: Annotated[
         int | None, typer.Option(help="Dimensions to keep (default: all that the texts span).", min=1)
@@ -50,19 +44,10 @@ def whiten(
     route: RouteOption = None,
     shrinkage: Annotated[str, typer.Option(help="0 to 1, or 'ledoit-wolf'.")] = "0",
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale the whitened vectors to length 1.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")] = False,
-    data: DataOption = None,
-    tasks: TasksOption = "stsb",
-    pairs: PairsOption = None,
-    first: FirstOption = "sentence1",
-    second: SecondOption = "sentence2",
-    score: ScoreOption = "score",
-    split: SplitOption = "dev",
+    overwrite: OverwriteOption = False,
+    scored: HeldOut,
     seed: SeedOption = 0,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    batch_size: BatchOption = 32,
-    max_seq_length: LengthOption = None,
+    loading: Loading,
 ) -> None:
     """Whiten a model on unlabelled texts and write a plain sentence-transformers model, smaller and more isotropic.
 
@@ -84,28 +69,20 @@ def whiten(
     from st_plugins.evaluation.measuring.ways import way_of_texts
     from st_plugins.methods.whitening import fold as folding
 
-    refuse_unused_measuring(context, pairs=pairs, data=data, always=False)
+    scored.refuse_unused(context)
     check_model(model)
     check_prompt(prompt, prompt_name)
     kind = _shrinkage(shrinkage)
-    target = folder_target(output, name="--output", overwrite=overwrite, inputs=(model, texts, pairs, data))
+    target = folder_target(
+        output, name="--output", overwrite=overwrite, inputs=(model, texts, scored.pairs, scored.data)
+    )
     sentences = read_texts(texts, column)
     evaluator = None
-    if pairs is not None or data is not None:
-        evaluator = pair_evaluator(
-            data=data,
-            tasks=tasks,
-            pairs=pairs,
-            columns=(first, second, score),
-            split=split,
-            texts=texts,
-            column=column,
-            seed=seed,
-            batch_size=batch_size,
-            prompt=prompt,
-            prompt_name=prompt_name,
+    if scored.given:
+        evaluator = scored.evaluator(
+            texts, column, seed=seed, batch_size=loading.batch_size, prompt=prompt, prompt_name=prompt_name
         )
-    loaded = load_model(model, dtype, device, max_seq_length)
+    loaded = loading.load(model)
     way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
     whitened = recipes.whiten(
         loaded,
@@ -115,7 +92,7 @@ def whiten(
         normalize=normalize,
         prompt=way.prompt,
         route=way.route,
-        batch_size=batch_size,
+        batch_size=loading.batch_size,
         source=texts.name,
     )
     # Measured before anything is written, written before anything is printed.

@@ -9,27 +9,14 @@ from typing import Any
 import pytest
 
 import st_plugins
-from st_plugins.cli import (
-    evaluate as cli_evaluate,
-)
-from st_plugins.cli import (
-    explain as cli_explain,
-)
-from st_plugins.cli import (
-    geometry as cli_geometry,
-)
-from st_plugins.cli import (
-    main as cli,
-)
-from st_plugins.cli import (
-    re2 as cli_re2,
-)
-from st_plugins.cli import (
-    train as cli_train,
-)
-from st_plugins.cli import (
-    whiten as cli_whiten,
-)
+from st_plugins.cli import compare as cli_compare
+from st_plugins.cli import evaluate as cli_evaluate
+from st_plugins.cli import explain as cli_explain
+from st_plugins.cli import geometry as cli_geometry
+from st_plugins.cli import main as cli
+from st_plugins.cli import train_consert as cli_consert
+from st_plugins.cli import train_re2 as cli_re2
+from st_plugins.cli import whiten as cli_whiten
 from st_plugins.evaluation import STSSuiteEvaluator, compare
 from st_plugins.explain import explain_pair, explain_text
 from st_plugins.geometry import describe
@@ -39,14 +26,14 @@ from st_plugins.training import train_consert
 PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], set[str]]] = [
     # The third is what differs for a reason.
     (cli_whiten.whiten, st_plugins.whiten, {"shrinkage"}),  # text on the command line: "0" or "ledoit-wolf"
-    (cli_train.consert, train_consert, {"views"}),  # text on the command line
+    (cli_consert.consert, train_consert, {"views"}),  # text on the command line
     (cli_evaluate.evaluate, STSSuiteEvaluator, set()),
-    (cli_evaluate.compare, compare, set()),
+    (cli_compare.compare, compare, set()),
     (cli_geometry.geometry, describe, set()),
     (cli_explain.explain, explain_text, set()),
     (cli_explain.explain, explain_pair, set()),
-    (cli_re2.train, RE2Matcher.fit, set()),
-    (cli_re2.train, RE2Config, set()),
+    (cli_re2.re2, RE2Matcher.fit, set()),
+    (cli_re2.re2, RE2Config, set()),
 ]
 
 
@@ -67,7 +54,7 @@ def test_defaults_are_equal(command: Callable[..., Any], function: Callable[...,
 
 def test_the_texts_on_the_command_line_mean_the_default() -> None:
     assert cli_whiten._shrinkage(defaults(cli_whiten.whiten)["shrinkage"]) == defaults(st_plugins.whiten)["shrinkage"]
-    views = defaults(cli_train.consert)["views"].split(",")
+    views = defaults(cli_consert.consert)["views"].split(",")
     assert tuple(views) == defaults(train_consert)["views"]
-    assert not defaults(cli_train.consert)["no_dropout"] and defaults(train_consert)["encoder_dropout"]
+    assert not defaults(cli_consert.consert)["no_dropout"] and defaults(train_consert)["encoder_dropout"]
     assert cli.app is not None

@@ -1,16 +1,26 @@
-"""``st-plugins train re2`` and ``st-plugins match``: argument parsing only; each calls public functions."""
+"""``st-plugins train re2``: argument parsing only; the command calls public functions."""
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_plugins.cli.models import check_model
-from st_plugins.cli.options import DeviceOption, LengthOption, SeedOption, refuse_unused
+from st_plugins.cli.measuring import check_model
+from st_plugins.cli.options import (
+    DeviceOption,
+    FirstOption,
+    LengthOption,
+    OutputFolder,
+    OverwriteOption,
+    SecondOption,
+    SeedOption,
+    grouped,
+    refuse_unused,
+)
 from st_plugins.report.terminal import say
 
 if TYPE_CHECKING:
@@ -18,7 +28,7 @@ if TYPE_CHECKING:
     from st_plugins.core.reading.tables import Table
     from st_plugins.methods.re2.config import RE2Config
 
-__all__ = ["match", "train"]
+__all__ = ["re2"]
 
 
 class Configuration(str, Enum):
@@ -31,15 +41,30 @@ class Configuration(str, Enum):
     wikiqa = "wikiqa"
 
 
-_First = Annotated[str, typer.Option(help="Column of the first text.")]
-_Second = Annotated[str, typer.Option(help="Column of the second text.")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run.")]
+@dataclass(frozen=True)
+class Fitting:
+    """What `RE2Matcher.fit` takes as it is."""
+
+    metric: Annotated[
+        str | None,
+        typer.Option(help="accuracy or f1; with --score also spearman (its default), map or mrr.", show_default=False),
+    ] = None
+    epochs: Annotated[int | None, typer.Option(help="Most passes over the pairs.", min=1, show_default=False)] = None
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in a batch.", min=1, show_default=False)] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default=False)] = None
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better one.", min=1)] = 5
+    seed: SeedOption = 0
+    device: DeviceOption = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints of a killed run.")] = False
+    overwrite: OverwriteOption = False
 
 
-def train(
+@grouped
+def re2(
     context: typer.Context,
+    *,
     train: Annotated[Path, typer.Option(help="Labelled pairs (TSV, CSV, JSONL).")],
-    output: Annotated[Path, typer.Option(help="Folder for the new model.")],
+    output: OutputFolder,
     dev: Annotated[
         Path | None,
         typer.Option(help="Pairs to choose the weights on; never those you report on.", show_default=False),
@@ -73,23 +98,12 @@ def train(
     train_vectors: Annotated[
         bool, typer.Option("--train-vectors", help="Train --vectors or --encoder along; they are frozen otherwise.")
     ] = False,
-    first: _First = "sentence1",
-    second: _Second = "sentence2",
+    first: FirstOption = "sentence1",
+    second: SecondOption = "sentence2",
     label: Annotated[str, typer.Option(help="Column of the class, or with --score of the score.")] = "label",
     score: Annotated[bool, typer.Option("--score", help="Learn a score from 0 to 1 instead of classes.")] = False,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="accuracy or f1; with --score also spearman (its default), map or mrr.", show_default=False),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Most passes over the pairs.", min=1, show_default=False)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pairs in a batch.", min=1, show_default=False)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default=False)] = None,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better one.", min=1)] = 5,
+    fitting: Fitting,
     max_seq_length: LengthOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints of a killed run.")] = False,
-    overwrite: _Overwrite = False,
 ) -> None:
     """Train RE2 to classify or score pairs of texts: word vectors, convolutions and alignment, fast on a CPU.
 
@@ -116,8 +130,8 @@ def train(
     from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
     from st_plugins.methods.re2.matcher import RE2Matcher
 
-    target = folder_target(output, name="--output", overwrite=overwrite, inputs=(train, dev, vectors, encoder))
-    CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
+    target = folder_target(output, name="--output", overwrite=fitting.overwrite, inputs=(train, dev, vectors, encoder))
+    CheckpointFolder(target.path, {}).check(resume=fitting.resume, overwrite=fitting.overwrite)
     if dev is not None and dev_share is not None:
         raise ValueError("--dev and --dev-share are both given; choose one")
     if vectors is not None and encoder is not None:
@@ -137,8 +151,8 @@ def train(
     judged = None if dev is None else _labelled(read_table(dev), columns, score, labels, "dev")[0]
     chosen = config.value if config is not None else configuration_for(len(rows))
     shape, schedule = RE2Config.named(chosen), RE2Schedule.named(chosen)
-    _say_configuration(chosen, shape, batch_size or schedule.batch_size, len(rows), config is None)
-    torch.manual_seed(seed)
+    _say_configuration(chosen, shape, fitting.batch_size or schedule.batch_size, len(rows), config is None)
+    torch.manual_seed(fitting.seed)
     if max_seq_length is not None:
         shape = dataclasses.replace(shape, max_seq_length=max_seq_length)
     source: Any
@@ -154,69 +168,15 @@ def train(
     found = matcher.fit(
         rows,
         judged if dev_share is None else dev_share,
-        metric=metric,
         schedule=schedule,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        patience=patience,
-        seed=seed,
-        device=device,
         checkpoints=target.path,
-        resume=resume,
-        overwrite=overwrite,
+        **vars(fitting),
     )
     with target.write() as folder:
         matcher.save(folder)
     found.remove_checkpoints()
     say(found.summary())
     say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins match use it")
-
-
-def match(
-    model: Annotated[Path, typer.Argument(help="A folder that 'train re2' wrote.")],
-    pairs: Annotated[Path, typer.Argument(help="Pairs (TSV, CSV, JSONL).")],
-    output: Annotated[Path, typer.Option(help="Table to write: .tsv, .csv or .jsonl, also with .gz.")],
-    first: _First = "sentence1",
-    second: _Second = "sentence2",
-    batch_size: Annotated[int, typer.Option(help="Pairs in a batch.", min=1)] = 64,
-    device: DeviceOption = None,
-    overwrite: _Overwrite = False,
-) -> None:
-    """Classify or score pairs with a trained RE2, and write them with what it says.
-
-    The table keeps its columns and gets "predicted", the score or the class, and for classes also their
-    probabilities.
-
-    [bold]Example[/bold]
-
-      st-plugins match ./matcher pairs.tsv --output scored.tsv
-    """
-    from st_plugins.core.reading.tables import read_table
-    from st_plugins.core.texts import text_fault
-    from st_plugins.core.writing.rows import table_target, write_table
-    from st_plugins.methods.re2.matcher import RE2Matcher
-
-    target = table_target(output, name="--output", overwrite=overwrite, inputs=(model, pairs), column="predicted")
-    table = read_table(pairs)
-    texts = list(zip(table.texts(first, "--first"), table.texts(second, "--second"), strict=True))
-    for number, row in enumerate(table.rows):  # all columns are written again, after the work
-        if fault := next(filter(None, map(text_fault, map(str, row))), ""):
-            raise table.error(number, f"a field {fault}")
-    matcher = RE2Matcher.load(model, device)
-    columns = ["predicted", *(f"probability of {label}" for label in matcher.labels or [])]
-    for column in columns:
-        if column in table.columns:
-            raise ValueError(f"{pairs}:1: there is a column {column!r} already; rename it")
-    scores = matcher.predict(texts, batch_size=batch_size, apply_softmax=True, show_progress_bar=sys.stderr.isatty())
-    rows: list[list[Any]] = []
-    for row, found in zip(table.rows, scores, strict=True):
-        if matcher.labels is None:
-            rows.append([*row, float(found)])
-        else:
-            rows.append([*row, matcher.labels[int(found.argmax())], *map(float, found)])
-    write_table(target, [*table.columns, *columns], rows)
-    say(f"wrote {output}: {len(rows):,} pairs")
 
 
 def _labelled(

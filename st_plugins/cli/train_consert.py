@@ -1,75 +1,83 @@
-"""``st-plugins train``: argument parsing only; each command calls one public function."""
+"""``st-plugins train consert``: argument parsing only; the command calls one public function."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from st_plugins.cli.models import check_model
-from st_plugins.cli.options import ColumnOption, DeviceOption, ModelArgument, PromptOption, refuse_unused
+from st_plugins.cli.measuring import check_model
+from st_plugins.cli.options import (
+    ColumnOption,
+    DeviceOption,
+    ModelArgument,
+    OutputFolder,
+    PromptOption,
+    grouped,
+    refuse_unused,
+)
 from st_plugins.report.terminal import say, terminal
 
-__all__ = ["app"]
-
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Adapt a model to your texts.")
+__all__ = ["consert"]
 
 
-@app.callback()
-def _group() -> None:
-    """Keep the method a word of its own, also while there is one command."""
+@dataclass(frozen=True)
+class Settings:
+    """What `train_consert` takes as it is."""
 
-
-@app.command()
-def consert(
-    context: typer.Context,
-    model: ModelArgument,
-    texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, a table, or a folder of text files.")],
-    output: Annotated[Path, typer.Option(help="Folder for the new model.")],
-    column: ColumnOption = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the texts.")] = 10.0,
-    batch_size: Annotated[int, typer.Option(help="Texts in a batch; each has the others as negatives.")] = 96,
+    epochs: Annotated[float, typer.Option(help="Passes over the texts.")] = 10.0
+    batch_size: Annotated[int, typer.Option(help="Texts in a batch; each has the others as negatives.")] = 96
     learning_rate: Annotated[
         float, typer.Option(help="Highest learning rate. The published one is tiny: small corpora need more.")
-    ] = 5e-7,
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1,
-    temperature: Annotated[float, typer.Option(help="Smaller values look at the nearest negatives only.")] = 0.1,
-    views: Annotated[
-        str, typer.Option(help="The two views: augmentations with their rates, '+' for both in one view.")
-    ] = "feature-cutoff:0.2,token-shuffle",
-    no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Switch the encoder's own dropout off.")] = False,
+    ] = 5e-7
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1
+    temperature: Annotated[float, typer.Option(help="Smaller values look at the nearest negatives only.")] = 0.1
     max_seq_length: Annotated[
         int | None,
         typer.Option(help="Cut texts to this many tokens in training only (default: the model's own limit).", min=3),
-    ] = None,
-    prompt: PromptOption = None,
+    ] = None
+    prompt: PromptOption = None
     mini_batch_size: Annotated[
         int | None, typer.Option(help="Texts encoded at a time, for batches that do not fit into memory.", min=1)
-    ] = None,
-    dev: Annotated[
-        Path | None, typer.Option(help="Scored pairs (TSV, CSV, JSONL) to evaluate on.", show_default=False)
-    ] = None,
-    first: Annotated[str, typer.Option(help="Column of the first text in --dev.")] = "sentence1",
-    second: Annotated[str, typer.Option(help="Column of the second text in --dev.")] = "sentence2",
-    score: Annotated[str, typer.Option(help="Column of the gold score in --dev.")] = "score",
+    ] = None
     eval_steps: Annotated[
         int | None, typer.Option(help="Steps between evaluations and checkpoints (default: ten in a run).")
-    ] = None,
+    ] = None
     select: Annotated[
         str | None,
         typer.Option(
             help="Which checkpoint to keep: 'dev' (labels choose; default with --dev), 'last' (default without), or "
             "without labels 'alignment+uniformity', 'uniformity', 'effective_rank', ..."
         ),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of batches, views, dropout and resamples.", min=0, max=2**32 - 1)] = 0
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")] = False
+    device: DeviceOption = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output and old checkpoints.")] = False
+
+
+@grouped
+def consert(
+    context: typer.Context,
+    model: ModelArgument,
+    *,
+    texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, a table, or a folder of text files.")],
+    output: OutputFolder,
+    column: ColumnOption = None,
+    views: Annotated[
+        str, typer.Option(help="The two views: augmentations with their rates, '+' for both in one view.")
+    ] = "feature-cutoff:0.2,token-shuffle",
+    no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Switch the encoder's own dropout off.")] = False,
+    dev: Annotated[
+        Path | None, typer.Option(help="Scored pairs (TSV, CSV, JSONL) to evaluate on.", show_default=False)
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of batches, views, dropout and resamples.", min=0, max=2**32 - 1)
-    ] = 0,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")] = False,
-    device: DeviceOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output and old checkpoints.")] = False,
+    first: Annotated[str, typer.Option(help="Column of the first text in --dev.")] = "sentence1",
+    second: Annotated[str, typer.Option(help="Column of the second text in --dev.")] = "sentence2",
+    score: Annotated[str, typer.Option(help="Column of the gold score in --dev.")] = "score",
+    settings: Settings,
 ) -> None:
     """Adapt a model to unlabelled texts with ConSERT and write a plain sentence-transformers model.
 
@@ -98,31 +106,17 @@ def consert(
     check_model(model)
     read = (model, texts, dev)
     # Before the texts are read:
-    target = folder_target(output, name="--output", overwrite=overwrite, inputs=read)
-    CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
+    target = folder_target(output, name="--output", overwrite=settings.overwrite, inputs=read)
+    CheckpointFolder(target.path, {}).check(resume=settings.resume, overwrite=settings.overwrite)
     result = train_consert(
         model,
         read_texts(texts, column),
         output,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        temperature=temperature,
         views=[view.strip() for view in views.split(",")],
         encoder_dropout=not no_dropout,
-        max_seq_length=max_seq_length,
-        prompt=prompt,
-        mini_batch_size=mini_batch_size,
         dev=None if dev is None else read_pairs(dev, first, second, score),
-        eval_steps=eval_steps,
-        select=select,
-        seed=seed,
-        bf16=bf16,
-        device=device,
         source=texts.name,
-        resume=resume,
-        overwrite=overwrite,
+        **vars(settings),
     )
     if result.before is None or result.after is None or result.comparison is None:
         say("no scored pairs given (--dev): whether the training helped was not measured")
