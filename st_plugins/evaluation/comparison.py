@@ -14,6 +14,7 @@ from st_plugins.evaluation.statistics import bootstrap, difference, holm, resamp
 
 __all__ = ["Comparison", "compare"]
 
+# What says where a result was computed, which changes no score.
 _MACHINE = ("machine", "torch_threads")
 
 
@@ -106,6 +107,7 @@ def compare(
     if names != [task.name for task in second.tasks]:
         raise ValueError(f"the results have different tasks: {names} and {[task.name for task in second.tasks]}")
     notes = _measured_alike(first, second)
+    # On the same resamples what both have in common (hard pairs, noisy gold scores) cancels.
     values, samples = {}, {}
     for task, other in zip(first.tasks, second.tasks, strict=True):
         gold, systems = _paired(task, other)
@@ -116,6 +118,7 @@ def compare(
         name: difference(float(value[0] - value[1]), samples[name][0] - samples[name][1], confidence)
         for name, value in values.items()
     }
+    # An undefined task makes the average undefined: it would be another average without it.
     mean = np.mean(list(values.values()), axis=0)
     mean_samples = np.mean(list(samples.values()), axis=0)
     scores = {name: (float(value[0]), float(value[1])) for name, value in values.items()}

@@ -81,6 +81,7 @@ def write_reports(
 
 def markdown(result: SuiteResult) -> str:
     """Return the report as Markdown. It holds no date: the same result gives the same text."""
+    # No date, no path: the same result gives the same text.
     lines = header(result)
     parts = [f"# STS evaluation: {markdown_text(lines['Model'])}"]
     if result.settings.get("banner"):
@@ -140,6 +141,7 @@ def _figure(picture: Picture) -> str:
 
 def csv_text(result: SuiteResult) -> str:
     """Return every score at full precision, in [-1, 1], as a CSV table."""
+    # An empty field does not apply, "nan" is an undefined number. The correlation of a sub-dataset stands under "all".
     rows: list[dict[str, Any]] = []
     for task in result.tasks:
         for name, subset in sorted(task.subsets.items()):

@@ -220,6 +220,7 @@ class SuiteResult:
                 f"result.json has schema_version {raw['schema_version']}, this release reads up to {SCHEMA_VERSION}; "
                 "update st-plugins"
             )
+        # Only floats get NaN for null: elsewhere null means None. Older results lack the last fields.
         tasks = []
         for task in raw["tasks"]:
             for key in ("spearman", "pearson"):

@@ -176,6 +176,7 @@ def binary_bootstrap(
 ) -> tuple[Array, Array]:
     """Return AUC and average precision on each resample, both exact under ties and as scikit-learn defines them."""
     auc, precision = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
+    # AUC comes from mid-ranks (Mann-Whitney), average precision from steps over groups of equal similarities.
     ranker = _Ranker(similarities)
     falling = _Ranker(-similarities)
     last = np.append(falling.starts[1:], len(similarities)) - 1  # of each group of equal similarities, best first
@@ -208,6 +209,7 @@ def interval(value: float, distribution: Array, confidence: float) -> Score:
     finite = distribution[np.isfinite(distribution)]
     if not np.isfinite(value) or finite.size == 0:
         return Score(float(value))
+    # The percentile interval reaches to the score itself if that lies outside, as it may with few pairs.
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(finite, [tail, 1.0 - tail])
     return Score(float(value), min(float(low), float(value)), max(float(high), float(value)))
@@ -240,6 +242,8 @@ def difference(value: float, distribution: Array, confidence: float) -> Differen
         # Nothing was measured, which is another thing than two that cannot be told apart.
         verdict = "not tested" if np.isfinite(value) and distribution.size == 0 else "undefined"
         return Difference(score.value, score.low, score.high, float("nan"), verdict)
+    # A resample on which the difference is undefined speaks for neither side and counts on both; the ones keep p
+    # above 0.
     neither = distribution.size - finite.size
     tails = (np.sum(finite <= 0) + neither + 1, np.sum(finite >= 0) + neither + 1)
     p_value = min(1.0, 2.0 * float(min(tails)) / (distribution.size + 1))
@@ -263,6 +267,7 @@ def holm(differences: dict[str, Difference], confidence: float) -> dict[str, Dif
         >>> {name: (value.p_value, value.verdict) for name, value in holm(raw, 0.95).items()}
         {'a': (0.06, 'not separable'), 'b': (0.06, 'not separable')}
     """
+    # An undefined difference is no test: it keeps its verdict and does not count.
     tested = sorted((d.p_value, name) for name, d in differences.items() if np.isfinite(d.p_value))
     corrected = dict(differences)
     largest = 0.0

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from typing_extensions import Self
@@ -38,7 +37,7 @@ from st_plugins.methods.whitening.whitening import Whitening
 
 __all__ = ["STSSuiteEvaluator"]
 
-Array = NDArray[np.float64]
+_RECORDED = ("confidence", "bootstrap_samples", "seed", "batch_size", "split", "target_whitening")
 
 
 class STSSuiteEvaluator(BaseEvaluator):
@@ -138,9 +137,8 @@ class STSSuiteEvaluator(BaseEvaluator):
             raise ValueError(
                 f"bootstrap_samples={bootstrap_samples} and seed={seed} must be at least 0, batch_size={batch_size} 1"
             )
-        several = (
-            None if floor_texts is None or isinstance(floor_texts, str) else check_texts(floor_texts, "floor_texts")
-        )
+        single = isinstance(floor_texts, str)  # a sequence of texts too, of one letter each
+        several = None if floor_texts is None or single else check_texts(floor_texts, "floor_texts")
         if floor_texts is not None and len(several or ()) < 2:
             raise ValueError("floor_texts must be a list of at least two texts, or None for the evaluated texts")
         check_prompt(prompt, prompt_name)
@@ -214,7 +212,9 @@ class STSSuiteEvaluator(BaseEvaluator):
         metrics = self.metrics(result)
         self.primary_metric = f"avg_spearman_{result.settings['similarity']}"
         if output_path is not None:
-            self._append_csv(Path(output_path), metrics, epoch, steps)
+            file = Path(output_path, f"sts_suite{'_' + self.name if self.name else ''}_results.csv")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            append_row(file, ["epoch", "steps", *metrics], [epoch, steps, *metrics.values()])
         prefixed: dict[str, float] = self.prefix_name_to_metrics(metrics, self.name)
         self.store_metrics_in_model_card_data(model, prefixed, epoch, steps)
         return prefixed
@@ -245,75 +245,51 @@ class STSSuiteEvaluator(BaseEvaluator):
             )
         warnings: list[str] = []
         ways = self._ways(model, warnings)
-        tokens = self._tokens(model, self.sentences, warnings)
-        encoded, fitted_on = self._encode(model, ways, tokens)
+        tokens = self._tokens(model, warnings)
+        encoded, fit_distances = self._encode(model, ways, tokens)
         embeddings = encoded.embeddings
         zero = int(np.all(embeddings == 0, axis=1).sum())
         if zero:
             warnings.append(f"{zero} sentences have a zero embedding (their cosine with anything counts as 0)")
         if is_collapsed(embeddings):
-            embeddings[:] = embeddings[0]
+            embeddings[:] = embeddings[0]  # rounding would be ranked
             warnings.append("all sentences have the same embedding, but for rounding: the model has collapsed")
 
-        systems = [embeddings]
-        fitted = ""
+        # The floor is scored beside the model, on the same resamples, so that the differences are paired.
+        systems, dimension, whitened_on = [embeddings], embeddings.shape[1], ""
         if self.floor and tokens is not None:
-            raw, whitened, fitted = floor_embeddings(
-                model,
-                tokens,
-                embeddings.shape[1],
-                self.seed,
-                self.floor_texts,
-                each_task=self.target_whitening is not None,
-            )
-            systems += [raw, whitened]
+            each = self.target_whitening is not None
+            floors = floor_embeddings(model, tokens, dimension, self.seed, self.floor_texts, each_task=each)
+            systems, whitened_on = [embeddings, *floors[:2]], floors[2]
         scores, results = [], []
         rows_of_model = [encoded.rows(sides, rows) for sides, rows in zip(ways.values(), self._rows, strict=True)]
         for pairs, rows, own_rows in zip(self.pairs, self._rows, rows_of_model, strict=True):
             similarities = system_similarities(systems, [own_rows, rows, rows], similarity, self.target_whitening)
             task = score_task(pairs, similarities, bootstrap_samples=self.bootstrap_samples, seed=self.seed)
             scores.append(task)
-            results.append(
-                task_result(
-                    pairs,
-                    task,
-                    similarities[0],
-                    confidence=self.confidence,
-                    keep_similarities=self.keep_similarities,
-                )
-            )
-        names = [pairs.name for pairs in self.pairs]
+            results.append(task_result(pairs, task, similarities[0], self.confidence, self.keep_similarities))
         floor = None
-        if len(systems) == 3:
-            floor = floor_result(names, scores, embeddings.shape[1], fitted, self.confidence)
+        if len(systems) > 1:
+            names = [pairs.name for pairs in self.pairs]
+            floor = floor_result(names, scores, dimension, whitened_on, self.confidence)
         for found in results:
             found.warnings += reversed_scale(found, floor)
+        geometry = {}
+        if self.geometry:
+            geometry = space_of_pairs(embeddings, self.pairs, rows_of_model, self.seed) | fit_distances
+        theirs = {pairs.name: own_ways(model, pairs.columns, ways[pairs.name]) for pairs in self.pairs}
         self.last_result = SuiteResult(
             model=describe_model(model, model_name),
             settings={
                 "similarity": similarity,
-                "measured": measured(
-                    model,
-                    own or {},
-                    similarity=similarity,
-                    target_whitening=self.target_whitening,
-                    ways=ways,
-                    own_ways={pairs.name: own_ways(model, pairs.columns, ways[pairs.name]) for pairs in self.pairs},
-                ),
-                "confidence": self.confidence,
-                "bootstrap_samples": self.bootstrap_samples,
-                "seed": self.seed,
-                "batch_size": self.batch_size,
-                "split": self.split,
-                "target_whitening": self.target_whitening,
+                "measured": measured(model, own or {}, similarity, self.target_whitening, ways, theirs),
                 "sentences": len(self.sentences),
+                **{name: getattr(self, name) for name in _RECORDED},
             },
             tasks=results,
             average=average(scores, self.confidence),
             floor=floor,
-            geometry=space_of_pairs(embeddings, self.pairs, rows_of_model, self.seed) | fitted_on
-            if self.geometry
-            else {},
+            geometry=geometry,
             versions=library_versions(),
             warnings=warnings + [warning for found in results for warning in found.warnings],
         )
@@ -362,11 +338,9 @@ class STSSuiteEvaluator(BaseEvaluator):
         """Heading under which the host's model card shows the metrics."""
         return "STS Suite"
 
-    def _tokens(
-        self, model: SentenceTransformer, sentences: Sequence[str], warnings: list[str]
-    ) -> list[list[int]] | None:
+    def _tokens(self, model: SentenceTransformer, warnings: list[str]) -> list[list[int]] | None:
         try:
-            return token_ids(model, sentences)
+            return token_ids(model, self.sentences)
         except TypeError as error:
             if self.floor:
                 warnings.append(f"no floor: {error}")
@@ -374,11 +348,9 @@ class STSSuiteEvaluator(BaseEvaluator):
 
     def _ways(self, model: SentenceTransformer, warnings: list[str]) -> dict[str, tuple[Way, Way]]:
         """Return how the sides of each task are encoded; say where that may not be how the model is used."""
-        ways = {}
+        ways, asked = {}, (self.routes, self.prompt, self.prompt_name)
         for pairs in self.pairs:
-            first, second, warning = ways_of(
-                model, pairs.title, pairs.columns, self.routes, self.prompt, self.prompt_name
-            )
+            first, second, warning = ways_of(model, pairs.title, pairs.columns, *asked)
             ways[pairs.name] = (first, second)
             warnings += [warning] if warning else []
         return ways
@@ -389,7 +361,6 @@ class STSSuiteEvaluator(BaseEvaluator):
         """Encode; when the model holds a Whitening, measure how far its fit texts lie from these."""
         lengths = [len(row) for row in tokens] if tokens is not None else [len(text) for text in self.sentences]
         show = len(self.sentences) > 2000 if self.show_progress_bar is None else self.show_progress_bar
-        # Of the further texts of the target whitening nobody says which side they are; they go with the first one.
         wanted = [
             (way, rows)
             for sides, found in zip(ways.values(), self._rows, strict=True)
@@ -402,18 +373,5 @@ class STSSuiteEvaluator(BaseEvaluator):
             seen = Whitening(whitening.embedding_dimension)
             watched = watch_input(whitening, seen.partial_fit)
         with watched:
-            encoded = encode_ways(
-                model,
-                self.sentences,
-                wanted,
-                lengths,
-                tokens=tokens,
-                batch_size=self.batch_size,
-                show_progress_bar=show,
-            )
+            encoded = encode_ways(model, self.sentences, wanted, lengths, tokens, self.batch_size, show)
         return encoded, {} if seen is None or whitening is None else fit_distance(whitening, seen)
-
-    def _append_csv(self, folder: Path, metrics: dict[str, float], epoch: int, steps: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"sts_suite{'_' + self.name if self.name else ''}_results.csv"
-        append_row(path, ["epoch", "steps", *metrics], [epoch, steps, *metrics.values()])

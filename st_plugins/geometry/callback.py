@@ -249,6 +249,7 @@ class GeometryCallback(TrainerCallback):
         step = state.global_step
         if self._training and self.history and self.history[-1]["step"] == step:
             return _numbers(self.history[-1])
+        # The first process measures, and all act on its numbers and on its failure: else the others would wait for it.
         numbers: dict[str, float] = {}
         problem = ""
         if state.is_world_process_zero:
@@ -319,6 +320,7 @@ class GeometryCallback(TrainerCallback):
 
     def _resume(self, folder: Path | None, state: TrainerState, model: Any) -> None:
         """Rebuild history and choice from the trainer's log; the weights come from the checkpoint."""
+        # From the log and not from a file of our own: it is there whatever checkpoint training goes on from.
         wanted = ["step", *_named(NUMBERS)]
         self.history = [
             {name: entry[name] for name in wanted}

@@ -242,6 +242,7 @@ def describe(
         >>> found["isoscore"], found["spectrum"], found["mean_norm"]
         (1.0, [0.5, 0.5], 1.0)
     """
+    # A zero vector has no direction; it counts for lengths and the covariance, not on the sphere.
     matrix = as_matrix(x)
     directed = matrix[matrix.any(axis=1)]
     values = spectrum(matrix)
@@ -297,6 +298,7 @@ def normalized(matrix: NDArray[np.float64], name: str = "x") -> NDArray[np.float
 
 
 def _effective_rank(eigenvalues: NDArray[np.float64]) -> float:
+    # 0 ln 0 is 0: a direction without variance adds nothing to the entropy.
     positive = eigenvalues[eigenvalues > 0]
     if not positive.size:
         return math.nan
@@ -307,6 +309,7 @@ def _effective_rank(eigenvalues: NDArray[np.float64]) -> float:
 def _participation_ratio(eigenvalues: NDArray[np.float64]) -> float:
     if not eigenvalues.any():
         return math.nan
+    # Scaled first: squares of very small eigenvalues would vanish.
     scaled = eigenvalues / eigenvalues.max()
     return float(scaled.sum() ** 2 / (scaled @ scaled))
 

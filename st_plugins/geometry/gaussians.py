@@ -121,7 +121,7 @@ def kl_divergence(p: Gaussian, q: Gaussian) -> float:
         0.5
     """
     standard = _relative_to(p, q)
-    if standard is None:
+    if standard is None:  # different supports
         return math.inf
     variances, shift = standard
     # With q standard normal: 1/2 sum(a - 1 - ln a + d^2); log1p keeps the first part exact where a is near 1.

@@ -98,6 +98,7 @@ class Probe:
 
     def _dropout_passes(self, model: SentenceTransformer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Embed the same texts twice with dropout on, from a random state of its own."""
+        # `encode` would switch dropout off. Forked, for the random states of the training must not move.
         texts = self.texts[:_DROPOUT_TEXTS]
         on_gpu = model.device.type == "cuda"
         with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []), torch.no_grad():

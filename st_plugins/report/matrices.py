@@ -60,6 +60,7 @@ class Piece(NamedTuple):
 
 def strip_terminal(strip: Sequence[Piece], limit: float | None = None) -> Text:
     """Return a strip for the terminal."""
+    # Two strips that are compared share a limit, the number that gets full color.
     scale = limit or _limit([piece.value or 0.0 for piece in strip])
     drawn = Text()
     for piece in strip:
@@ -78,6 +79,7 @@ def matrix_terminal(
 ) -> Table:
     """Return a matrix for the terminal, with the numbers in it."""
     shades = values / _limit(values) if shades is None else shades
+    # No padding: a matrix of a dozen words has to fit into a terminal.
     table = Table(title=title, box=box.SIMPLE, padding=(0, 0), show_edge=False)
     table.add_column("", justify="right", no_wrap=True)
     for label in columns:
@@ -145,7 +147,7 @@ def _limit(values: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}".replace("-0.0", "0.0")
+    return f"{value:.1f}".replace("-0.0", "0.0")  # no minus where nothing is left of the number
 
 
 def _style(value: float) -> Style:

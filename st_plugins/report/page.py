@@ -77,6 +77,7 @@ def escape(text: str) -> str:
 
 def page(title: str, body: Iterable[str], style: str = "") -> str:
     """Return a whole page."""
+    # Title and sections escape what they are given; the body is HTML already.
     head = f"{_HEAD}<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n"
     return head + "<body><main>\n" + "\n".join(body) + "\n</main></body>\n</html>\n"
 

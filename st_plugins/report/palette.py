@@ -13,6 +13,7 @@ _NEGATIVE: tuple[Color, ...] = ((247, 247, 247), (254, 224, 182), (253, 174, 97)
 
 def color(value: float) -> Color:
     """Return the color of a number."""
+    # Beyond 1 nothing gets darker, and NaN looks like 0.
     anchors = _POSITIVE if value > 0 else _NEGATIVE
     place = min(abs(value), 1.0) * (len(anchors) - 1) if value == value else 0.0
     index = min(int(place), len(anchors) - 2)
@@ -33,5 +34,6 @@ def hexadecimal(rgb: Color) -> str:
 
 
 def _luminance(rgb: Color) -> float:
+    # sRGB, as WCAG 2.2 defines it.
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in rgb)]
     return float(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])

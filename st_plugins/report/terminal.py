@@ -26,6 +26,7 @@ _STEERING = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separato
 
 def shown(text: object, *, lines: bool = False) -> str:
     r"""Return text with everything that a terminal would obey written out."""
+    # Controls, halves of surrogate pairs and bidirectional marks; a line break only where no lines are meant.
     plain = str(text)
     if plain.isprintable():
         return plain

@@ -37,10 +37,12 @@ class Encoded:
     """Embeddings of texts that were encoded in one or several ways."""
 
     embeddings: NDArray[np.float32]
+    # For each way the row of each text, -1 where the text was not encoded in this way.
     place: dict[Way, NDArray[np.intp]]
 
     def rows(self, sides: tuple[Way, Way], found: tuple[NDArray[np.intp], ...]) -> tuple[NDArray[np.intp], ...]:
         """Return the embeddings' rows of a task's texts."""
+        # Of further texts (of a target whitening) nobody says which side they are; they go with the first one.
         first, second = (self.place[way] for way in sides)
         return first[found[0]], second[found[1]], first[found[2]]
 
@@ -50,7 +52,6 @@ def encode_ways(
     sentences: Sequence[str],
     wanted: Sequence[tuple[Way, NDArray[np.intp]]],
     lengths: Sequence[int],
-    *,
     tokens: Sequence[Sequence[int]] | None,
     batch_size: int,
     show_progress_bar: bool,
@@ -89,6 +90,7 @@ def encode_ways(
 def _reader(model: SentenceTransformer, route: str | None) -> Transformer | StaticEmbedding | None:
     """Return the module that reads the texts; None where it may see more of a text than its tokens."""
     first: Any = model[0]
+    # Where mappings decide which sub-module reads, that is not known here.
     if isinstance(first, Router) and not first.route_mappings:
         modules: Any = first.sub_modules
         name = first.default_route if route is None else route
@@ -98,6 +100,8 @@ def _reader(model: SentenceTransformer, route: str | None) -> Transformer | Stat
 
 def same_input(reader: Transformer | StaticEmbedding, tokens: Sequence[Sequence[int]]) -> NDArray[np.intp]:
     """Return for each text the first one that looks the same to the model: "A dog" and "a dog" where case is lost."""
+    # In two batches equal inputs would get embeddings that differ by rounding, and rounding would be ranked. Texts
+    # nearly as long as the limit are left alone, since what is cut off may differ.
     limit = length_of(reader)
     longest = max(map(len, tokens), default=0) + 1 if limit is None else limit - _SPECIAL
     seen: dict[tuple[int, ...], int] = {}

@@ -36,7 +36,7 @@ __all__ = [
     "whiten_bag",
 ]
 
-_BLOCK_IDS = 4096
+_BLOCK_IDS = 4096  # ids whose vectors are drawn together: a vector depends on its id alone, not on the texts
 _TOKENIZE_ROWS = 8192
 
 
@@ -45,6 +45,7 @@ def token_ids(model: Any, sentences: Sequence[str]) -> list[list[int]]:
     tokenizer: Any = getattr(model, "tokenizer", None)
     length = model.max_seq_length
     limit = int(length) if length and math.isfinite(length) else None  # static embeddings say infinity
+    # Three kinds of tokenizer: of the tokenizers library (static embeddings), of transformers, and the host's words.
     rows: list[list[int]] = []
     for start in range(0, len(sentences), _TOKENIZE_ROWS):
         block = list(sentences[start : start + _TOKENIZE_ROWS])
@@ -78,6 +79,7 @@ def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed:
     lengths = np.array([len(row) for row in tokens], dtype=np.int64)
     flat = np.array([token for row in tokens for token in row], dtype=np.int64)
     ids, columns = np.unique(flat, return_inverse=True)
+    # A text without tokens is a row of zeros.
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     bag = csr_matrix((np.ones(len(flat)), columns, offsets), shape=(len(tokens), len(ids)))
     # Each token once and in order: a sum in another order rounds differently, and rounding would be ranked.
@@ -88,6 +90,7 @@ def bag_of_random_vectors(tokens: Sequence[Sequence[int]], dimension: int, seed:
 
 def whiten_bag(raw: NDArray[np.float32], fit: NDArray[np.float32]) -> NDArray[np.float32]:
     """Whiten bags of random vectors."""
+    # Texts that do not vary have no covariance to whiten by.
     if len(fit) < 2 or not np.ptp(fit, axis=0).any():
         return raw
     whitening = Whitening(raw.shape[1]).fit(fit)
@@ -106,7 +109,7 @@ def floor_embeddings(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
     """Return the floor's embeddings of the evaluated texts, raw and whitened."""
     raw = bag_of_random_vectors(tokens, dimension, seed)
-    if each_task:
+    if each_task:  # then they are whitened with the model, task by task
         return raw, raw, "each task's own texts"
     if texts is None:
         return raw, whiten_bag(raw, raw), f"the {len(raw):,} evaluated sentences"

@@ -60,13 +60,13 @@ def _plain(value: Any) -> Any:
 def measured(
     model: SentenceTransformer,
     own: Mapping[str, Any],
-    *,
     similarity: str,
     target_whitening: int | None,
     ways: Mapping[str, tuple[Way, Way]],
     own_ways: Mapping[str, tuple[Way, Way]],
 ) -> dict[str, dict[str, Any]]:
     """Return how a model was measured, as plain JSON values: for each setting what was used and what is its own."""
+    # `compare` refuses what somebody changed on one side; what differs by nature is only said.
     used = {
         "similarity": similarity,
         "max_seq_length": length_of(model),
@@ -99,14 +99,14 @@ def length_of(model: Any) -> int | None:
 
 def _fingerprint(model: SentenceTransformer, modules: Sequence[Mapping[str, Any]]) -> str:
     """Return a checksum of what the model is, whatever its length limit: modules, and some values of every tensor."""
+    # Whatever the length limit: two lengths of one model are one model, measured differently.
     plain = [
         [module["type"], {k: v for k, v in module["config"].items() if k != "max_seq_length"}] for module in modules
     ]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if (
-            ".pooler." in name
-        ):  # BERT's own, which no embedding passes: drawn anew at each loading where it is not stored
+        # BERT's own pooler, which no embedding passes, is drawn anew at each loading where it is not stored.
+        if ".pooler." in name:
             continue
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // _SAMPLED)
@@ -117,6 +117,8 @@ def _fingerprint(model: SentenceTransformer, modules: Sequence[Mapping[str, Any]
 
 def check_alike(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str], same: bool) -> list[str]:
     """Refuse two results of which one was measured in another way, and say what differs otherwise."""
+    # Each of two models may have a length, similarity and prompt of its own. A setting that somebody changed on one
+    # side, or that differs between two measurements of one model, would be taken for a difference of the models.
     notes = []
     for setting in a:
         one, two = a[setting], b.get(setting, {"used": None, "own": None})

@@ -54,18 +54,22 @@ def pair_similarities(
     """Return the similarity of each pair of rows, in float64, without copying the whole matrix."""
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
+    # Rounding is not ranked. Rows that are equal bit by bit are one row: their cosine is 1 and their distance 0.
     used, places = np.unique(np.concatenate([first, second]), return_inverse=True)
     a, b = used[equal_rows(embeddings[used])[places]].reshape(2, -1)
+    # The dot product of vectors of length 1 is their cosine, and gets its rounding.
     if similarity == "dot" and np.all(np.abs(np.einsum("nd,nd->n", *[embeddings[used]] * 2) - 1) < _UNIT):
         similarity = "cosine"
     # One value for each pair of distinct rows: a sum's rounding depends on where the row lies in memory.
     codes, back = np.unique(np.minimum(a, b) * len(embeddings) + np.maximum(a, b), return_inverse=True)
     one, other = np.divmod(codes, len(embeddings))
     result = np.empty(len(codes))
+    # In blocks: the matrix may be large, and its float64 copy twice as large.
     for start in range(0, len(codes), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
         x = embeddings[one[rows]].astype(np.float64)
         y = embeddings[other[rows]].astype(np.float64)
+        # Distances are negated, so that larger always means more similar.
         if similarity == "euclidean":
             result[rows] = -np.linalg.norm(x - y, axis=1)
         elif similarity == "manhattan":
@@ -73,9 +77,12 @@ def pair_similarities(
         else:
             dot = np.einsum("nd,nd->n", x, y)
             if similarity == "cosine":
+                # The cosine of a zero vector with anything is 0, as in the host.
                 norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
                 dot = np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0)
                 dot[(one[rows] == other[rows]) & (norms > 0)] = 1.0
+                # float32 vectors that differ by rounding only have a cosine within 1e-13 of 1; between others
+                # rounding is a million times larger.
                 dot = np.round(dot, _COSINE_DECIMALS).clip(-1.0, 1.0)
             result[rows] = dot
     return result[back] + 0.0  # + 0.0: a distance of 0, not -0
@@ -99,7 +106,8 @@ def system_similarities(
     result = np.empty((len(systems), len(found[0][0])))
     for index, (vectors, rows) in enumerate(zip(systems, found, strict=False)):
         first, second, _ = rows
-        if target_whitening is not None and index != 1:
+        if target_whitening is not None and index != 1:  # 1 is the raw floor
+            # Fitted on both sides with their duplicates and the further texts, as published; 0 keeps all dimensions.
             dimension = (target_whitening or None) if index == 0 else None
             fitted = Whitening(vectors.shape[1], dimension).fit(vectors[np.concatenate(rows)])
             texts, back = np.unique(equal_rows(vectors)[np.concatenate([first, second])], return_inverse=True)
@@ -113,12 +121,13 @@ def system_similarities(
 class TaskScores:
     """Scores of S systems on one task: the values, and their distribution over the resamples."""
 
+    # By convention: values (S,), and below them samples (S, B).
     spearman: dict[str, Array]
     pearson: dict[str, Array]
     spearman_samples: dict[str, Array]
     pearson_samples: dict[str, Array]
-    subsets: dict[str, dict[str, float]]
-    counts: NDArray[np.uint8]
+    subsets: dict[str, dict[str, float]]  # of the first system
+    counts: NDArray[np.uint8]  # the resamples, (B, N)
 
 
 def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: int) -> TaskScores:
@@ -130,6 +139,8 @@ def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: in
     rho, r = bootstrap(gold, systems, counts)
     samples_rho, samples_r = {"all": rho}, {"all": r}
 
+    # "all" is what SBERT, SimCSE and ConSERT publish, "mean" and "wmean" (by size: BERT-flow, BERT-whitening) are over
+    # the sub-datasets.
     names = list(dict.fromkeys(pairs.subsets))
     subsets: dict[str, dict[str, float]] = {}
     if len(names) == 1:
@@ -162,7 +173,7 @@ def _subset(pairs: int, rho: Array, r: Array) -> dict[str, float]:
 
 
 def task_result(
-    pairs: Pairs, scores: TaskScores, similarities: Array, *, confidence: float, keep_similarities: bool
+    pairs: Pairs, scores: TaskScores, similarities: Array, confidence: float, keep_similarities: bool
 ) -> TaskResult:
     """Put the first system's scores of one task into its result, with warnings for what is undefined."""
     warnings = list(pairs.warnings)
@@ -212,6 +223,7 @@ def average(scores: Sequence[TaskScores], confidence: float) -> dict[str, Score]
     result = {}
     for kind in CONVENTIONS:
         for metric in ("spearman", "pearson"):
+            # Row b of all tasks makes one resample of the average: each task has a stream of its own.
             values = np.array([getattr(score, metric)[kind][0] for score in scores])
             samples = np.stack([getattr(score, f"{metric}_samples")[kind][0] for score in scores])
             result[f"{metric}_{kind}"] = interval(float(values.mean()), samples.mean(axis=0), confidence)
@@ -220,6 +232,8 @@ def average(scores: Sequence[TaskScores], confidence: float) -> dict[str, Score]
 
 def highest_spearman(gold: Array) -> float:
     """Return the highest Spearman that similarities without ties can reach on these gold scores."""
+    # Tied gold scores share a rank that no ranking without ties can give them: with half of the pairs 1 and half 0, a
+    # perfect ranking scores 0.866.
     return correlation(rankdata(gold), rankdata(gold, method="ordinal"))
 
 

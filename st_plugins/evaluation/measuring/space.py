@@ -35,6 +35,7 @@ def space_of_pairs(
     sides: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
     for pairs, found in zip(tasks, rows, strict=True):
         low, high = pairs.scores.min(), pairs.scores.max()
+        # The scales of the tasks differ; where all gold scores are equal nothing says which pairs mean the same.
         positive = pairs.scores >= low + 0.8 * (high - low)
         for side, row in zip(sides, found, strict=False):
             side.append(row[positive] if high > low else row[:0])
@@ -45,6 +46,7 @@ def space_of_pairs(
 
 def fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:
     """Return distances between the Gaussian a whitening was fitted on and that of the evaluated texts."""
+    # Fewer than two texts have no covariance.
     if whitening.count < 2 or seen.count < 2:
         return {}
     fit, here = (

@@ -26,8 +26,9 @@ _MODALITIES = ("text", "image", "audio", "video", "message")
 class Way:
     """How one side of the pairs is encoded."""
 
-    route: str | None
+    route: str | None  # the host's ``task``; None for none, or where the model does not take one
     prompt: str | None
+    # A model without routes takes at most a prompt from what was asked for: two ways that differ in this only are one.
     asked: str | None = field(default=None, compare=False)
 
     @property
@@ -40,7 +41,7 @@ class Way:
 def parse_routes(routes: str | Sequence[str] | None) -> Routes | None:
     """Return the routes of the first and the second texts."""
     if routes is None:
-        return None
+        return None  # the names of the columns decide
     names = [name.strip() for name in (routes.split(",") if isinstance(routes, str) else routes)]
     if not 1 <= len(names) <= 2 or not all(names):
         raise ValueError(f"routes={routes!r}: give one for each side, such as 'query,document', or 'default'")
@@ -62,6 +63,7 @@ def ways_of(
         raise ValueError(f"prompt_name={prompt_name!r}: the model has {_listed(model.prompts) or 'no prompts'}")
     if prompt is None and prompt_name is not None:
         prompt = model.prompts[prompt_name]
+    # The columns decide where nobody did: `encode_query` and `encode_document` for "question" and "answer".
     names = _routes(model)
     chosen = _by_columns(columns, names) if routes is None else routes
     for route in chosen:
@@ -70,6 +72,7 @@ def ways_of(
                 f"{title}: the model has no default route, and {_told_by(columns)} which of its routes "
                 f"{_listed(names)} a text takes; give {argument} (--{argument})"
             )
+        # A model without routers takes a route as the name of a prompt.
         known = list(dict.fromkeys([*names, *model.prompts, *([] if names else _PROMPT_NAMES)]))
         if route is not None and route not in known:
             raise ValueError(f"{argument}={route!r}: the model does not have it, it has {_listed(known)}")
@@ -101,6 +104,7 @@ def way_of_texts(
         raise ValueError(f"route={route!r}: give one route of the model, or 'default'")
     routes = parse_routes(route)
     names = _routes(model)
+    # One column has no partner that tells it apart, so its own name must be enough.
     side = column if column in names else _side(column)
     if routes is None and side is not None and (not names or side in names):
         routes = side, side
@@ -122,6 +126,7 @@ def _way(model: SentenceTransformer, route: str | None, prompt: str | None, name
 def own_ways(model: SentenceTransformer, columns: tuple[str, str], ways: tuple[Way, Way]) -> tuple[Way, Way]:
     """Return what the model does by itself where it was used in these ways: its prompts there, and its routes."""
     names = _routes(model)
+    # A model that cannot do without being told a route has none of its own: what it was told counts as such.
     told = bool(names) and not _has_default(model)
     first, second = (
         Way(None, _way(model, way.asked, None, names).prompt, way.asked if told and route is None else route)
@@ -141,6 +146,7 @@ def _routes(model: SentenceTransformer) -> list[str]:
 
 
 def _has_default(model: SentenceTransformer) -> bool:
+    # As the host chooses a route: the default one, or what its mappings or its name say of plain text.
     routers = [module for module in model.modules() if isinstance(module, Router)]
     return all(
         module.default_route is not None

@@ -43,9 +43,9 @@ _RC: Any = {
 class Picture:
     """One figure."""
 
-    group: str
+    group: str  # "overview" or "scatter"
     caption: str
-    alt: str
+    alt: str  # what it shows, for readers who do not see it
     uri: str
 
 
@@ -68,6 +68,7 @@ def _draw(width: float, height: float, paint: Callable[[Any], None]) -> str:
     """Let ``paint`` draw on empty axes and return the figure as a data URI."""
     from matplotlib.figure import Figure
 
+    # Not pyplot, which would choose a backend and keep the figure. Transparent, for the page may be dark.
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     axes = figure.add_subplot()
@@ -129,6 +130,7 @@ def _histogram(result: SuiteResult) -> Picture | None:
             low.append(similarities[~above])
     if not high:
         return None
+    # Split at each task's own mean, for their scales differ; shared edges let the two be compared.
     upper, lower = np.concatenate(high), np.concatenate(low)
     edges = np.histogram_bin_edges(np.concatenate([upper, lower]), bins=50)
 
@@ -178,6 +180,7 @@ def _scatter(task: TaskResult) -> Picture | None:
     gold, similarities = _points(task)
     if not len(gold):
         return None
+    # A sample that is the same in every run; more points would hide one another.
     rows = np.arange(len(gold))
     if len(rows) > MAX_POINTS:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), MAX_POINTS, replace=False))
