@@ -20,6 +20,7 @@ from typing_extensions import Self
 from st_plugins.core.files import write_record, write_tensors
 from st_plugins.core.loading.files import Shapes, read_object, read_tensors, regular, shapes
 from st_plugins.core.loading.sizes import check_sizes
+from st_plugins.core.precision import precise
 from st_plugins.core.rows import as_floating_point, refuse_whole_numbers
 
 __all__ = ["RECORD", "TENSORS", "FittedModule", "StoredModule"]
@@ -193,7 +194,7 @@ class FittedModule(StoredModule):
                 f"{self.embedding_dimension}"
             )
         refuse_whole_numbers(rows.dtype, type(self).__name__)
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return precise(rows)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the module's files into an existing folder, and beside them what it was fitted to."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from st_plugins.core.host import default_prompt
+from st_plugins.core.host import default_prompt, evaluating
 from st_plugins.geometry.embeddings import describe
 
 __all__ = ["NUMBERS", "Probe"]
@@ -83,7 +82,7 @@ class Probe:
         Raises:
             FloatingPointError: A text gets an embedding with NaN or infinity.
         """
-        with _modes_restored(model):
+        with evaluating(model):
             embeddings = self._encode(model, self.texts)
             if self.pairs is not None:
                 first, second = (self._encode(model, list(side)) for side in zip(*self.pairs, strict=True))
@@ -125,14 +124,3 @@ def _finite(tensor: Tensor, texts: list[str]) -> NDArray[np.float64]:
             "rate or in float32"
         )
     return embeddings
-
-
-@contextlib.contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
-    """Restore training or evaluation mode of every module by itself; a frozen part may have its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

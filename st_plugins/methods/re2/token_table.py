@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from st_plugins import __version__
+from st_plugins.core.files import write_tensors
 from st_plugins.core.loading.files import read_object, read_tensors, regular
+from st_plugins.core.precision import precise
 from st_plugins.core.texts import check_texts
 
 __all__ = ["RECORD", "TokenTable", "read_record", "write_record"]
@@ -49,7 +50,7 @@ class TokenTable(nn.Module):
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.trainable, self.padding_id, self.coverage = trainable, padding_id, coverage
-        table = weights.detach().clone().to(torch.promote_types(weights.dtype, torch.float32))
+        table = precise(weights.detach().clone())
         self.embedding: nn.Embedding = nn.Embedding.from_pretrained(
             table, freeze=not trainable, padding_idx=padding_id
         )
@@ -83,7 +84,7 @@ class TokenTable(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, ``model.safetensors`` and ``source.json``."""
         self.tokenizer.save(str(folder / _TOKENIZER))
-        save_file({"weights": self.embedding.weight.detach().cpu().contiguous()}, folder / _TENSORS)
+        write_tensors(folder / _TENSORS, {"weights": self.embedding.weight})
         write_record(
             folder,
             self,

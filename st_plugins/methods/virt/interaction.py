@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from st_plugins.core.precision import precise
 from st_plugins.core.tokens import content_tokens
 
 __all__ = ["FUSIONS", "PairHead", "attended_means", "fuse", "pair_means"]
@@ -71,4 +72,4 @@ class PairHead(nn.Module):
         u, v = means.to(self.inner.weight.dtype).unbind(dim=1)
         hidden = nn.functional.gelu(self.inner(fuse(u, v, self.fusion)))
         logits: Tensor = self.outer(self.dropout(hidden))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return precise(logits)

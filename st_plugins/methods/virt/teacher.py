@@ -13,6 +13,7 @@ from torch import Tensor
 
 from st_plugins.core.attention import LayerAttention, capture_attention
 from st_plugins.core.loading.encoder import load_cross_encoder
+from st_plugins.core.precision import precise
 from st_plugins.methods.virt.inputs import PairInputs, TeacherInput, check_tokenizers, take
 from st_plugins.methods.virt.map_cache import MapCache, fingerprint, pair_key
 from st_plugins.methods.virt.maps import (
@@ -118,7 +119,7 @@ class TeacherMaps:
             self.model(dict(pair.features))
 
     def _target(self, layer: LayerAttention, pair: TeacherInput) -> AttentionTarget:
-        query, key = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in layer[:2])
+        query, key = map(precise, layer[:2])
         first, second = pair.teacher
         attention = PairAttention(
             take(query, first),
