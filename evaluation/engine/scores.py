@@ -11,18 +11,19 @@ from evaluation.engine.pairs import Array
 from st_plugins.core.pair_metrics import measure
 from st_plugins.evaluation.statistics import bootstrap, interval, resample_counts, spearman
 
-__all__ = ["CONFIDENCE", "counts_of", "ranking_score", "resampled", "score", "unpacked"]
+__all__ = ["CONFIDENCE", "auc", "ranking_score", "score", "score_auc", "unpacked"]
 
 _SAMPLES = 1000
+_SAMPLES_AT_A_TIME = 100
 CONFIDENCE = 0.95
 
 
-def counts_of(count: int, name: str) -> Any:
+def _counts(count: int, name: str) -> Any:
     """Return how often each pair counts in each resample: by the name of the set alone, so that rows are paired."""
     return resample_counts(count, _SAMPLES, name, seed=0)
 
 
-def resampled(value: float, resamples: Array, **more: Any) -> dict[str, Any]:
+def _resampled(value: float, resamples: Array, **more: Any) -> dict[str, Any]:
     """Return a score with its interval, and in ten thousandths its resamples.
 
     With them differences of two rows can be judged without the data.
@@ -52,12 +53,12 @@ def _f1(gold: Array, found: Array, positive: int, counts: Array) -> Array:
 def score(name: str, gold: Array, found: Array, positive: int | None = None, classes: bool = True) -> dict[str, Any]:
     """Score classes by accuracy, and F1 of a positive one, or scores by Spearman, all of shape (N,)."""
     gold, found = np.asarray(gold, dtype=np.float64), np.asarray(found, dtype=np.float64)
-    counts = counts_of(len(gold), name)
+    counts = _counts(len(gold), name)
     if not classes:
         resamples = bootstrap(gold, found[None], counts)[0][0]
-        return resampled(spearman(gold, found), resamples, metric="spearman", pairs=len(gold))
+        return _resampled(spearman(gold, found), resamples, metric="spearman", pairs=len(gold))
     hits = (gold == found).astype(np.float64)
-    result = resampled(float(hits.mean()), counts @ hits / len(gold), metric="accuracy", pairs=len(gold))
+    result = _resampled(float(hits.mean()), counts @ hits / len(gold), metric="accuracy", pairs=len(gold))
     if positive is not None:
         whole = float(_f1(gold, found, positive, np.ones((1, len(gold))))[0])
         result["f1"] = _triple(whole, _f1(gold, found, positive, counts.astype(np.float64)))
@@ -78,12 +79,12 @@ def ranking_score(name: str, queries: Sequence[str], gold: Array, found: Array) 
     if not kept:
         raise ValueError(f"{name}: no query has both right and wrong second texts")
     # Whole queries are drawn again, not pairs: pairs of one query are not independent.
-    counts = counts_of(len(kept), name)
+    counts = _counts(len(kept), name)
     mrr, average_precision = (
         np.array([measure(metric, found[row, None], gold[row], [""] * len(row)) for row in kept])
         for metric in ("mrr", "map")
     )
-    result = resampled(
+    result = _resampled(
         float(average_precision.mean()),
         counts @ average_precision / len(kept),
         metric="map",
@@ -91,3 +92,27 @@ def ranking_score(name: str, queries: Sequence[str], gold: Array, found: Array) 
         queries=len(kept),
     )
     return {**result, "mrr": _triple(float(mrr.mean()), counts @ mrr / len(kept))}
+
+
+def auc(gold: Array, found: Array, counts: Array) -> Array:
+    """Return the area of weighted pairs, ties counted half, for each row of counts (B, N); NaN for one class."""
+    order = np.argsort(found, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(found[order]) > 0]))
+    positive = (np.asarray(gold)[order] == 1).astype(np.float64)
+    values = np.full(len(counts), np.nan)
+    # A block at a time: all resamples of a large set at once would need gigabytes.
+    for begin in range(0, len(counts), _SAMPLES_AT_A_TIME):
+        rows = slice(begin, begin + _SAMPLES_AT_A_TIME)
+        block = counts[rows].take(order, axis=1).astype(np.float64)
+        matches = np.add.reduceat(block * positive, starts, axis=1)
+        others = np.add.reduceat(block * (1 - positive), starts, axis=1)
+        won = (matches * (others.cumsum(axis=1) - others / 2)).sum(axis=1)
+        compared = matches.sum(axis=1) * others.sum(axis=1)
+        values[rows] = np.divide(won, compared, out=np.full_like(won, np.nan), where=compared > 0)
+    return values
+
+
+def score_auc(name: str, gold: Array, found: Array) -> dict[str, Any]:
+    """Score a row by gold (1 for a match) and scores."""
+    value = float(auc(gold, found, np.ones((1, len(gold))))[0])
+    return _resampled(value, auc(gold, found, _counts(len(gold), name)), metric="auc", pairs=len(gold))

@@ -12,9 +12,8 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from evaluation.__main__ import run
-from evaluation.engine.scores import unpacked
+from evaluation.engine.scores import auc, score_auc, unpacked
 from evaluation.engine.study import STUDIES, read_study
-from evaluation.studies.label_token.auc import auc, score_auc
 from evaluation.studies.label_token.integers import as_integers, words_of
 from st_plugins.evaluation.statistics import resample_counts
 

@@ -23,7 +23,7 @@ from evaluation.engine.pairs import Examples, training_and_dev
 from evaluation.engine.scores import score, unpacked
 from evaluation.engine.study import STUDIES, Place, read_study
 from evaluation.studies.virt import setting as virt
-from evaluation.studies.virt.rows import soft_cross_entropy, student, trim, with_virt
+from evaluation.studies.virt.setting import soft_cross_entropy, student, trim, with_virt
 from evaluation.studies.virt.study import Row
 from st_plugins.evaluation.statistics import resample_counts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,29 +13,25 @@ from st_plugins import fit_flow, whiten
 
 __all__ = ["AFTER", "RANDOM"]
 
-Fit = Callable[[SentenceTransformer, list[str], int], SentenceTransformer]
 _QUIET: dict[str, Any] = {"batch_size": 128, "show_progress_bar": False}
 
 
-def _whitened(dimension: int | None) -> Fit:
-    return lambda model, corpus, seed: whiten(model, corpus, dimension, **_QUIET)
+def _whitened(model: SentenceTransformer, corpus: list[str], seed: int, dimension: int | None) -> SentenceTransformer:
+    return whiten(model, corpus, dimension, **_QUIET)
 
 
-def _flow(**options: Any) -> Fit:
-    def fitted(model: SentenceTransformer, corpus: list[str], seed: int) -> SentenceTransformer:
-        return fit_flow(model, corpus, generator=torch.Generator().manual_seed(seed), **_QUIET, **options)
-
-    return fitted
+def _flow(model: SentenceTransformer, corpus: list[str], seed: int, **options: Any) -> SentenceTransformer:
+    return fit_flow(model, corpus, generator=torch.Generator().manual_seed(seed), **_QUIET, **options)
 
 
-AFTER: dict[str, Fit] = {
-    "whitened": _whitened(None),
-    "whitened to 128": _whitened(128),
-    "flow": _flow(),
-    "flow, code": _flow(preset="code"),
-    "flow, published": _flow(preset="published"),
-    "flow, affine": _flow(coupling="affine"),
-    "flow, learned permutation": _flow(permutation="learned-lu"),
+AFTER: dict[str, Callable[[SentenceTransformer, list[str], int], SentenceTransformer]] = {
+    "whitened": partial(_whitened, dimension=None),
+    "whitened to 128": partial(_whitened, dimension=128),
+    "flow": _flow,
+    "flow, code": partial(_flow, preset="code"),
+    "flow, published": partial(_flow, preset="published"),
+    "flow, affine": partial(_flow, coupling="affine"),
+    "flow, learned permutation": partial(_flow, permutation="learned-lu"),
 }
 """New model from model, corpus and seed, by the name that a recipe's ``after`` gives it."""
 

@@ -25,10 +25,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 from evaluation.engine import study
 from evaluation.engine.pair_tables import cell, verdicts
 from evaluation.engine.pairs import Array, Examples
+from evaluation.engine.scores import score_auc
 from evaluation.engine.study import Page, Record, Results, check_choice, stamp
 from evaluation.engine.tables import head, line
 from evaluation.engine.training import compare, train
-from evaluation.studies.label_token.auc import score_auc
 from evaluation.studies.label_token.integers import Source, as_integers, words_of
 from st_plugins.core.reading.tables import read_table
 from st_plugins.data import read_texts
