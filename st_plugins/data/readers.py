@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from st_plugins.core.reading.tables import read_table
-from st_plugins.data.hub import read_hub
-from st_plugins.data.own import read_pairs, read_texts
+from st_plugins.core.reading.tables import read_table, to_score
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.tasks import Split, Task, resolve_tasks
 
-__all__ = ["DATA_VARIABLE", "load_task", "load_tasks", "pairs_of", "read_pairs", "read_texts"]
+__all__ = ["DATA_VARIABLE", "load_task", "load_tasks", "pairs_of"]
 
 DATA_VARIABLE = "ST_PLUGINS_DATA"
 """Environment variable that names the data folder."""
@@ -135,7 +133,7 @@ def _existing(task: Task, path: Path) -> Path:
 
 def _read_from_hub(task: Task, split_name: str) -> Pairs:
     try:
-        first, second, scores = read_hub(task, split_name)
+        first, second, scores = _download(task, split_name)
     except (ConnectionError, ImportError) as error:
         raise FileNotFoundError(
             f"no data for {task.title}: {error}; name a local folder with --data (data=) or the variable "
@@ -149,6 +147,34 @@ def _read_from_hub(task: Task, split_name: str) -> Pairs:
         warnings = (*warnings, f"{task.title}: {what}")
     source = f"{task.hub.dataset}@{task.hub.revision or 'main'}"
     return Pairs(task.name, first, second, np.asarray(scores), [], task.title, source, warnings)
+
+
+def _download(task: Task, split: str) -> tuple[list[str], list[str], list[float]]:
+    """Download (or take from the cache) one split of a task: first texts, second texts and scores."""
+    hub = task.hub
+    if split not in hub.splits:
+        raise ValueError(f"split={split!r}: hub dataset {hub.dataset!r} has the splits {', '.join(hub.splits)}")
+    try:
+        # It is optional, and slow to import: only here, and only when needed.
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(f"the package 'datasets' cannot be imported ({error})") from error
+    try:
+        rows = load_dataset(hub.dataset, hub.config, split=hub.splits[split], revision=hub.revision)
+    except Exception as error:  # what the client raises when offline depends on its release
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConnectionError(f"the hub did not give {hub.dataset!r} ({reason})") from error
+    columns = hub.columns
+    for name in (columns.first, columns.second, columns.score):
+        if name not in rows.column_names:
+            raise ValueError(f"hub dataset {hub.dataset!r}: no column {name!r}; there are {list(rows.column_names)}")
+    scores = []
+    for number, value in enumerate(rows[columns.score]):
+        try:
+            scores.append(to_score(value))
+        except ValueError as error:
+            raise ValueError(f"hub dataset {hub.dataset!r}, row {number}: {error}") from None
+    return list(rows[columns.first]), list(rows[columns.second]), scores
 
 
 def _check(task: Task, split: Split, scores: list[float], subsets: Counter[str]) -> tuple[str, ...]:

@@ -23,13 +23,24 @@ class Columns:
 
     first: str
     second: str
-    score: str
-    subset: str | None = None
+    score: str  # gold score or 0/1 label
+    subset: str | None = None  # None where the task is scored whole
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a task."""
+    """One part of a task.
+
+    Args:
+        file: Path inside the data folder; the same name without ``.gz`` is accepted too.
+        rows: Published number of pairs.
+        subsets: Published number of pairs of each sub-dataset; empty when the task is scored whole.
+        more: Further files of the same columns, read after the first.
+
+    Example:
+        >>> TASKS["stsb"].split("dev").rows
+        1500
+    """
 
     file: str
     rows: int
@@ -42,11 +53,11 @@ class Hub:
     """Where the task lies on the Hugging Face hub. No copy there names the sub-dataset of a pair."""
 
     dataset: str
-    splits: dict[str, str]
+    splits: dict[str, str]  # its name of each of our splits
     columns: Columns
-    revision: str | None = None
+    revision: str | None = None  # a commit; None is the main branch
     config: str | None = None
-    note: str = ""
+    note: str = ""  # what differs from the published data, for the report
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,10 +102,12 @@ def test_unknown_split_lists_the_splits() -> None:
         TASKS["sts12"].split("dev")
 
 
-def test_package_is_light_to_import_and_complete() -> None:
+def test_package_is_light_to_import_and_complete_and_the_command_line_starts_without_it() -> None:
     code = (
-        "import sys, st_plugins.data as data\n"
-        "heavy = {'torch', 'datasets', 'numpy', 'st_plugins.miniature'} & set(sys.modules)\n"
+        "import sys, st_plugins.cli.main\n"
+        "heavy = {'torch', 'datasets', 'numpy', 'st_plugins.miniature', 'st_plugins.data'} & set(sys.modules)\n"
+        "import st_plugins.data as data\n"
+        "heavy |= {'torch', 'datasets', 'st_plugins.miniature'} & set(sys.modules)\n"
         "missing = [name for name in data.__all__ if getattr(data, name, None) is None]\n"
         "sys.exit(f'{heavy} {missing}' if heavy or missing else 0)\n"
     )

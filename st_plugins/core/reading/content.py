@@ -49,6 +49,7 @@ def kind_of(path: Path) -> str:
 
 def regular(path: Path) -> Path:
     """Return the path of a file that can be read whole, and again."""
+    # A pipe or a device might be waited for without end.
     if path.is_file():
         return path
     if path.is_dir():
@@ -99,4 +100,5 @@ def unified(text: str) -> str:
 
 def read_lines(path: Path) -> list[str]:
     r"""Return the lines of a file, split on ``\n`` only; a ``\r`` before it and empty lines at the end are dropped."""
+    # `str.splitlines` would also split on characters that occur inside texts.
     return unified(read_content(path)).split("\n")

@@ -43,6 +43,8 @@ def check_labels(
     quiet: bool = False,
 ) -> list[str]:
     """Return labels as names of classes, and log the classes with their counts."""
+    # `error` and `place` turn the index of a row into an exception and into words that say where it is; `quiet` logs
+    # nothing, as for labels that are the names of the classes themselves.
     names: list[str] = []
     first: dict[str, int] = {}
     for row, value in enumerate(values):

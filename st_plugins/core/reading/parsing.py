@@ -22,7 +22,7 @@ class Rows(NamedTuple):
 
     columns: list[str]
     rows: list[list[Any]]
-    lines: list[int]
+    lines: list[int]  # on which each row begins, from 1
 
 
 def separator_of(lines: list[str], usual: str) -> str:
@@ -36,6 +36,7 @@ def separator_of(lines: list[str], usual: str) -> str:
 
 def parse_delimited(text: str, separator: str, path: Path, quoting: bool) -> Rows:
     """Split a table with a header into fields."""
+    # Without quoting a quotation mark is an ordinary character, unless the file shows that a program put it there.
     found = None
     if '"' in text:
         found = _quoted(text, separator, path) if quoting else _as_quoted_by_a_program(text, separator)
@@ -50,46 +51,39 @@ def parse_delimited(text: str, separator: str, path: Path, quoting: bool) -> Row
 
 
 def _quoted(text: str, separator: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    """Split as spreadsheets do. Not by `csv`, whose limit on the length of a field holds for the whole process."""
+    """Split as spreadsheets do, with double quotes around fields that hold separators, line breaks or quotes."""
     mark = re.escape(separator)
     # Some write a space after the separator, before the quotation mark.
     field = re.compile(rf' *"([^"]*(?:""[^"]*)*)"(?={mark}|\n|\Z)|([^"\n{mark}][^\n{mark}]*)?(?={mark}|\n|\Z)')
-    rows: list[list[str]] = [[]]
-    numbers, number, at = [1], 1, 0
-    while True:
-        match = field.match(text, at)
-        if match is None:
-            ended = re.compile('"[^"]*(?:""[^"]*)*"').match(text, at)
-            what = "text after the closing quotation mark" if ended else "unexpected end of data inside quotes"
-            raise ValueError(f"{path}:{numbers[-1]}: {what}; double the quotation marks inside quoted fields")
-        quoted, plain = match.groups()
-        rows[-1].append(plain or "" if quoted is None else quoted.replace('""', '"'))
-        number += 0 if quoted is None else quoted.count("\n")
-        at = match.end()
-        if at == len(text):
-            return [[] if row == [""] else row for row in rows], numbers
-        if text[at] == "\n":
-            number += 1
-            rows.append([])
-            numbers.append(number)
-        at += 1
+    rows, numbers, end = _fields(text, field)
+    if end < len(text):
+        ended = re.compile('"[^"]*(?:""[^"]*)*"').match(text, end)
+        what = "text after the closing quotation mark" if ended else "unexpected end of data inside quotes"
+        raise ValueError(f"{path}:{numbers[-1]}: {what}; double the quotation marks inside quoted fields")
+    return [[] if row == [""] else row for row in rows], numbers
 
 
 def _as_quoted_by_a_program(text: str, separator: str) -> tuple[list[list[str]], list[int]] | None:
     """Split a table whose quotation marks can only come from a program that quotes, such as pandas; otherwise None."""
+    # Every field with a quotation mark is wholly in quotes, those inside are doubled, and some field needed it: it
+    # stands in the header, whose quotes mean that all fields have them, or holds what would end a field without.
     mark = re.escape(separator)
     field = re.compile(rf'"([^"]*(?:""[^"]*)*)"(?={mark}|\n|\Z)|([^"\n{mark}]*)(?={mark}|\n|\Z)')
+    rows, numbers, end = _fields(text, field)
+    if end < len(text) or any(len(row) != len(rows[0]) for row in rows):
+        return None
+    needed = any(character in cell for row in rows for cell in row for character in ('"', separator, "\n"))
+    return (rows, numbers) if needed or text.startswith('"') else None
+
+
+def _fields(text: str, field: re.Pattern[str]) -> tuple[list[list[str]], list[int], int]:
+    """Return rows, the line on which each begins, and where a field was not as its pattern has it; the end if none."""
+    # Not by `csv`, whose limit on the length of a field holds for the whole process.
     rows: list[list[str]] = [[]]
     numbers, number, at = [1], 1, 0
-    needed = text.startswith('"')  # the header is quoted: all fields are
-    while True:
-        match = field.match(text, at)
-        if match is None:
-            return None
+    while match := field.match(text, at):
         quoted, plain = match.groups()
-        if quoted is not None:
-            needed = needed or any(character in quoted for character in ('""', separator, "\n"))
-        rows[-1].append(plain if quoted is None else quoted.replace('""', '"'))
+        rows[-1].append(plain or "" if quoted is None else quoted.replace('""', '"'))
         number += 0 if quoted is None else quoted.count("\n")
         at = match.end()
         if at == len(text):
@@ -99,13 +93,13 @@ def _as_quoted_by_a_program(text: str, separator: str) -> tuple[list[list[str]],
             rows.append([])
             numbers.append(number)
         at += 1
-    even = all(len(row) == len(rows[0]) for row in rows)
-    return (rows, numbers) if needed and even else None
+    return rows, numbers, at
 
 
 def parse_json(text: str, path: Path, certain: bool) -> Rows | None:
     """Read JSON: an array, an object with one array in it, or values one after another; of objects, or of texts."""
     start = _end(_SPACE, text, 0)
+    # Where it is not certain to be JSON, what is none is left alone, unless it begins as only JSON does.
     if not certain and text[start : start + 1] not in ("[", "{"):
         return None
     is_array = text[start : start + 1] == "["

@@ -44,7 +44,7 @@ class Table:
 
     path: Path
     columns: list[str]
-    rows: list[list[Any]]
+    rows: list[list[Any]]  # each as long as the columns; text, except in JSON
     lines: list[int]
 
     @property
@@ -95,6 +95,7 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Read a table with named columns, whatever its name says."""
+    # In a TSV file a quotation mark is an ordinary character, unless all of them show that a program put them there.
     table = try_table(path, read_content(path))
     if table is None:
         if not path.stat().st_size:
@@ -107,7 +108,8 @@ def read_table(path: Path) -> Table:
 
 
 def try_table(path: Path, content: str, texts: bool = False) -> Table | None:
-    """Make a table of the content of a file."""
+    """Make a table of the content of a file; None for what is none."""
+    # With `texts` one text a line is wanted as well as a table: then what does not look like a table is none.
     kind, text = kind_of(path), unified(content)
     found = parse_json(text, path, certain=kind == "json")
     if found is None:
