@@ -134,42 +134,32 @@ def score_task(pairs: Pairs, systems: Array, *, bootstrap_samples: int, seed: in
     """Score the similarities of several systems on one task, all on the same resamples."""
     gold = pairs.scores
     counts = resample_counts(len(gold), bootstrap_samples, pairs.name, seed)
-    values_rho = {"all": np.array([spearman(gold, system) for system in systems])}
-    values_r = {"all": np.array([correlation(gold, system) for system in systems])}
-    rho, r = bootstrap(gold, systems, counts)
-    samples_rho, samples_r = {"all": rho}, {"all": r}
-
+    whole = _scores(gold, systems, counts)
+    labels = np.array(pairs.subsets)
+    sizes = {name: int(np.sum(labels == name)) for name in dict.fromkeys(pairs.subsets)}
+    parts = [whole]  # a single sub-dataset is the whole
+    if len(sizes) > 1:
+        rows = [np.flatnonzero(labels == name) for name in sizes]
+        parts = [_scores(gold[row], systems[:, row], np.ascontiguousarray(counts[:, row])) for row in rows]
     # "all" is what SBERT, SimCSE and ConSERT publish, "mean" and "wmean" (by size: BERT-flow, BERT-whitening) are over
     # the sub-datasets.
-    names = list(dict.fromkeys(pairs.subsets))
-    subsets: dict[str, dict[str, float]] = {}
-    if len(names) == 1:
-        subsets[names[0]] = _subset(len(gold), values_rho["all"], values_r["all"])
-        for kind in ("mean", "wmean"):
-            values_rho[kind], values_r[kind] = values_rho["all"], values_r["all"]
-            samples_rho[kind], samples_r[kind] = rho, r
-        return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets, counts)
-
-    labels = np.array(pairs.subsets)
-    sizes, parts = [], []
-    for name in names:
-        rows = np.flatnonzero(labels == name)
-        part_gold, part = gold[rows], systems[:, rows]
-        value_rho = np.array([spearman(part_gold, system) for system in part])
-        value_r = np.array([correlation(part_gold, system) for system in part])
-        part_rho, part_r = bootstrap(part_gold, part, np.ascontiguousarray(counts[:, rows]))
-        subsets[name] = _subset(len(rows), value_rho, value_r)
-        sizes.append(len(rows))
-        parts.append((value_rho, value_r, part_rho, part_r))
-    weights = {"mean": np.full(len(sizes), 1 / len(sizes)), "wmean": np.array(sizes) / len(gold)}
+    found = {"all": whole}
+    weights = {"mean": np.full(len(sizes), 1 / len(sizes)), "wmean": np.array([*sizes.values()]) / len(gold)}
     for kind, weight in weights.items():
-        columns = [np.tensordot(weight, np.stack(column), axes=1) for column in zip(*parts, strict=True)]
-        values_rho[kind], values_r[kind], samples_rho[kind], samples_r[kind] = columns
-    return TaskScores(values_rho, values_r, samples_rho, samples_r, subsets, counts)
+        found[kind] = tuple(np.tensordot(weight, np.stack(column), axes=1) for column in zip(*parts, strict=True))
+    subsets = {
+        name: {"pairs": size, "spearman": float(rhos[0]), "pearson": float(rs[0])}
+        for (name, size), (rhos, rs, *_) in zip(sizes.items(), parts, strict=True)
+    }
+    rho, r, rho_samples, r_samples = ({kind: scores[k] for kind, scores in found.items()} for k in range(4))
+    return TaskScores(rho, r, rho_samples, r_samples, subsets, counts)
 
 
-def _subset(pairs: int, rho: Array, r: Array) -> dict[str, float]:
-    return {"pairs": pairs, "spearman": float(rho[0]), "pearson": float(r[0])}
+def _scores(gold: Array, systems: Array, counts: NDArray[np.uint8]) -> tuple[Array, ...]:
+    """Return Spearman and Pearson of each system, ``(S,)``, and of each on every resample, ``(S, B)``."""
+    rho = np.array([spearman(gold, system) for system in systems])
+    r = np.array([correlation(gold, system) for system in systems])
+    return rho, r, *bootstrap(gold, systems, counts)
 
 
 def task_result(

@@ -140,7 +140,7 @@ def _histogram(result: SuiteResult) -> Picture | None:
             (upper, _BLUE, "gold > task's mean"),
         ):
             axes.hist(values, edges, color=color, alpha=0.55, label=label)
-        axes.set_xlabel(_similarity(result))
+        axes.set_xlabel(f"{result.settings.get('similarity', 'cosine')} similarity")
         axes.set_ylabel("pairs")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
 
@@ -208,10 +208,6 @@ def _points(task: TaskResult) -> tuple[np.ndarray, np.ndarray]:
         return gold[:0], gold[:0]
     known = np.isfinite(gold) & np.isfinite(similarities)
     return gold[known], similarities[known]
-
-
-def _similarity(result: SuiteResult) -> str:
-    return f"{result.settings.get('similarity', 'cosine')} similarity"
 
 
 def _literal(text: str) -> str:
