@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from st_plugins.core.attention import LayerAttention, capture_attention, supported_models
 from st_plugins.core.headed_loss import HeadedLoss
+from st_plugins.core.loss import Terms
 from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.methods.contrastive.consert import ConSERTLoss, nt_xent
 from st_plugins.methods.contrastive.consert_joint import ConSERTJointLoss
@@ -27,6 +28,7 @@ __all__ = [
     "SelfExplainingLoss",
     "SimCSELoss",
     "SpanSharpnessRegularizer",
+    "Terms",
     "VIRTLoss",
     "capture_attention",
     "map_agreement",

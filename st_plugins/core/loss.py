@@ -165,9 +165,19 @@ def damaged_rows(embeddings: Sequence[Tensor]) -> list[int]:
 
 
 class Terms(dict[str, Tensor]):
-    """The named terms of a loss, which can be weighted and added as if they were their sum."""
+    """The named terms of a loss, which can be weighted and added as if they were their sum.
 
-    # MatryoshkaLoss and AdaptiveLayerLoss compute with what they take for numbers; so the names stay.
+    A trainer logs each term and trains on their sum. Losses that wrap others (``MatryoshkaLoss``,
+    ``AdaptiveLayerLoss``) compute with numbers; with this they weigh and add the terms one by one, and the names stay.
+    A plain number that is added becomes a term of its own, ``added``.
+
+    Example:
+        >>> terms = Terms(task=torch.tensor(1.0), penalty=torch.tensor(2.0))
+        >>> 0.0 + 0.5 * terms + terms / 2
+        {'task': tensor(1.), 'penalty': tensor(2.)}
+        >>> terms + torch.tensor(3.0)
+        {'task': tensor(1.), 'penalty': tensor(2.), 'added': tensor(3.)}
+    """
 
     def __mul__(self, factor: Any) -> Self:
         return type(self)({name: value * factor for name, value in self.items()})

@@ -32,7 +32,7 @@ def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Itera
         same: list[int] = []
         latest: Any = None
 
-        def recognise(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        def recognize(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             features = arguments[0] if arguments else next(iter(keywords.values()), {})
             # Wrappers copy dictionaries, but not the tensors in them.
             same[:] = [
@@ -54,7 +54,7 @@ def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Itera
             captured[index].update({layer: running[layer] for layer in wanted if layer < len(running)})
 
         handles = [
-            inner.register_forward_pre_hook(recognise, with_kwargs=True),
+            inner.register_forward_pre_hook(recognize, with_kwargs=True),
             inner.register_forward_hook(keep),
         ]
         try:
