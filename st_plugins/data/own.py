@@ -114,6 +114,7 @@ def _texts_of(path: Path, column: str | None) -> list[str]:
         if column is not None:
             raise ValueError(f"column={column!r}: {path} is read as one text a line and has no columns")
         lines = unified(content).split("\n")
+        # A text file has no header; but many a table of one column is named .txt.
         if lines[0].strip().casefold() in _TEXT_NAMES and len(lines) > 1:
             logger.warning("%s:1: %r is taken for a text; if it is a header, name the file .csv", path, lines[0])
         if returns := sum("\r" in line for line in lines):
@@ -126,6 +127,7 @@ def _text_column(table: Table) -> str:
     """Return the only column that can hold the texts."""
     if table.columns == ["text"] or (len(table.columns) == 1 and table.columns[0].strip().casefold() in _TEXT_NAMES):
         return table.columns[0]
+    # In a delimited file every field is text, scores too: only JSON says which columns hold texts.
     words = [
         name
         for at, name in enumerate(table.columns)

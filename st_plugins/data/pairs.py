@@ -51,6 +51,7 @@ class Pairs:
     columns: tuple[str, str] = ("sentence1", "sentence2")
 
     def __post_init__(self) -> None:
+        # A string is a sequence of texts, too: of its letters.
         for column in ("first", "second", "scores"):
             if isinstance(getattr(self, column), str | bytes | dict):
                 raise TypeError(f"pairs {self.name!r}: {column} must be a list, got {getattr(self, column)!r:.60}")
@@ -85,6 +86,7 @@ class Pairs:
     @property
     def checksum(self) -> str:
         """SHA-256 over texts, scores and subsets, so that two results can prove they saw the same pairs."""
+        # Not over names or places: a copied file holds the same pairs.
         digest = hashlib.sha256()
         for row in zip(self.subsets, map(repr, self.scores.tolist()), self.first, self.second, strict=True):
             digest.update(json.dumps(row).encode() + b"\n")

@@ -113,8 +113,10 @@ def _read_local(task: Task, split: Split, folder: Path) -> Pairs:
         subsets += table.texts(names.subset) if names.subset else []
         scores += table.scores(names.score)
         for row, fields in enumerate(table.rows):
+            # Of the published tasks none has an empty field: the file is broken, or not what it says.
             if "" in fields:
                 raise table.error(row, f"{table.columns[fields.index('')]} is empty; no field may be")
+    # Other counts than published are no error: people cut and repair these files; but a report has to say it.
     warnings = _check(task, split, scores, Counter(subsets))
     source = ", ".join(map(str, paths))
     columns = (names.first, names.second)

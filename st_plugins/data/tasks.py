@@ -159,6 +159,7 @@ def resolve_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
         if not isinstance(item, str):
             raise TypeError(f"tasks has an item {item!r}; {allowed}")
         for name in (part.strip().lower() for part in item.split(",")):
+            # As some people write them: sickr-all, stsb-mt-zh.
             name = name.replace("-", "_")
             if name not in GROUPS and name not in TASKS:
                 raise ValueError(f"tasks={name!r} is not a known task; {allowed}")

@@ -184,6 +184,7 @@ def faithfulness(
             f"saliency has shape {values.shape}, but the model reads {len(reading.tokens)} tokens (special ones "
             "included); take it from an explanation of the same text with the same model"
         )
+    # Special tokens and a prompt are never deleted: without them the model would read what it was not made for.
     free = np.array([position for position, token in enumerate(reading.tokens) if token.kind == "text"])
     if len(free) < 2:
         raise ValueError(
@@ -193,6 +194,7 @@ def faithfulness(
     saliencies = {"explanation": values}
     if gradient:
         saliencies["gradient"] = gradient_saliency(model, text, score, prompt=prompt)
+    # Stable: of equally salient tokens the first comes first, on every machine.
     orders = [free[np.argsort(-numbers[free], kind="stable")] for numbers in saliencies.values()]
     orders += [free[torch.randperm(len(free), generator=generator).numpy()] for _ in range(repeats)]
     with torch.no_grad():
@@ -239,14 +241,17 @@ def mean_faithfulness(results: Sequence[Faithfulness]) -> Faithfulness:
 def encode_without(model: SentenceTransformer, reading: Reading, kept: Sequence[NDArray[np.bool_]]) -> Tensor:
     """Delete tokens from the input of a model and encode what is left, as ERASER does: removed, not masked."""
     # All versions keep the same number of tokens, so that none needs padding.
+    # The tokens that are left stand side by side, as in a shorter text.
     index = torch.from_numpy(np.stack([np.flatnonzero(keep) for keep in kept]))
     features: dict[str, Any] = dict(reading.features)
+    # It has one flat list of tokens for all texts, and where each begins.
     if isinstance(model[0], StaticEmbedding):
         features["input_ids"] = features["input_ids"][index].reshape(-1)
         features["offsets"] = torch.arange(len(index)) * index.shape[1]
     else:
         shape = features["input_ids"].shape
         for name, value in features.items():
+            # Everything with one number a token goes with the tokens: masks, token types.
             if isinstance(value, Tensor) and value.shape == shape:
                 features[name] = value[0][index]
     with evaluating(model), torch.no_grad():
@@ -264,6 +269,7 @@ def _changes(
     whole: float,
 ) -> NDArray[np.float64]:
     """Score of the text minus score of each shortened version: without the first tokens, or with them alone."""
+    # At least one token stays: of nothing a model has no embedding to speak of.
     count = min(math.ceil(share * len(orders[0])), len(orders[0]) - 1)
     masks = []
     for order in orders:

@@ -87,6 +87,7 @@ class Explanation:
         """Return the spans, or all words, tokens or sentences (see ``by``) with their share of the weight."""
         if self.by == "span":
             return self.side.spans
+        # Saliency covers all spans, while only the heaviest have been kept: words are summed up from tokens.
         count = len(self.side.tokens)
         tokens = tuple(
             Span(token.text, token.start, token.end, place, place, float(weight), token.kind)
@@ -220,6 +221,7 @@ def explain_text(
         def score(embeddings: Tensor) -> Tensor:
             return torch.cosine_similarity(embeddings.float(), whole.to(embeddings.device)[None])
 
+        # At the top of a cosine to itself all gradients vanish: there is nothing to compare with.
         found = measure(model, text, parts.saliency, score, gradient=False, prompt=prompt)
     shown = check_by(by, parts.unit)
     return Explanation(parts.side, parts.unit, parts.saliency, parts.sharpness, found, shown, top_k)

@@ -56,6 +56,7 @@ def gradient_saliency(
     modules = list(model)
     with evaluating(model), torch.enable_grad():
         if isinstance(modules[0], StaticEmbedding):
+            # An embedding bag has no layer between tokens and sum to hook into: its mean is taken by hand.
             tokens = modules[0].embedding.weight[features["input_ids"]].detach().requires_grad_()
             features["sentence_embedding"] = tokens.mean(0, keepdim=True)
             seen = [tokens]
@@ -77,6 +78,7 @@ def gradient_saliency(
 def _leaf(seen: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     """Return a hook that cuts the graph at the output of a layer, and keeps that output."""
 
+    # The parameters below the cut get no gradient, and the model is left without any.
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         seen.append(output.detach().requires_grad_())
         return seen[-1]

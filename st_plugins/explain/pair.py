@@ -89,6 +89,7 @@ def explain_pair(
     one, other = sides
     norms = 1.0
     if function == "cosine":
+        # The host divides by the norms of what it compares, and by a small number where they are zero.
         norms = float(np.prod([max(float(side.vectors.sum(0).norm()), _EPS) for side in sides]))
     similarity = float(model.similarity(one.embedding, other.embedding))
     found = None
@@ -115,6 +116,7 @@ def _faithfulness(
     """Delete from either text while the other stays, and average."""
     found = []
     for side, other, prompt in ((first, second, prompts[0]), (second, first, prompts[1])):
+        # What each part adds to the dot product with the other text, which stays: the order is that of the cosine.
         whole = other.vectors.sum(0)
 
         def score(embeddings: Tensor, fixed: Tensor = other.embedding) -> Tensor:

@@ -151,6 +151,7 @@ class PairExplanation:
             [k for k, unit in enumerate(units) if unit.kind not in ("special", "rest")] for units in (first, second)
         )
         listed = table[np.ix_(rows, columns)]
+        # Stable: equal contributions come in the order of the texts.
         best = np.argsort(-listed, axis=None, kind="stable")[: self.top_k]
         return tuple(
             AlignedPair(first[rows[row]], second[columns[column]], float(listed[row, column]))
@@ -304,8 +305,10 @@ def _matrix(explanation: PairExplanation, most: int) -> _Matrix:
     units = (gathered.first, gathered.second)
     table, labels, single = gathered.contributions, [], []
     for axis in (0, 1):
+        # Columns are chosen when rows are gathered already: their sums are the same.
         values, own = table.sum(1 - axis), units[axis]
         kept = np.array([k for k, unit in enumerate(own) if unit.kind != "rest"])
+        # "1 more" would be no shorter than the token itself.
         if len(kept) > most + 1:
             kept = kept[np.sort(np.argsort(-np.abs(values[kept]), kind="stable")[:most])]
         names = [own[k].text for k in kept]

@@ -105,6 +105,7 @@ class Side:
         """Return ``(S, n)``: the share of each token in each span, evenly; rows sum to 1."""
         table = np.zeros((len(self.spans), len(self.tokens)))
         for row, span in zip(table, self.spans, strict=True):
+            # The rest is everywhere a little; a span lies on its tokens evenly, as nothing says which of them counts.
             if span.kind == "rest" and self.rest is not None:
                 row[:] = self.rest
             else:

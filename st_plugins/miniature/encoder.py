@@ -93,6 +93,7 @@ def random_bert(dimension: int, layers: int, seed: int) -> BertModel:
 
 def words() -> list[str]:
     """List the pieces: special ones, whole words, and characters that begin or continue any other word."""
+    # The place of a piece is its number: in another order no trained encoder would read the same.
     characters = string.ascii_lowercase + string.digits
     whole = dict.fromkeys([*vocabulary(), *sentiment_vocabulary(), *characters, *string.punctuation])
     inside = ("s", "ed", "ing", "ly", "er", *characters.replace("s", ""))

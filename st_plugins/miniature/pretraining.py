@@ -115,6 +115,7 @@ def _load_cached(folder: Path) -> SentenceTransformer | None:
         return None
     try:
         files = json.loads((folder / _REPORT).read_text(encoding="utf-8"))["files"]
+        # A download or a disk that broke it must not look like a model that learned nothing.
         damaged = [name for name, checksum in files.items() if _sha256(folder / name) != checksum]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         damaged = [str(error)]
@@ -204,6 +205,7 @@ def pretrain(
     smooth = None
     with tqdm(total=steps, desc="Pretraining on the miniature world", disable=not show_progress_bar) as bar:
         for _ in range(steps):
+            # Every batch once, in a new order, before any comes again.
             order = order or torch.randperm(len(batches), generator=generator).tolist()
             scores, targets = guess(batches[order.pop()])
             if targets.numel():

@@ -112,6 +112,7 @@ def sentiment_sentences(size: int = 2000, seed: int = 0) -> list[SentimentSenten
     rng = stream(seed, "sentiment")
     sentences: dict[str, SentimentSentence] = {}
     while len(sentences) < size:
+        # The label is that of the next place, so that both are equally frequent although repeated sentences fall out.
         opinion = _opinion(len(sentences) % 2, rng)
         sentences.setdefault(opinion.text, opinion)
     return list(sentences.values())

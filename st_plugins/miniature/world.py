@@ -29,6 +29,7 @@ _BINS = 5
 
 def held_out(text: str) -> bool:
     """Say whether a sentence belongs to the similarity pairs; if so, no corpus contains it."""
+    # A checksum and no draw: whatever the seed, a sentence is on the same side.
     return zlib.crc32(text.lower().encode()) % 4 == 0
 
 
@@ -150,6 +151,7 @@ def nli_pairs(size: int = 3000, seed: int = 0) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     while len(rows) < size:
         topic = topics[int(rng.random() * len(topics))]
+        # Events are drawn and changed until a pair has the label that is due, so that all are equally frequent.
         premise = draw_event(topic, rng)
         wanted = NLI_LABELS[len(rows) % len(NLI_LABELS)]
         hypothesis = edit_event(premise, topic, rng)
@@ -172,6 +174,7 @@ def _graded_rows(topic: str, quota: int, rng: random.Random) -> list[tuple[str, 
         second = first
         for _ in range(int(rng.random() * 8)):
             second = edit_event(second, topic, rng)
+        # Edits stay close: pairs that have nothing in common need an event from anywhere.
         if rng.random() < 0.1:
             second = draw_event(pick(rng, tuple(TOPICS)), rng)
         score = gold_score(first, second)

@@ -41,6 +41,7 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
         raise ValueError(f"text {text!r} is empty, there is nothing to explain; give at least one word")
     check_texts(texts, "text")
     check_prompt(prompt)
+    # As `encode`: None is the model's default prompt, an empty one is none.
     if prompt is None and model.default_prompt_name is not None:
         prompt = model.prompts.get(model.default_prompt_name)
     prompt = prompt or ""
@@ -49,6 +50,7 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
     if isinstance(module, StaticEmbedding):
         if len(texts) == 2:
             raise ValueError("a StaticEmbedding cannot read two texts as one; explain_pair explains their similarity")
+        # The host keeps no offsets here: the tokenizer is asked again, as the host does without special tokens.
         features = model.preprocess([texts[0]], prompt=prompt)
         encoding = module.tokenizer.encode(prompt + texts[0], add_special_tokens=False)
         tokens = _tokens(texts[0], len(prompt), encoding.tokens, encoding.offsets, [0] * len(encoding.tokens))
@@ -71,6 +73,7 @@ def _reading(texts: tuple[str, ...], features: dict[str, Any], parts: list[tuple
                 f"text {text[:80]!r} has no tokens but special ones for this model, there is nothing to explain; give "
                 "at least one word that its tokenizer knows"
             )
+        # Only where the input is full was something cut; characters that no tokenizer keeps end some texts, too.
         ends = [token.end for token in part if token.kind == "text" and token.end is not None]
         unread += len(text[max(ends) :].strip()) if cut and ends else 0
         for token in part:
@@ -98,6 +101,7 @@ def _transformer(
     identifiers = features["input_ids"][0].tolist()
     offsets = features.pop("offset_mapping").reshape(-1, 2).tolist() if "offset_mapping" in features else None
     special = features.pop("special_tokens_mask", None)
+    # Where the tokenizer does not say which tokens it added, those written in the text count as added, too.
     known = set(tokenizer.all_special_ids)
     mask = [i in known for i in identifiers] if special is None else special.reshape(-1).tolist()
     pieces, begin = tokenizer.convert_ids_to_tokens(identifiers), 0
@@ -131,11 +135,13 @@ def _tokens(
         if special[position] or offsets is None:
             tokens.append(Token(piece, piece, None, None, "special" if special[position] else "text"))
             continue
+        # Prompt and text are tokenized together: a token that ends inside the prompt belongs to it.
         start, end = (index - prompt_length for index in offsets[position])
         if end <= 0 and prompt_length:
             tokens.append(Token(piece, piece, None, None, "prompt"))
             continue
         start = max(start, 0)  # "Ġword" may begin with the last character of the prompt
+        # Some tokenizers count the space before a word as its first character.
         covered = text[start:end]
         if covered.strip():
             start += len(covered) - len(covered.lstrip())

@@ -61,6 +61,7 @@ class Tail:
 
 def _steps(module: nn.Module) -> list[_Step]:
     read, written = (getattr(module, f"module_{way}_name", "sentence_embedding") for way in ("input", "output"))
+    # A module that writes something else, such as a head, is beside the embedding, and dropout is off.
     if written != "sentence_embedding" or type(module) is Dropout:
         return []
     if is_affine(module):
@@ -98,6 +99,7 @@ def _layer_norm(norm: nn.LayerNorm) -> _Step:
 def _activated(dense: Dense) -> _Step:
     weight = dense.linear.weight.detach().cpu().double()
     bias = dense.linear.bias.detach().cpu().double() if dense.bias else torch.zeros(len(weight)).double()
+    # `affine_map` has the skip connection of a Dense in its weight, which no activation sees.
     residual = affine_map(dense)[0] - weight
     activation: Any = dense.activation_function
     if isinstance(activation, nn.Module):
@@ -106,6 +108,7 @@ def _activated(dense: Dense) -> _Step:
     def carry(parts: Tensor, shares: Tensor, alone: bool) -> Tensor:
         before = parts @ weight.T + shares[:, None] * bias
         whole = before.sum(0)
+        # One entry by itself must give what it gives among the others: a softmax does not.
         if not torch.allclose(activation(whole[:, None])[:, 0], activation(whole)):
             raise ValueError(
                 f"the activation {type(activation).__name__} of a Dense after the pooling mixes dimensions, which "
@@ -113,9 +116,11 @@ def _activated(dense: Dense) -> _Step:
             )
         at_zero = activation(torch.zeros_like(whole))
         if alone:
+            # As if each part were the whole text: scaled up to a share of 1, and back.
             own = torch.where(shares[:, None] > 0, before / shares[:, None].clamp_min(_EPS), 0.0)
             after = shares[:, None] * activation(own)
         else:
+            # Where the input is zero the secant becomes the tangent.
             safe = torch.where(whole.abs() < _EPS, _EPS, whole)
             after = before * ((activation(safe) - at_zero) / safe) + shares[:, None] * at_zero
         out: Tensor = after + parts @ residual.T

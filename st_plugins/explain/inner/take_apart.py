@@ -45,6 +45,7 @@ class Parts:
 def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int, prompt: str | None = None) -> Parts:
     """Take the embedding of one text apart into spans (SpanPooling) or tokens (mean poolings)."""
     modules = list(model)
+    # What cannot be taken apart is refused before the model runs.
     position = _pooling(modules)
     tail = Tail(modules[position + 1 :], model.truncate_dim)
     reading = read(model, text, prompt)
@@ -53,6 +54,7 @@ def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int
         for module in modules[:position]:
             features = module(features)
         pooled = _pool(modules[position], features)
+        # n tokens have n (n + 1) / 2 spans: only the heaviest get a vector, so that memory stays linear in the text.
         kept = np.sort(np.argsort(-pooled.weights, kind="stable")[:limit])
         vectors = pooled.vectors(kept).detach().double().cpu()
         features = pooled.features
@@ -75,6 +77,7 @@ def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int
         _check_sum(parts, whole, vectors, modules[position], model.dtype)
         kept_shares = shares
     else:
+        # The rest is exact as a whole: its vector is the embedding minus the spans kept.
         parts = torch.cat([parts, (whole - parts.sum(0))[None]])
         rest = float(weights.sum() - weights[kept].sum())
         spans.append(Span(f"{len(weights) - len(kept):,} more", None, None, -1, -1, rest, "rest"))
@@ -142,6 +145,7 @@ class _Pooled:
 
 def _pool(pooling: nn.Module, features: dict[str, Any]) -> _Pooled:
     if isinstance(pooling, SpanPooling):
+        # Returning the spans' weights is switched on for this one pass; the vectors are made from what went in.
         before = dict(features)
         with pooling.returning_spans():
             features = pooling(features)
@@ -173,6 +177,7 @@ def _pool(pooling: nn.Module, features: dict[str, Any]) -> _Pooled:
 
 def _check_sum(parts: Tensor, whole: Tensor, vectors: Tensor, pooling: nn.Module, dtype: torch.dtype | None) -> None:
     """Refuse a pooling that is not the sum it should be (a subclass, say), instead of explaining something else."""
+    # The weights are float64, the model's own sum is not: the gap may be some rounding errors of its own type.
     tolerance = 100 * torch.finfo(dtype or torch.float32).eps * float(vectors.abs().max())
     if float((parts.sum(0) - whole).abs().max()) > tolerance:
         raise ValueError(
@@ -184,6 +189,7 @@ def _spread(
     first: NDArray[np.intp], last: NDArray[np.intp], values: NDArray[np.float64], count: int
 ) -> NDArray[np.float64]:
     """Spread each span's value evenly over its tokens and add up, ``(count,)``, in O(spans + count)."""
+    # A span adds to where it begins and subtracts after where it ends; the running sum is the value at each token.
     each = values / (last - first + 1)
     change = np.zeros(count + 1)
     np.add.at(change, first, each)

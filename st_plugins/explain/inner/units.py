@@ -40,6 +40,7 @@ def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:
     """Return the words (or sentences, or tokens) of a text, and the share of each span in each of them."""
     if by == "span":
         return side.spans, np.eye(len(side.spans))
+    # Columns of the table sum to 1, so that sums over units are those over spans. The rest stays what it is, the last.
     spread = side.spread()
     rest = side.spans[-1:] if side.rest is not None else ()
     single = len(side.spans) - len(rest)
@@ -48,6 +49,7 @@ def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:
     for members in _groups(side, by):
         row = np.zeros(len(side.spans))
         row[:single] = spread[:single, members].sum(1)
+        # A unit without a share in any span is left out: the pooling does not look at it.
         if row.any():
             rows.append(row)
             units.append(_unit(side, members, float(row @ weights)))
@@ -62,6 +64,8 @@ def unit_numbers(text: str, by: By) -> list[int]:
 
 
 def _words(text: str) -> list[int]:
+    # A word is letters, marks and digits in a row, with an apostrophe between letters and a point or comma between
+    # digits; an ideograph and a sign are words of their own.
     numbers: list[int] = []
     number, before = -1, ""  # the kind of the character before
     for place, char in enumerate(text):
@@ -93,6 +97,7 @@ def _kind(text: str, place: int) -> str:
 
 
 def _sentences(text: str) -> list[int]:
+    # A sentence ends with its mark and a space, or at a line break; abbreviations are not known.
     numbers: list[int] = []
     number, ended, begun = 0, False, False
     for place, char in enumerate(text):
@@ -149,6 +154,7 @@ def _ends(token: Token, numbers: list[int]) -> tuple[int | None, int | None]:
 
 
 def _unit(side: Side, members: list[int], weight: float) -> Span:
+    # The text from the first character to the last, with the spaces between, where the tokenizer says where they are.
     tokens = [side.tokens[member] for member in members]
     starts = [token.start for token in tokens if token.start is not None]
     ends = [token.end for token in tokens if token.end is not None]

@@ -55,6 +55,7 @@ def _favorites(concept: str, options: tuple[str, ...]) -> tuple[str, ...]:
 
 def _phrase(kinds: tuple[str, ...], rng: random.Random, action: str = "") -> Phrase:
     kind = pick(rng, kinds)
+    # Now and then only the kind is named, from which entailment can be told.
     head = kind if rng.random() < 0.08 else pick(rng, _favorites(action, NOUNS.members[kind]))
     number = 1 if head in lexicon.MASS or rng.random() < 0.65 else pick(rng, (2, MANY, 3))
     return Phrase(head, number, _attribute(head, rng) if rng.random() < 0.35 else None)
@@ -82,6 +83,7 @@ def _edit_object(meaning: Meaning, topic: str, rng: random.Random) -> Meaning:
     kinds = TOPICS[topic].actions[meaning.action]
     if meaning.object is None:
         return meaning
+    # Who does it to whom may be turned round where both can act: the same words, another meaning.
     if NOUNS.kinds[meaning.agent.head] in kinds and NOUNS.kinds[meaning.object.head] in TOPICS[topic].agents:
         if rng.random() < 0.5:
             return replace(meaning, agent=meaning.object, object=meaning.agent)

@@ -48,6 +48,7 @@ def pick(rng: random.Random, options: Sequence[T]) -> T:
 
 def realize(meaning: Meaning, task: str, rng: random.Random) -> str:
     """Say a meaning in words."""
+    # A denial may stand before the sentence instead of inside: "it is not true that".
     denial = ""
     negated = meaning.negated
     if negated and rng.random() < 0.15:
@@ -140,6 +141,7 @@ def _phrase(phrase: Phrase, rng: random.Random) -> str:
     if noun in lexicon.MASS:
         return _join(pick(rng, ("the", "some")), attribute, noun)
     article = pick(rng, ("the", "a"))
+    # "a user": of all vowels in front, u alone begins with a consonant here.
     if article == "a" and (attribute or noun)[0] in "aeiou" and not (attribute or noun).startswith("u"):
         article = "an"
     return _join(article, attribute, noun)

@@ -13,6 +13,7 @@ _PAST = {
         "send sent,shrink shrank shrunk,forecast forecast"
     ).split(",")
 }
+# Nothing in the spelling tells run, running from help, helping or open, opening: a list does.
 _DOUBLING = frozenset("run nap sit swim chop hug grab cut drop scrap stir transmit".split())
 _PLURALS = {
     "man": "men",
