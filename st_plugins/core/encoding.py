@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from st_plugins.core.host import evaluating
+from st_plugins.core.rows import non_finite_rows
 from st_plugins.core.tokens import content_tokens
 
 __all__ = ["encode_batch", "encode_longest_first", "encode_tokens", "longest_first", "padded", "unpadded"]
@@ -63,10 +64,10 @@ def encode_longest_first(
             embeddings[rows] = vectors
     if embeddings is None:
         raise ValueError("texts is empty; give at least one text to encode")
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if bad.size:
+    bad = non_finite_rows(embeddings)
+    if bad:
         raise ValueError(
-            f"the model gave NaN or infinity for {bad.size} of {len(texts)} sentences, the first is row {bad[0]}: "
+            f"the model gave NaN or infinity for {len(bad)} of {len(texts)} sentences, the first is row {bad[0]}: "
             f"{texts[bad[0]][:80]!r}; try dtype float32 or check the model's weights"
         )
     return embeddings

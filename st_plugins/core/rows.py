@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["as_floating_point", "as_rows", "refuse_non_finite", "refuse_whole_numbers", "stacked"]
+__all__ = ["as_floating_point", "as_rows", "non_finite_rows", "refuse_non_finite", "refuse_whole_numbers", "stacked"]
 
 Array = NDArray[np.floating]
 
@@ -47,18 +47,23 @@ def refuse_whole_numbers(dtype: Any, owner: str) -> None:
     )
 
 
+def non_finite_rows(rows: Array | Tensor) -> list[int]:
+    """Return the numbers of the rows that hold NaN or infinity."""
+    if isinstance(rows, Tensor):
+        finite = rows.detach().isfinite().all(dim=1)
+        return [] if bool(finite.all()) else (~finite).nonzero().flatten().tolist()
+    return np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+
+
 def refuse_non_finite(rows: Array | Tensor, first_row: int) -> None:
     """Raise a ValueError that names the first NaN or infinity, if there is any."""
-    if isinstance(rows, Tensor):
-        if bool(rows.isfinite().all()):
-            return
-        rows = rows.detach().double().cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        column = int(np.flatnonzero(~np.isfinite(rows[bad[0]]))[0])
+    bad = non_finite_rows(rows)
+    if bad:
+        row = np.asarray(rows[bad[0]].detach().double().cpu() if isinstance(rows, Tensor) else rows[bad[0]])
+        column = int(np.flatnonzero(~np.isfinite(row))[0])
         raise ValueError(
-            f"embeddings must be finite, but row {first_row + int(bad[0])} holds {rows[bad[0], column]} in column "
-            f"{column} ({len(bad)} such rows among {len(rows)}); drop those rows or encode them in float32"
+            f"embeddings must be finite, but row {first_row + bad[0]} holds {row[column]} in column {column} "
+            f"({len(bad)} such rows among {len(rows)}); drop those rows or encode them in float32"
         )
 
 

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from st_plugins.core.loading.files import Shapes
 from st_plugins.core.loading.sizes import check_whole
 from st_plugins.core.module import StoredModule
+from st_plugins.core.rows import non_finite_rows
 
 __all__ = ["TokenEmbeddings"]
 
@@ -89,7 +90,7 @@ class TokenEmbeddings(StoredModule, InputModule):
                 f"weights must have shape ({rows}, {embedding_dimension}), a row for each token of the tokenizer, got "
                 f"{tuple(table.shape)}"
             )
-        bad = (~table.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        bad = non_finite_rows(table)
         if bad:
             name = self.tokenizer.convert_ids_to_tokens(bad[0])
             raise ValueError(f"weights hold NaN or infinity, first in row {bad[0]} (token {name!r}); repair that row")
@@ -210,13 +211,13 @@ class TokenEmbeddings(StoredModule, InputModule):
         )
         rows: list[list[int]] = encoded["input_ids"]
         lengths = torch.tensor([len(row) for row in rows])
-        width = max(1, int(lengths.max()))
+        width = max(1, int(lengths.max()))  # also where all texts are empty, as the modules that follow need
         padding = self.tokenizer.pad_token_id or 0
         features: dict[str, Any] = {
             "input_ids": torch.tensor([row + [padding] * (width - len(row)) for row in rows]),
             "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
         }
-        if prompt:
+        if prompt:  # a token may hold the end of the prompt and the beginning of the text: then it is the text's
             ends = [[end for _, end in row] for row in encoded["offset_mapping"]]
             features["prompt_length"] = torch.tensor([sum(end <= len(prompt) for end in row) for row in ends])
         return features

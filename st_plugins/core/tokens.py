@@ -10,6 +10,7 @@ from sentence_transformers.util import repad_flattened_features
 from torch import Tensor
 
 from st_plugins.core.nonfinite import NonFiniteRowsError
+from st_plugins.core.rows import non_finite_rows
 
 __all__ = ["content_tokens", "counted_tokens", "left_aligned", "refuse_non_finite", "special_token_ids", "unflattened"]
 
@@ -87,7 +88,7 @@ def refuse_non_finite(embeddings: Tensor, module: str) -> None:
     # On a GPU the check would make every batch wait: there such values stay visible in the embedding.
     if embeddings.device.type != "cpu":
         return
-    bad = (~embeddings.detach().isfinite().all(dim=1)).nonzero().flatten().tolist()
+    bad = non_finite_rows(embeddings)
     if bad:
         raise NonFiniteRowsError(
             f"the token embeddings of rows {bad[:8]} of the batch (of {len(embeddings)}) hold NaN or infinity; "

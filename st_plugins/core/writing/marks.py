@@ -14,7 +14,7 @@ from typing import Any
 
 from st_plugins.core.files import LIBRARY
 
-__all__ = ["MARK", "about", "contains", "foreign", "intact", "mark", "remove"]
+__all__ = ["MARK", "about", "checksum", "contains", "foreign", "intact", "mark", "remove"]
 
 MARK = ".st-plugins.json"
 _UNFINISHED = f"{MARK}.tmp"
@@ -23,7 +23,7 @@ _UNFINISHED = f"{MARK}.tmp"
 def mark(folder: Path, **about: Any) -> None:
     """Write the list of the files that are in a folder now, as its last file."""
     found = sorted(_entries(folder).items())
-    files = {name: _checksum(path) for name, path in found if path.is_file()}
+    files = {name: checksum(path) for name, path in found if path.is_file()}
     folders = [name for name, path in found if path.is_dir()]
     content = {"library": LIBRARY, "about": about, "folders": folders, "files": files}
     unfinished = folder / _UNFINISHED
@@ -116,10 +116,11 @@ def _is_plain(file: Path) -> bool:
 
 
 def _same(file: Path, digest: str) -> bool:
-    return _is_plain(file) and _checksum(file) == digest
+    return _is_plain(file) and checksum(file) == digest
 
 
-def _checksum(file: Path) -> str:
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of a file, which need not fit into memory."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):

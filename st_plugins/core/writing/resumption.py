@@ -6,7 +6,6 @@ training's own. So each run has a name, which travels in the trainer's state and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 from transformers import TrainerState, TrainingArguments
 
 from st_plugins.core.writing.atomic import write_text
+from st_plugins.core.writing.marks import checksum
 
 __all__ = ["Companion", "checkpoint_of"]
-
 
 _RESTORED = "st_plugins_restored"
 
@@ -68,7 +67,7 @@ class Companion:
 
     def _content(self, folder: Path) -> dict[str, str]:
         file = folder / self.file
-        return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+        return {"sha256": checksum(file)} if file.is_file() else {}
 
     def _stamp(self, folder: Path) -> Any:
         file = folder / f"{self.file}.json"
