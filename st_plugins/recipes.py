@@ -97,6 +97,7 @@ def whiten(
     for block in _encoded(result, texts, batch_size, "Whitening", show_progress_bar, prompt, route):
         whitening.partial_fit(block, source)
     whitening.affine()  # a rank that does not suffice is reported here, not at the first encode()
+    # Directions are sorted by variance, so truncation goes on meaning something, unless more was asked for here.
     truncated = model.truncate_dim
     if truncated is not None and (output_dimension is None or output_dimension <= truncated):
         result.truncate_dim = truncated
@@ -209,6 +210,7 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     transformer, rest = _split(model)
     dimension = _dimension(transformer)
     layers = int(transformer.model.config.num_hidden_layers)
+    # The host's module divides by the sum of the weights; as a parameter it is saved.
     weights = nn.Parameter(2 * recipe_weights("first-last", layers)[1:])
     layer_pooling = WeightedLayerPooling(dimension, num_hidden_layers=layers, layer_start=1, layer_weights=weights)
     mean = Pooling(dimension, "mean", include_prompt=_include_prompt(model))

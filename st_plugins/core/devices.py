@@ -28,6 +28,7 @@ def check_present(device: str | torch.device | None) -> None:
     """Refuse a device that this machine does not have."""
     if device is None:
         return
+    # A name may be right and the device missing ("cuda:7"), which shows only when something is put there.
     try:
         torch.empty(0, device=torch.device(device))
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -45,6 +45,7 @@ class StoredModule(Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Read the configuration's keys and defaults off the constructor, in its order."""
         super().__init_subclass__(**kwargs)
+        # Defaults are not written, so that a later version can read what an earlier one saved, and change them.
         arguments = inspect.signature(cls).parameters
         defaults = {name: arguments[name].default for name in arguments if name not in cls.config_parts}
         cls.config_keys = list(defaults)
@@ -170,6 +171,7 @@ class FittedModule(StoredModule):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Replace ``features["sentence_embedding"]`` by what it is mapped to, in the type that it came in."""
         embeddings: Tensor = features["sentence_embedding"]
+        # In half precision 1 / √λ would overflow: computed in float32 at least.
         with torch.autocast(embeddings.device.type, enabled=False):
             mapped = self.map(self.checked(embeddings))
             mapped = unit_length(mapped, dim=-1) if self.normalize else mapped

@@ -18,6 +18,7 @@ Array = NDArray[np.floating]
 def as_rows(block: Array | Tensor, dimension: int, owner: str) -> Array | Tensor:
     """Return a block as an array or tensor of embeddings."""
     rows = block if isinstance(block, Tensor) else np.asarray(block)
+    # Whole numbers are refused, not cast: quantized embeddings have lost their scale.
     if rows.ndim != 2 or rows.shape[1] != dimension:
         raise ValueError(
             f"embeddings must have shape (rows, {dimension}), got {tuple(rows.shape)}; stack single vectors into one "

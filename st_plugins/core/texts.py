@@ -23,6 +23,7 @@ def check_texts(texts: Iterable[str], name: str) -> list[str]:
     """Return texts as a list; refuse what is none, and texts that cannot be encoded."""
     if isinstance(texts, str | bytes):
         raise TypeError(f"{name} must be a list of strings, got one string; put it into a list")
+    # Iterating over a dictionary or a table of pandas gives its columns' names, which are strings too.
     if isinstance(texts, Mapping) or hasattr(texts, "columns"):
         raise TypeError(f"{name} must be a list of strings, got a {type(texts).__name__}; give one column of it")
     found = list(texts)

@@ -284,6 +284,7 @@ def _copied(tokenizer: Any, special_tokens: dict[str, str] | None) -> PreTrained
             "tokenizer must be one of the tokenizers library, or a fast one of transformers, got "
             f"{type(tokenizer).__name__}"
         )
+    # A tokenizer's own truncation and padding would come before ours, and are shared with whoever else uses it.
     own = Tokenizer.from_str(tokenizer.to_str())
     own.no_truncation()
     own.no_padding()

@@ -79,6 +79,7 @@ def _opened(folder: Path) -> Iterator[Stage]:
 
 def _options(dtype: torch.dtype | None) -> dict[str, Any]:
     """Return the host's arguments; they come before whatever the folder says."""
+    # A second lock: what is staged holds no pickle and no code, and the folder's settings were checked.
     model: dict[str, Any] = {"use_safetensors": True, "weights_only": True}
     if dtype is not None:
         model["dtype"] = dtype

@@ -11,6 +11,7 @@ from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS
 
 __all__ = ["local_folder"]
 
+# What loading opens; weights of other formats would be gigabytes for nothing.
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.bpe", "*.codes", "*.spm", "*.tiktoken", "*.vocab", "README.md")
 _WEIGHTS = ("model", "model-*", "adapter_model", "matcher", "pair_head")
 _NEEDED = [*_FILES, *(f"{place}{name}.safetensors" for name in _WEIGHTS for place in ("", "*/"))]
@@ -37,6 +38,7 @@ def local_folder(
         raise ValueError(f"path {given!r} is a file; give the model folder that contains it")
     if isinstance(name, Path) or given.startswith((".", "/", "~")) or "\\" in given or given.count("/") > 1:
         raise FileNotFoundError(f"model folder {given!r} does not exist")
+    # A bare name is a model of the organization, as in the host, or one of the old names of transformers.
     stock = "/" in given or given.lower() in ORIGINAL_TRANSFORMER_MODELS
     cache = os.getenv("SENTENCE_TRANSFORMERS_HOME")
     try:

@@ -63,6 +63,7 @@ def check_sizes(
     """Check a module's configuration against the shapes in its file, without memory for either."""
     check_whole(values, where)
     said = ", ".join(f"{key} {value!r}" for key, value in values.items() if _SIZE.fullmatch(key)) or "no sizes"
+    # Before anything is built: also on the device `meta` each layer is a Python object.
     for key, value in values.items():
         if _LOOP.match(key) and type(value) is int and value > max(_MOST_LAYERS, len(shapes)):
             raise ValueError(f"{where} describes a {kind} with {key} {value}, but its file has {len(shapes)} tensors")
@@ -134,6 +135,8 @@ def _at_most(numbers: int, parts: int) -> Iterator[None]:
                 "download the model again"
             )
 
+    # On the device `meta` tensors cost nothing, but each part is an object: a configuration of a few bytes could ask
+    # for millions. The hooks are of the whole process, so other threads are left alone.
     hooks = [register_module_parameter_registration_hook(count), register_module_module_registration_hook(count)]
     try:
         yield

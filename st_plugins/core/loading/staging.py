@@ -114,6 +114,7 @@ class Stage:
             self._link(subfolder, _TENSORS)
             if found in _BUILT_FROM_CONFIG:
                 _check_stock_module(found, config, sizes, file)
+        # A class with a load of its own would look for a pickle now, which is not staged: say so.
         elif found.load.__func__ is not Module.load.__func__:  # type: ignore[attr-defined]
             _refuse_pickles(place)
         tokenizer = config.get("tokenizer_class")
@@ -176,6 +177,7 @@ class Stage:
         self._link(subfolder, name)
         if name.endswith(".safetensors"):
             return shapes(place / name)
+        # An index is a list of names, each of which would be opened: they must be safetensors beside it.
         parts = read_object(place / name).get("weight_map")
         if not isinstance(parts, dict) or not parts:
             raise ValueError(f"{place / name} has no weight_map")
@@ -305,6 +307,7 @@ def _is_safetensors_name(name: Any, *more: str) -> bool:
 def _is_activation(name: Any) -> bool:
     if not isinstance(name, str) or not name.startswith("torch.nn."):
         return False
+    # Not imported by its name: importing runs code, and torch.nn has it already.
     found = getattr(nn, name.rpartition(".")[2], None)
     return (
         isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith("torch.nn.modules.")

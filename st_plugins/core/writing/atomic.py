@@ -39,7 +39,8 @@ class Target:
     @contextlib.contextmanager
     def write(self) -> Iterator[Path]:
         """Give a temporary path to write; it becomes the target when the block ends without an exception."""
-        made = _make_parents(self.path.parent)
+        missing = [one for one in (self.path.parent, *self.path.parent.parents) if not one.exists()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with neighbors.neighbor(self.path.parent, self.path.name) as beside:
                 new = beside / self.path.name
@@ -48,7 +49,7 @@ class Target:
                 yield new
                 self._commit(new, beside / neighbors.OLD)
         except BaseException:
-            for folder in made:
+            for folder in missing:  # which were made for it, the innermost first
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
@@ -61,7 +62,10 @@ class Target:
     def _commit(self, new: Path, old: Path) -> None:
         if self.is_folder:
             marks.mark(new)
-        usual = (0o777 if self.is_folder else 0o666) & ~_umask()
+        # A temporary folder is its owner's alone; the mask can only be read by setting it.
+        mask = os.umask(0)
+        os.umask(mask)
+        usual = (0o777 if self.is_folder else 0o666) & ~mask
         new.chmod(stat.S_IMODE(self.path.stat().st_mode) if self.path.exists() else usual)
         # Both again, just before the rename: the work may have taken hours.
         _check(self)
@@ -153,12 +157,14 @@ def _target(
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
         for part in where.relative_to(existing).parts:
-            _check_name(existing / part)
+            with contextlib.suppress(FileNotFoundError):
+                (existing / part).lstat()  # fails where the name is too long for the file system
         neighbors.clear(existing, where.name)
         with neighbors.neighbor(existing, where.name):
             pass  # what can be made there now can be made there later
     except OSError as error:
-        raise _unwritable(error, said) from error
+        text = f"{said} cannot be written ({error.strerror or error}); choose a place where files can be created"
+        raise type(error)(text) from error
     target = Target(where, said, is_folder, overwrite, there, mark, changed, _identity(where))
     _check(target)
     return target
@@ -223,13 +229,6 @@ def _resolved(path: str | Path) -> Path:
     return Path(os.path.realpath(path))  # not Path.resolve, which stops at a loop of links
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Create a folder with its parents, and return those created, the innermost first."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
 def _identity(path: Path) -> tuple[int, ...] | None:
     """Return numbers that are others once a path was written anew or, being a file, changed."""
     try:
@@ -250,20 +249,3 @@ def _is_mounted(path: Path) -> bool:
         return False
     places = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines)
     return str(path) in places
-
-
-def _check_name(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.lstat()  # fails where the name is too long for the file system
-
-
-def _umask() -> int:
-    """Return the process's file mode mask."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _unwritable(error: OSError, said: str) -> OSError:
-    text = f"{said} cannot be written ({error.strerror or error}); choose a place where files can be created"
-    return type(error)(text)

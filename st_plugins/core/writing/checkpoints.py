@@ -50,9 +50,19 @@ class CheckpointFolder:
                 self._write_settings(folder)
         self._hold()
         try:
-            start = self._resumed() if resume else None
+            start = None
+            if resume:
+                if self._found():
+                    self._compare()
+                start = self.last()
+                if start is None:
+                    logger.warning(
+                        "There is no checkpoint in %s to resume from; starting from the beginning.", self.path.name
+                    )
             if start is None:
-                self._start_anew()
+                for path in self._found().values():
+                    _remove(path)
+                self._write_settings(self.path)
             return start
         except BaseException:
             self._release()
@@ -75,19 +85,6 @@ class CheckpointFolder:
 
     def _is_there(self) -> bool:
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-
-    def _resumed(self) -> Path | None:
-        if self._found():
-            self._compare()
-        last = self.last()
-        if last is None:
-            logger.warning("There is no checkpoint in %s to resume from; starting from the beginning.", self.path.name)
-        return last
-
-    def _start_anew(self) -> None:
-        for path in self._found().values():
-            _remove(path)
-        self._write_settings(self.path)
 
     def _write_settings(self, folder: Path) -> None:
         content = {"settings": self.settings, "versions": _versions()}

@@ -26,6 +26,7 @@ def mark(folder: Path, **about: Any) -> None:
     files = {name: checksum(path) for name, path in found if path.is_file()}
     folders = [name for name, path in found if path.is_dir()]
     content = {"library": LIBRARY, "about": about, "folders": folders, "files": files}
+    # The mark comes last and in one step: a folder without it was not finished, and is nobody's to delete.
     unfinished = folder / _UNFINISHED
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(folder / MARK)
@@ -45,6 +46,7 @@ def intact(folder: Path) -> bool:
 
 def foreign(folder: Path, changed: bool = False) -> str | None:
     """Return the name of something in a folder that this library did not write, or None."""
+    # What is missing is not foreign: that someone deleted a file is no reason to keep the others.
     found = _read(folder)
     files: Mapping[str, str] = {} if found is None else found["files"]
     folders: Sequence[str] = [] if found is None else found["folders"]
@@ -73,7 +75,7 @@ def contains(file: Path, mark: bytes) -> bool:
     rest = b""
     try:
         with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as opened:
-            while block := opened.read(1 << 20):
+            while block := opened.read(1 << 20):  # of which two may share the mark
                 if mark in rest + block:
                     return True
                 rest = block[-len(mark) :]
@@ -95,6 +97,7 @@ def _entries(folder: Path) -> dict[str, Path]:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
+    # A mark is a file like others, which anyone may have written: its names must not lead out of the folder.
     file = folder / MARK
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if _is_plain(file) else {}

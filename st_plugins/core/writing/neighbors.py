@@ -27,6 +27,7 @@ _LIVE = ".st-plugins-unfinished"
 
 def lock(file: BinaryIO) -> bool | None:
     """Lock an open file until it is closed or the process ends, however it ends."""
+    # The system lets go of it however the process ends, which no file with a process's number would tell.
     if fcntl is None:
         return None
     try:
@@ -57,6 +58,7 @@ def clear(parent: Path, name: str) -> None:
     """Remove what killed runs left, and put back what they had moved away."""
     prefix = _prefix(name)
     for made in [one for one in parent.iterdir() if one.name.startswith(prefix) and one.suffix == ".tmp"]:
+        # Only what is surely a neighbor of ours: made for this very name, and by no process that is still at work.
         live = made / _LIVE
         if made.is_symlink() or live.is_symlink() or not live.is_file():
             continue

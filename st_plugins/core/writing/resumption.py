@@ -39,6 +39,7 @@ class Companion:
         if not state.global_step or not isinstance(before, dict):
             return None
         name = f"checkpoint-{state.global_step}"
+        # A file of another run may lie there under the same name: the stamp says whose it is.
         places = [folder / name, Path(str(before.get("folder", ""))) / name]
         for place in places if self.checkpoint is None else [self.checkpoint]:
             if self._stamp(place) == {"run": before.get("run"), "step": state.global_step} | self._content(place):

@@ -18,8 +18,6 @@ __all__ = ["append_row", "table_target", "write_table"]
 
 logger = logging.getLogger(__name__)
 
-_FORMATS = ("tsv", "csv", "jsonl")
-
 
 def table_target(
     path: str | Path,
@@ -31,8 +29,9 @@ def table_target(
 ) -> Target:
     """Look whether a table can be written, before it is computed."""
     kind = format_of(Path(path))
-    if kind not in _FORMATS:
+    if kind not in _WRITERS:
         raise ValueError(f"{name} {str(path)!r} is none of .tsv, .csv, .jsonl (each with or without .gz); rename it")
+    # What a header of ours holds, and hardly a file of someone else:
     mark = {"tsv": f"\t{column}", "csv": f",{column}", "jsonl": f'"{column}": '}[kind] if column else ""
     return file_target(path, name=name, overwrite=overwrite, inputs=inputs, mark=mark.encode())
 
@@ -40,10 +39,9 @@ def table_target(
 def write_table(path: str | Path | Target, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     r"""Write a table with named columns in the format of the file's name."""
     target = path if isinstance(path, Target) else table_target(path)
-    kind = format_of(target.path)
-    text = _jsonl(columns, rows) if kind == "jsonl" else _tsv(columns, rows) if kind == "tsv" else _csv(columns, rows)
-    data = text.encode()
+    data = _WRITERS[format_of(target.path)](columns, rows).encode()
     with target.write() as file:
+        # No time in the header: the same table gives the same bytes.
         file.write_bytes(gzip.compress(data, mtime=0) if file.name.lower().endswith(".gz") else data)
 
 
@@ -82,3 +80,6 @@ def _tsv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
                 )
         lines.append("\t".join(values))
     return "".join(f"{line}\n" for line in lines)
+
+
+_WRITERS = {"tsv": _tsv, "csv": _csv, "jsonl": _jsonl}

@@ -210,7 +210,7 @@ class NormalizingFlow(FittedModule):
         # Whoever encodes without gradients may fit there, too.
         with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             rows = stacked(embeddings, self.embedding_dimension, type(self).__name__, device)
-            flow = copy.deepcopy(self.flow)
+            flow = copy.deepcopy(self.flow)  # a fit that diverges leaves the module as it was
             history, better = maximize_likelihood(
                 flow, rows, training, generator, resume=resume, show_progress_bar=show_progress_bar
             )

@@ -75,6 +75,7 @@ class TextCNNPooling(TokenPooling):
 
     def pool(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Match the windows of texts that begin at the first position."""
+        # A text shorter than the widest filter has one window, filled up with zeros.
         missing = max(max(self.kernel_sizes) - tokens.shape[1], 0)
         columns = pad(tokens, (0, 0, 0, missing)).transpose(1, 2)
         best = []

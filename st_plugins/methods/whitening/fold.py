@@ -94,6 +94,7 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
     """Multiply a run of affine modules out to one Dense; leave it alone if nothing of ours is in it."""
     if not any(isinstance(module, Whitening) for module in run):
         return run
+    # In float64: the bias -W μ is as large as the mean over the smallest spread, and rounding in between would show.
     weight, bias = affine_map(run[0])
     for module in run[1:]:
         following, offset = affine_map(module)

@@ -131,6 +131,7 @@ def _make_room(module: nn.Module, state: dict[str, Any], prefix: str, *unused: A
     if not problem and not all(bool(tensor.isfinite().all()) for tensor in given.values() if not tensor.is_meta):
         bad = next(name for name, tensor in given.items() if not bool(tensor.isfinite().all()))
         problem = f"the state of a Whitening must be finite, but {bad} holds NaN or infinity"
+    # With strict=False, too: half a state would encode without a word.
     if problem:
         errors.append(f"{prefix or 'Whitening'}: {problem}")
         for name in given:

@@ -98,6 +98,7 @@ class Whitening(FittedModule):
             raise ValueError(f"rcond must be in [0, 1) or None, got {rcond}")
         self.embedding_dimension, self.output_dimension = embedding_dimension, output_dimension
         self.shrinkage, self.rcond, self.normalize = shrinkage, rcond, normalize
+        # One state for all: what forward, fold, save and load_state_dict use is the same thing.
         self.state = WhiteningState(embedding_dimension, output_dimension)
         self.register_state_dict_pre_hook(_derive_first)
         self.register_load_state_dict_post_hook(_forget_sources)
