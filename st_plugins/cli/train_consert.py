@@ -99,7 +99,7 @@ def consert(
     from st_plugins.core.writing.atomic import folder_target
     from st_plugins.core.writing.checkpoints import CheckpointFolder
     from st_plugins.data.own import read_pairs, read_texts
-    from st_plugins.methods.contrastive.train import train_consert
+    from st_plugins.methods.contrastive.train_consert import train_consert
 
     if dev is None:
         refuse_unused(context, "without --dev", "first", "second", "score")

@@ -26,7 +26,7 @@ from st_plugins.evaluation.pages.tables import comparison_table
 from st_plugins.evaluation.report import csv_text, markdown
 from st_plugins.evaluation.statistics import difference, holm
 from st_plugins.geometry import GeometryCallback
-from st_plugins.methods.contrastive.card import selection_in_words
+from st_plugins.methods.contrastive.train_result import selection_in_words
 from st_plugins.training import train_consert
 
 NAN = math.nan

@@ -19,7 +19,7 @@ from st_plugins.cli import main as cli
 from st_plugins.evaluation.report import markdown
 from st_plugins.evaluation.result import SuiteResult
 from st_plugins.explain import explain_pair, explain_text
-from st_plugins.methods.contrastive.card import _code
+from st_plugins.methods.contrastive.train_result import _code
 from st_plugins.report.matrices import STYLE
 from st_plugins.report.page import escape
 from st_plugins.report.terminal import foreign, say, shown, terminal

@@ -20,7 +20,7 @@ from st_plugins.data import Pairs, read_pairs, read_texts
 from st_plugins.evaluation import STSSuiteEvaluator
 from st_plugins.explain import explain_pair
 from st_plugins.matching import AnonymizedPairs, LearnedEmbedding
-from st_plugins.methods.contrastive.preparation import distinct_texts
+from st_plugins.methods.contrastive.train_preparation import distinct_texts
 from st_plugins.methods.re2.vectors import read_vectors
 
 HEAD = ["sentence1", "sentence2", "score"]

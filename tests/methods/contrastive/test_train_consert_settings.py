@@ -15,7 +15,7 @@ from sentence_transformers.base.modules import Normalize, Router, Transformer
 from st_plugins.data import Pairs
 from st_plugins.evaluation import STSSuiteEvaluator
 from st_plugins.geometry.probe import Probe
-from st_plugins.methods.contrastive.preparation import training_length
+from st_plugins.methods.contrastive.train_preparation import training_length
 from st_plugins.training import train_consert
 
 Seen = list[tuple[bool, list[list[int]], Any]]

@@ -1,25 +1,65 @@
-"""The part of a model card that says how a model was adapted, and what that did to it."""
+"""What a training did, and the part of the model card that says so."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sentence_transformers import SentenceTransformer
 
 from st_plugins.core.files import library_versions
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluation.comparison import Comparison
+from st_plugins.evaluation.pages.tables import interval_text
 from st_plugins.evaluation.result import Difference, Score, SuiteResult
-from st_plugins.methods.contrastive.result import TrainingResult
 from st_plugins.report.table import percent
 from st_plugins.report.terminal import shown
 
-__all__ = ["add_section", "consert_section", "selection_in_words"]
+__all__ = ["TrainingResult", "add_section", "consert_section", "selection_in_words"]
 
 _HEADING = "\n## Model Details"  # of the host's card; ours goes before it
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did.
+
+    Args:
+        model: The model as it was written, loaded again from the folder.
+        steps: Optimiser steps of the whole training.
+        step: The step whose weights were kept.
+        selection: How that step was chosen, in words.
+        texts: Distinct texts trained on.
+        duplicates: Texts left out because they occurred before.
+        empty: Texts left out because they were blank.
+        before: Evaluation of the model as it was; None without development pairs.
+        after: Evaluation of the model as it was written.
+        comparison: ``compare(after, before)``.
+        log: The trainer's ``log_history``: losses, geometry, development scores.
+
+    Example:
+        >>> from st_plugins.miniature import untrained_encoder
+        >>> model = untrained_encoder()
+        >>> TrainingResult(model, 30, 30, "the last one", 960, 3, 0, None, None, None, []).texts
+        960
+    """
+
+    model: SentenceTransformer
+    steps: int
+    step: int
+    selection: str
+    texts: int
+    duplicates: int
+    empty: int
+    before: SuiteResult | None = None
+    after: SuiteResult | None = None
+    comparison: Comparison | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
 
 
 def add_section(readme: Path, section: str) -> None:
@@ -169,4 +209,4 @@ def _difference(difference: Difference) -> str:
 def _interval(score: Score | Difference) -> str:
     if math.isnan(score.value) or math.isnan(score.low):
         return ""
-    return f" [{percent(score.low, 1)}, {percent(score.high, 1)}]"
+    return f" {interval_text(score.low, score.high)}"

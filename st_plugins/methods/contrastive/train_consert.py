@@ -25,10 +25,9 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluation.comparison import compare
 from st_plugins.evaluation.suite import STSSuiteEvaluator
 from st_plugins.geometry.callback import GeometryCallback
-from st_plugins.methods.contrastive.card import add_section, consert_section, selection_in_words
 from st_plugins.methods.contrastive.consert import ConSERTLoss, two_views
 from st_plugins.methods.contrastive.notation import view_config
-from st_plugins.methods.contrastive.preparation import (
+from st_plugins.methods.contrastive.train_preparation import (
     check_ranges,
     checksum,
     distinct_texts,
@@ -39,7 +38,12 @@ from st_plugins.methods.contrastive.preparation import (
     selection,
     training_length,
 )
-from st_plugins.methods.contrastive.result import TrainingResult
+from st_plugins.methods.contrastive.train_result import (
+    TrainingResult,
+    add_section,
+    consert_section,
+    selection_in_words,
+)
 from st_plugins.methods.contrastive.view_loss import check_temperature
 
 __all__ = ["train_consert"]
@@ -47,7 +51,6 @@ __all__ = ["train_consert"]
 logger = logging.getLogger(__name__)
 
 _FLOOR_TEXTS = 20_000  # as many texts as the floor is whitened on; it keeps a vector of each
-_DEV_METRIC = "eval_avg_spearman_"  # and the model's similarity
 
 
 def train_consert(
@@ -212,7 +215,7 @@ def train_consert(
         "bf16": bf16,
     }
     checkpoints = CheckpointFolder(target.path, {**settings, "model": content})
-    metric = f"{_DEV_METRIC}{adapted.similarity_fn_name}"
+    metric = f"eval_avg_spearman_{adapted.similarity_fn_name}"
     arguments = _arguments(checkpoints.path, settings, steps, device, show_progress_bar, metric)
     start = checkpoints.open(resume=resume, overwrite=overwrite)
     try:
@@ -264,7 +267,7 @@ def _arguments(
         per_device_train_batch_size=settings["batch_size"],
         dataloader_drop_last=True,
         learning_rate=settings["learning_rate"],
-        warmup_steps=math.ceil(steps * settings["warmup"]),
+        warmup_steps=settings["warmup"],  # a share, as it is below 1
         weight_decay=0.01,
         adam_epsilon=1e-6,
         max_grad_norm=1.0,
@@ -275,10 +278,8 @@ def _arguments(
         eval_strategy="no" if settings["dev"] is None else "steps",
         eval_steps=every,
         save_strategy="steps",
-        save_steps=every,
-        save_total_limit=None,  # CheckpointCallback deletes old ones
+        save_steps=every,  # without a limit: CheckpointCallback deletes old ones
         metric_for_best_model=metric if settings["select"] == "dev" else None,
-        greater_is_better=True,
         logging_steps=min(every, max(1, steps // 20)),
         report_to="none",
         disable_tqdm=not show_progress_bar,
