@@ -252,9 +252,7 @@ class AugmentedPass:
                     call.unshuffled[key] = features[key]
                     features[key] = features[key].gather(1, call.token_permutation)
             call.special_tokens = special.gather(1, call.token_permutation)
-        if args:
-            return (features, *args[1:]), kwargs
-        return args, {**kwargs, "input": features}
+        return ((features, *args[1:]), kwargs) if args else (args, {**kwargs, "input": features})
 
     def _warn(self) -> None:
         if not self._warned:
@@ -305,8 +303,7 @@ class AugmentedPass:
         if call is None or call.embedded:
             return None
         call.embedded = True
-        tokens_first = self.parts.tokens_first
-        embeddings = output.transpose(0, 1) if tokens_first and isinstance(output, Tensor) else output
+        embeddings = output.transpose(0, 1) if self.parts.tokens_first and isinstance(output, Tensor) else output
         expected = call.attention_mask.shape
         shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         if not isinstance(shape, tuple) or len(shape) != 3 or shape[0] != expected[0] or shape[1] < expected[1]:
@@ -318,7 +315,7 @@ class AugmentedPass:
         call.attention_mask = nn.functional.pad(call.attention_mask, padding)
         call.special_tokens = nn.functional.pad(call.special_tokens, padding)
         embeddings = self._recorded(embeddings, call)
-        return embeddings.transpose(0, 1) if tokens_first else embeddings
+        return embeddings.transpose(0, 1) if self.parts.tokens_first else embeddings
 
     def _augment_bags(self, module: nn.EmbeddingBag, args: Any, output: Any) -> Tensor | None:
         """After an embedding bag: average the tokens of all views instead."""
