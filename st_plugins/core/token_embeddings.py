@@ -223,15 +223,7 @@ class TokenEmbeddings(StoredModule, InputModule):
         return features
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Look the vectors up.
-
-        Args:
-            features: What `preprocess` returned, on the device of the table.
-            **kwargs: Ignored.
-
-        Returns:
-            The same dictionary, with the token embeddings added.
-        """
+        """Look the vectors of what `preprocess` returned up, on the device of the table."""
         features["token_embeddings"] = self.embedding(features["input_ids"])
         return features
 
