@@ -75,6 +75,7 @@ def print_before_after(
     advice: str = _WHITENING_ADVICE,
 ) -> None:
     """Print what a method did to a model on held-out pairs; the comparison is that of ``after`` with ``before``."""
+    # The comparison says what the method adds; the table is read from left to right, A before and B after.
     results = {"before": before, f"after {method}": after}
     console.print(pipelines_table("Held-out pairs: Spearman x 100, convention 'all'", results).to_terminal())
     titles = {task.name: task.title for task in before.tasks}

@@ -70,6 +70,7 @@ def write_reports(
         >>> len(files)
         4
     """
+    # Every text is made before the first file is opened.
     targets = report_targets(folder, overwrite=overwrite) if isinstance(folder, str | Path) else list(folder)
     texts = [result.to_json(), csv_text(result), markdown(result), html(result)]
     with contextlib.ExitStack() as stack:

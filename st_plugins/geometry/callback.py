@@ -223,6 +223,7 @@ class GeometryCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the best weights beside a checkpoint that does not hold them itself."""
+        # A checkpoint of the best step holds its weights already.
         if self.best_weights is None or self.best_step == state.global_step or not state.is_world_process_zero:
             return
         path = checkpoint_of(args, state) / _BEST_FILE
@@ -247,6 +248,7 @@ class GeometryCallback(TrainerCallback):
     def _step(self, state: TrainerState, control: TrainerControl, model: Any) -> dict[str, float]:
         """Measure, log, judge and remember; once a step while training."""
         step = state.global_step
+        # An evaluation and a step of `every` may fall together.
         if self._training and self.history and self.history[-1]["step"] == step:
             return _numbers(self.history[-1])
         # The first process measures, and all act on its numbers and on its failure: else the others would wait for it.
@@ -311,6 +313,7 @@ class GeometryCallback(TrainerCallback):
             control.should_training_stop = True
 
     def _keep(self, numbers: dict[str, float], step: int, model: Any) -> None:
+        # The untrained model is no candidate.
         if self._score is None or step == 0:
             return
         score = self._score(numbers)

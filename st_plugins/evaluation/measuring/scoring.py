@@ -90,7 +90,7 @@ def pair_similarities(
 
 def equal_rows(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:
     """Return for each row the first row that is equal to it bit by bit (0 and -0 are the same)."""
-    plain = np.ascontiguousarray(embeddings + 0.0)
+    plain = np.ascontiguousarray(embeddings + 0.0)  # + 0.0: no -0
     seen: dict[bytes, int] = {}
     rows = plain.view(f"V{plain.dtype.itemsize * plain.shape[1]}").ravel().tolist()
     return np.array([seen.setdefault(row, index) for index, row in enumerate(rows)], dtype=np.intp)

@@ -131,6 +131,7 @@ def _scores(result: SuiteResult) -> Table:
 def score_table(result: SuiteResult) -> Table:
     """Return the main table as the terminal shows it: what the note says elsewhere stands in title and rows."""
     similarity = result.settings.get("similarity", "cosine")
+    # The floor is scored by cosine, whatever the model is scored by.
     labels = ["model"]
     if result.floor is not None:
         by = "" if similarity == "cosine" else ", by cosine"
@@ -234,6 +235,7 @@ def geometry_table(title: str, numbers: Mapping[str, Any]) -> Table:
 
 
 def _geometry(result: SuiteResult) -> Table:
+    # In the order of the explanations; what has none comes last.
     known = [key for key in _GEOMETRY if key in result.geometry]
     others = sorted(key for key in result.geometry if key not in _GEOMETRY)
     rows: Rows = [[words(key), number(result.geometry[key]), _GEOMETRY.get(key, "")] for key in known + others]
