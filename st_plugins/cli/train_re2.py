@@ -127,8 +127,10 @@ def re2(
     from st_plugins.core.writing.checkpoints import CheckpointFolder
     from st_plugins.io import load_sentence_transformer
     from st_plugins.methods.re2.config import RE2Config, RE2Schedule, configuration_for
-    from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
+    from st_plugins.methods.re2.learned_embedding import LearnedEmbedding
     from st_plugins.methods.re2.matcher import RE2Matcher
+    from st_plugins.methods.re2.transformer_tokens import TransformerTokens
+    from st_plugins.methods.re2.word_vectors import WordVectors
 
     target = folder_target(output, name="--output", overwrite=fitting.overwrite, inputs=(train, dev, vectors, encoder))
     CheckpointFolder(target.path, {}).check(resume=fitting.resume, overwrite=fitting.overwrite)

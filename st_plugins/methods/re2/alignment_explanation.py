@@ -30,7 +30,17 @@ _READING = (
 
 @dataclass(frozen=True, eq=False)
 class AlignmentMap:
-    """The alignment of one block."""
+    """The alignment of one block of an RE2 network, which `RE2Matcher.explain` gives.
+
+    Args:
+        first_to_second: ``(m, n)``: how much of each token of the second text is in what each token of the first one
+            finds; rows sum to 1.
+        second_to_first: ``(n, m)``: the same the other way round.
+
+    Example:
+        >>> AlignmentMap(np.array([[0.9, 0.1]]), np.array([[1.0], [1.0]])).first_to_second.sum(axis=1).tolist()
+        [1.0]
+    """
 
     first_to_second: NDArray[np.float64]
     second_to_first: NDArray[np.float64]
@@ -38,7 +48,22 @@ class AlignmentMap:
 
 @dataclass(frozen=True, eq=False)
 class AlignmentExplanation:
-    """What the tokens of two texts found in each other, and what came out."""
+    """What the tokens of two texts found in each other, and what came out.
+
+    Args:
+        first: The first text.
+        second: The second text.
+        first_tokens: The m tokens of the first text, as the model has cut it.
+        second_tokens: The n tokens of the second text.
+        blocks: One map a block, the first block first.
+        scores: What the model says: the probability of each class, or ``"score"``.
+
+    Example:
+        >>> maps = (AlignmentMap(np.array([[0.9, 0.1]]), np.array([[1.0], [1.0]])),)
+        >>> found = AlignmentExplanation("dog", "dog runs", ("dog",), ("dog", "runs"), maps, {"score": 0.75})
+        >>> found.summary(), found.counterparts()
+        ('score 0.750', [('dog', 'dog', 0.9)])
+    """
 
     first: str
     second: str
@@ -53,7 +78,14 @@ class AlignmentExplanation:
         return ", ".join(f"{name} {value:.3f}" for name, value in ordered)
 
     def counterparts(self, block: int = 0) -> list[tuple[str, str, float]]:
-        """Return for each token of the first text the token of the second that it finds most of."""
+        """Return for each token of the first text the token of the second that it finds most of.
+
+        Args:
+            block: Which block, from 0; -1 for the last.
+
+        Returns:
+            Token, its counterpart, and the share that this has.
+        """
         table = self.blocks[block].first_to_second
         best = table.argmax(axis=1)
         return [
@@ -67,7 +99,14 @@ class AlignmentExplanation:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read :meth:`to_json` back."""
+        """Read :meth:`to_json` back.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The explanation.
+        """
         stored: dict[str, Any] = json.loads(text)
         blocks = tuple(
             AlignmentMap(np.array(block["first_to_second"]), np.array(block["second_to_first"]))
@@ -150,6 +189,7 @@ def _gather(tokens: tuple[str, ...], received: NDArray[np.float64], most: int) -
 
 def _picture(title: str, rows: _Gathered, columns: _Gathered, table: NDArray[np.float64]) -> _Picture:
     """Draw gathered rows as their mean and gathered columns as their sum, so that rows still sum to 1."""
+    # Gathered tokens have no color: a sum would outshine the others.
     values = (rows.members / rows.members.sum(axis=0)).T @ table @ columns.members
     shades = np.zeros_like(values)
     shades[: rows.single, : columns.single] = values[: rows.single, : columns.single]

@@ -18,7 +18,19 @@ _PADDING = "[PAD]"
 
 
 class LearnedEmbedding(TokenTable):
-    """A vector for each subword, learned with the network: needs no word vectors, and knows all words."""
+    """A vector for each subword, learned with the network: needs no word vectors, and knows all words.
+
+    Make it with `from_texts`, which learns the subwords too, or with `from_tokenizer`. The vectors start as draws from
+    a standard normal distribution.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> texts = ["a dog runs", "two dogs ran"]
+        >>> source = LearnedEmbedding.from_texts(texts, embedding_dimension=8, minimum_frequency=1)
+        >>> vectors, mask = source(source.tokenize(["a dog runs", "dogs"]))
+        >>> tuple(vectors.shape), mask.sum(dim=1).tolist(), source.pieces("dogs ran")
+        ((2, 3, 8), [3, 1], ['dogs', 'ran'])
+    """
 
     @classmethod
     def from_texts(
@@ -30,7 +42,24 @@ class LearnedEmbedding(TokenTable):
         lowercase: bool = True,
         trainable: bool = True,
     ) -> Self:
-        """Learn subwords from texts: pairs of bytes of a word that occur often become one (byte-level BPE)."""
+        """Learn subwords from texts: pairs of bytes of a word that occur often become one (byte-level BPE).
+
+        The same texts give the same subwords in the same order.
+
+        Args:
+            texts: The training texts.
+            embedding_dimension: Width of the vectors.
+            vocabulary_size: Most subwords, the 256 bytes and the padding token included.
+            minimum_frequency: How often two parts must occur side by side to become one.
+            lowercase: Whether texts are made lower case, and lose their accents.
+            trainable: Whether the vectors are trained.
+
+        Returns:
+            The source.
+
+        Raises:
+            ValueError: ``embedding_dimension`` is below 1, or there are no texts.
+        """
         given = check_texts(texts, "texts")
         if not any(text.strip() for text in given):
             raise ValueError("texts has no words to learn subwords from; give the training texts")
@@ -52,7 +81,19 @@ class LearnedEmbedding(TokenTable):
     def from_tokenizer(
         cls, tokenizer: Tokenizer | PreTrainedTokenizerFast, embedding_dimension: int, trainable: bool = True
     ) -> Self:
-        """Use the subwords of a tokenizer."""
+        """Use the subwords of a tokenizer.
+
+        Args:
+            tokenizer: A tokenizer of the ``tokenizers`` library, or a fast one of transformers; copied.
+            embedding_dimension: Width of the vectors.
+            trainable: Whether the vectors are trained.
+
+        Returns:
+            The source.
+
+        Raises:
+            ValueError: ``embedding_dimension`` is below 1.
+        """
         if embedding_dimension < 1:
             raise ValueError(f"embedding_dimension must be at least 1, got {embedding_dimension}")
         padding = getattr(tokenizer, "pad_token", None) or _PADDING

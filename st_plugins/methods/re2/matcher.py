@@ -26,10 +26,10 @@ from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
 from st_plugins.core.pair_metrics import check_metric
 from st_plugins.core.pair_model import LateInteractionModel, activated, check_batch_size, refuse_non_finite_pairs
 from st_plugins.methods.re2.config import CONFIGURATIONS, RE2Config, RE2Schedule
+from st_plugins.methods.re2.encoded_text import EncodedText, encode_texts, saying_cut, token_vectors
 from st_plugins.methods.re2.layers import fold_weight_norm
 from st_plugins.methods.re2.learned_embedding import LearnedEmbedding
 from st_plugins.methods.re2.network import RE2
-from st_plugins.methods.re2.scoring import EncodedText, encode_texts, saying_cut, token_vectors
 from st_plugins.methods.re2.transformer_tokens import TransformerTokens
 from st_plugins.methods.re2.word_vectors import WordVectors
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
-    from st_plugins.methods.re2.training import MatcherTraining
+    from st_plugins.methods.re2.matcher_training import MatcherTraining
 
 __all__ = ["RE2Matcher"]
 

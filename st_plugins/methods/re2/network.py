@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached
 from typing_extensions import Self
 
-from st_plugins.methods.re2.alignment import Alignment, Maps
 from st_plugins.methods.re2.config import RE2Config
-from st_plugins.methods.re2.encoder import ConvolutionalEncoder
-from st_plugins.methods.re2.fusion import Fusion
-from st_plugins.methods.re2.pooling import masked_max
-from st_plugins.methods.re2.prediction import Prediction
-from st_plugins.methods.re2.residual import AugmentedResidual
+from st_plugins.methods.re2.layers import (
+    Alignment,
+    AugmentedResidual,
+    ConvolutionalEncoder,
+    Fusion,
+    Maps,
+    Prediction,
+    masked_max,
+)
 
 __all__ = ["RE2"]
 

@@ -7,9 +7,9 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sentence_transformers.util import batch_to_device
@@ -35,14 +35,12 @@ from st_plugins.methods.re2.checkpoints import (
     digest_of_state,
 )
 from st_plugins.methods.re2.config import RE2Schedule
-from st_plugins.methods.re2.embedding import TransformerTokens
+from st_plugins.methods.re2.encoded_text import saying_cut
 from st_plugins.methods.re2.layers import normalized_weights
-from st_plugins.methods.re2.scoring import saying_cut
+from st_plugins.methods.re2.matcher_training import MatcherTraining
+from st_plugins.methods.re2.transformer_tokens import TransformerTokens
 
-if TYPE_CHECKING:
-    from st_plugins.methods.re2.matcher import RE2Matcher
-
-__all__ = ["MatcherTraining", "shortened", "train_matcher"]
+__all__ = ["shortened", "train_matcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,45 +49,6 @@ _MOST_WARMUP = 1 / 8
 _TRANSFORMER_LEARNING_RATE = 2e-5
 _TEXTS_AT_A_TIME = 1024
 _LOOKED_AT = 32  # pairs that the finished matcher has to score
-
-
-@dataclass(frozen=True)
-class MatcherTraining:
-    """What a training of a matcher did."""
-
-    pairs: int
-    dev_pairs: int
-    steps: int
-    step: int
-    metric: str
-    score: float | None
-    accuracy: Accuracy | None
-    history: list[dict[str, Any]]
-    checkpoints: Path | None
-
-    def summary(self) -> str:
-        """Say in words what was done."""
-        if self.score is None:
-            return (
-                f"trained on {self.pairs:,} pairs, {self.steps:,} steps; no development pairs, the last step is kept"
-            )
-        accuracy = "" if self.accuracy is None else f": accuracy {self.accuracy}"
-        return (
-            f"trained on {self.pairs:,} pairs; step {self.step:,} of {self.steps:,} is kept, the one with the highest "
-            f"{self.metric} ({self.score:.4f}) on {self.dev_pairs:,} development pairs{accuracy}. They took part in "
-            "this choice, so scores on them flatter the model"
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Return what belongs to a saved matcher, as plain JSON values: all but history and checkpoints."""
-        return {name: value for name, value in asdict(self).items() if name not in ("history", "checkpoints")}
-
-    def remove_checkpoints(self) -> None:
-        """Delete the checkpoints, to be called once the matcher is saved; without any nothing is done."""
-        if self.checkpoints is not None:
-            folder = CheckpointFolder(self.checkpoints, {})
-            folder.path = self.checkpoints  # also if it is the target of a link
-            folder.remove()
 
 
 def shortened(schedule: RE2Schedule, pairs: int) -> RE2Schedule:
@@ -102,7 +61,7 @@ def shortened(schedule: RE2Schedule, pairs: int) -> RE2Schedule:
 
 
 def train_matcher(
-    matcher: RE2Matcher,
+    matcher: Any,
     train: LabeledPairs,
     dev: LabeledPairs | None,
     *,
@@ -121,6 +80,7 @@ def train_matcher(
     overwrite: bool,
 ) -> MatcherTraining:
     """Train a matcher in place; see `RE2Matcher.fit`."""
+    # Its type is RE2Matcher, whose file imports this one.
     check_device(device)
     steps_an_epoch = math.ceil(len(train) / schedule.batch_size)
     best = None if dev is None else BestWeightsCallback(matcher, f"eval_{metric}", patience)
@@ -225,7 +185,7 @@ def _train(trainer: MatcherTrainer, best: BestWeightsCallback | None, start: Pat
         best.restore()
 
 
-def _check_finished(matcher: RE2Matcher, rows: list[dict[str, Any]]) -> None:
+def _check_finished(matcher: Any, rows: list[dict[str, Any]]) -> None:
     """Refuse what a last step ruined: no loss was computed after it."""
     refuse_damaged_weights(matcher.network)
     batch, device = _collate(rows), next(matcher.network.parameters()).device
@@ -245,7 +205,7 @@ def _accuracy(metrics: Mapping[str, float]) -> Accuracy | None:
 
 
 @contextmanager
-def _finally_evaluating(matcher: RE2Matcher) -> Iterator[None]:
+def _finally_evaluating(matcher: Any) -> Iterator[None]:
     """Leave a matcher in evaluation mode, after an error too."""
     try:
         yield
@@ -256,7 +216,7 @@ def _finally_evaluating(matcher: RE2Matcher) -> Iterator[None]:
 class _Objective(nn.Module):
     """A matcher and its loss, as the trainer calls them."""
 
-    def __init__(self, matcher: RE2Matcher) -> None:
+    def __init__(self, matcher: Any) -> None:
         super().__init__()
         self.matcher = matcher
 
@@ -290,7 +250,7 @@ class _Objective(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def _tokens(matcher: RE2Matcher, given: Sequence[LabeledPairs]) -> dict[str, list[int]]:
+def _tokens(matcher: Any, given: Sequence[LabeledPairs]) -> dict[str, list[int]]:
     """Tokenize each text once."""
     texts = list(dict.fromkeys(text for pairs in given for text in (*pairs.first, *pairs.second)))
     tokens: dict[str, list[int]] = {}
@@ -345,9 +305,7 @@ def _metrics(metric: str) -> Callable[[EvalPrediction], dict[str, float]]:
     return compute
 
 
-def _optimizer(
-    matcher: RE2Matcher, schedule: RE2Schedule, source_learning_rate: float | None
-) -> tuple[Adam, LambdaLR]:
+def _optimizer(matcher: Any, schedule: RE2Schedule, source_learning_rate: float | None) -> tuple[Adam, LambdaLR]:
     if source_learning_rate is None:
         transformer = isinstance(matcher.source, TransformerTokens)
         source_learning_rate = _TRANSFORMER_LEARNING_RATE if transformer else schedule.learning_rate

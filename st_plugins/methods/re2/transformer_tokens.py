@@ -21,7 +21,25 @@ _ENCODER = "encoder"
 
 
 class TransformerTokens(nn.Module):
-    """Token embeddings of the first module of a SentenceTransformer. Special tokens are no tokens of a text."""
+    """Token embeddings of the first module of a SentenceTransformer. Special tokens are no tokens of a text.
+
+    A frozen transformer stays in evaluation mode and computes no gradients; its parameters are marked so, in the
+    model that was given too.
+
+    Args:
+        model: The model, of which the first module is shared, or the path of one.
+        trainable: Whether the transformer is trained.
+
+    Raises:
+        ValueError: The model has no tokenizer of transformers.
+
+    Example:
+        >>> from st_plugins.miniature import untrained_encoder
+        >>> source = TransformerTokens(untrained_encoder())
+        >>> vectors, mask = source(source.tokenize(["a dog runs", "a dog"]))
+        >>> mask.int().tolist(), source.embedding_dimension, source.pieces("a dog")
+        ([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]], 64, ['a', 'dog'])
+    """
 
     coverage: float | None = None
 

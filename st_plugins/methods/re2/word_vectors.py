@@ -39,7 +39,20 @@ _WORD = "|".join(
 
 
 class WordVectors(TokenTable):
-    r"""Word vectors: a row of a table for each word, zeros for the words that have none."""
+    r"""Word vectors: a row of a table for each word, zeros for the words that have none.
+
+    Make it with `from_file` or `from_static`. The table is frozen unless ``trainable=True``; rows of unknown words
+    stay zero even then.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "vectors.txt")
+        >>> _ = path.write_text("dog 1 2\nruns 3 4\n")
+        >>> source = WordVectors.from_file(path, ["A dog runs!"])
+        >>> vectors, mask = source(source.tokenize(["A dog runs!", "Dog"]))
+        >>> vectors[0].tolist(), mask.tolist(), round(source.coverage, 2)
+        ([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], [[True, True, True], [True, False, False]], 0.67)
+    """
 
     @classmethod
     def from_file(
@@ -51,7 +64,30 @@ class WordVectors(TokenTable):
         keep_punctuation: bool = False,
         trainable: bool = False,
     ) -> Self:
-        """Read a text file of word2vec or GloVe."""
+        """Read a text file of word2vec or GloVe.
+
+        As in the paper, texts are made lower case and lose their punctuation. Words are split as in the Penn
+        treebank ("don't" is "do" and "n't"), which is how GloVe was made; Chinese and Japanese are read by character.
+
+        Args:
+            path: The file, plain or compressed with gzip, see `read_vectors`.
+            texts: Only words that occur in these are kept: give all that will be read, or None, which keeps every
+                word of the file and so serves any text.
+            minimum_frequency: How often a word must occur in ``texts``. The authors' code keeps every word that has a
+                vector, as 1 does here.
+            lowercase: Whether texts, and the words of the file, are made lower case.
+            keep_punctuation: Whether punctuation marks are tokens.
+            trainable: Whether the table is trained.
+
+        Returns:
+            The source; ``coverage`` is the share of the tokens in ``texts`` that have a vector. Below a half there is
+            a warning.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: ``minimum_frequency`` is below 1, the file is malformed, as for `read_vectors`, or has a vector
+                for no word of ``texts``.
+        """
         if minimum_frequency < 1:
             raise ValueError(f"minimum_frequency must be at least 1, got {minimum_frequency}")
         given = None if texts is None else check_texts(texts, "texts")
@@ -76,7 +112,20 @@ class WordVectors(TokenTable):
     def from_static(
         cls, model: StaticEmbedding | SentenceTransformer, texts: Iterable[str] | None = None, trainable: bool = False
     ) -> Self:
-        """Take tokenizer and vectors of the host's ``StaticEmbedding``."""
+        """Take tokenizer and vectors of the host's ``StaticEmbedding``.
+
+        Args:
+            model: The module, or a model whose first module is one; its weights are copied.
+            texts: Texts to measure the coverage on.
+            trainable: Whether the table is trained.
+
+        Returns:
+            The source. A token counts as covered if its vector is not zero.
+
+        Raises:
+            TypeError: ``model`` is neither.
+            ValueError: The weights hold NaN or infinity.
+        """
         module = model[0] if isinstance(model, SentenceTransformer) else model
         if not isinstance(module, StaticEmbedding):
             raise TypeError(
@@ -90,7 +139,14 @@ class WordVectors(TokenTable):
         return source
 
     def covered(self, texts: Iterable[str]) -> float:
-        """Return the share of the tokens in texts that have a vector other than zero."""
+        """Return the share of the tokens in texts that have a vector other than zero.
+
+        Args:
+            texts: The texts.
+
+        Returns:
+            From 0 to 1; 1 for texts without tokens.
+        """
         encodings = self.tokenizer.encode_batch(check_texts(texts, "texts"), add_special_tokens=False)
         ids = torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.long)
         known = self.embedding.weight.detach().cpu().ne(0).any(dim=1)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from st_plugins.core.writing.atomic import file_target
+from st_plugins.matching import LearnedEmbedding, TransformerTokens
 from st_plugins.methods.re2.config import RE2Config
-from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens
 from st_plugins.methods.re2.export import OPSET, export_onnx
 from st_plugins.methods.re2.network import RE2
 

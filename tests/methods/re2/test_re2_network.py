@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from st_plugins.methods.re2.alignment import Alignment
 from st_plugins.methods.re2.config import RE2Config
-from st_plugins.methods.re2.encoder import ConvolutionalEncoder
-from st_plugins.methods.re2.fusion import Fusion
-from st_plugins.methods.re2.layers import fold_weight_norm
+from st_plugins.methods.re2.layers import (
+    Alignment,
+    AugmentedResidual,
+    ConvolutionalEncoder,
+    Fusion,
+    Prediction,
+    fold_weight_norm,
+)
 from st_plugins.methods.re2.network import RE2
-from st_plugins.methods.re2.prediction import Prediction
-from st_plugins.methods.re2.residual import AugmentedResidual
 
 Row = list[float]
 Text = list[Row]

@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached, is_parametrized
 
 from st_plugins.methods.re2.config import RE2Config, RE2Schedule
-from st_plugins.methods.re2.encoder import ConvolutionalEncoder
-from st_plugins.methods.re2.fusion import Fusion
-from st_plugins.methods.re2.layers import activate, fold_weight_norm
+from st_plugins.methods.re2.layers import ConvolutionalEncoder, Fusion, activate, fold_weight_norm, masked_max
 from st_plugins.methods.re2.network import RE2
-from st_plugins.methods.re2.pooling import masked_max
 from tests.methods.re2.test_re2_network import WIDTH, build, texts
 
 network_module = importlib.import_module("st_plugins.methods.re2.network")

@@ -17,8 +17,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from st_plugins.matching import LearnedEmbedding, TransformerTokens, WordVectors
 from st_plugins.methods.re2.config import RE2Schedule
-from st_plugins.methods.re2.embedding import LearnedEmbedding, TransformerTokens, WordVectors
 from st_plugins.methods.re2.vectors import read_vectors
 
 VECTORS = {"the": [1.0, 2.0], "dog": [3.0, 4.0], "n't": [5.0, 6.0], "runs": [-1.0, 0.5], "3.5": [7.0, 7.0]}

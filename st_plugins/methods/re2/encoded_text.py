@@ -1,4 +1,4 @@
-"""From texts to logits with RE2: what depends on one text first, and once for each; then the pairs, like with like."""
+"""What RE2 computes of one text: its token vectors and its first encoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class EncodedText(NamedTuple):
-    """What RE2 computes of a text without the other one."""
+    """What RE2 computes of a text without the other one, to be kept for many calls of `RE2Matcher.rank`.
+
+    Args:
+        vectors: Token vectors, ``(n, embedding_dimension)``.
+        encoding: What the first encoder makes of them, ``(n, hidden_dimension)``.
+
+    Example:
+        >>> from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher
+        >>> source = LearnedEmbedding.from_texts(["a dog runs"], embedding_dimension=16, minimum_frequency=1)
+        >>> matcher = RE2Matcher(source, RE2Config(hidden_dimension=8))
+        >>> text = matcher.encode_texts(["a dog"])[0]
+        >>> tuple(text.vectors.shape), tuple(text.encoding.shape)
+        ((2, 16), (2, 8))
+    """
 
     vectors: Tensor
     encoding: Tensor
@@ -35,7 +48,7 @@ def token_vectors(source: Any, features: Any, device: torch.device) -> list[Tens
 def encode_texts(
     source: Any, network: RE2, texts: Sequence[str], batch_size: int, read: dict[str, int] | None = None
 ) -> list[EncodedText]:
-    """Compute what depends on one text only, longest texts first."""
+    """Compute what depends on one text only; the results are views of the tensors of batches."""
     device = next(network.parameters()).device
     found: dict[int, EncodedText] = {}
     for rows in longest_first([len(text) for text in texts], batch_size):
