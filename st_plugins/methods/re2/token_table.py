@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from st_plugins import __version__
-from st_plugins.core.files import write_tensors
-from st_plugins.core.loading.files import read_object, read_tensors, regular
-from st_plugins.core.precision import precise
+from st_plugins.core.files import write_record, write_tensors
+from st_plugins.core.loading.files import read_tensors, regular
+from st_plugins.core.loading.records import read_record
 from st_plugins.core.texts import check_texts
+from st_plugins.core.token_embeddings import TokenEmbeddings
 
-__all__ = ["RECORD", "TokenTable", "read_record", "write_record"]
+__all__ = ["RECORD", "TokenTable"]
 
 RECORD = "source.json"
 _TOKENIZER, _TENSORS = "tokenizer.json", "model.safetensors"
 
 
 class TokenTable(nn.Module):
-    """A source of token vectors for RE2 that looks them up in a table."""
+    """A source of token vectors for RE2 that looks them up in the table of `TokenEmbeddings`."""
+
+    # Every token of a text counts, unknown ones too; special tokens are not added. The vector of the padding stays
+    # what it is, zero; without one token 0 fills up short texts, and its vector is an ordinary one.
 
     def __init__(
         self,
@@ -35,30 +36,15 @@ class TokenTable(nn.Module):
         coverage: float | None = None,
     ) -> None:
         super().__init__()
-        rows = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if weights.ndim != 2 or weights.shape[0] < max(rows, 1) or weights.shape[1] < 1:
-            raise ValueError(
-                f"weights must have shape ({rows}, width), a row for each token of the tokenizer, got "
-                f"{tuple(weights.shape)}"
-            )
-        if not weights.isfinite().all():
-            bad = int((~weights.isfinite().all(dim=1)).nonzero()[0, 0])
-            raise ValueError(
-                f"weights hold NaN or infinity, first in row {bad} (token {tokenizer.id_to_token(bad)!r}); repair it"
-            )
-        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        width = weights.shape[-1]
+        table = TokenEmbeddings(tokenizer, width, weights=weights, trainable=trainable, special_tokens={})
+        # Without the wrapper of transformers, which takes several times as long for a text.
+        self.tokenizer: Tokenizer = table.tokenizer.backend_tokenizer
+        self.tokenizer.post_processor = tokenizer.post_processor  # which the wrapper sets to one without effect
+        self.embedding = table.embedding
+        self.embedding.padding_idx = padding_id
+        self.embedding_dimension = width
         self.trainable, self.padding_id, self.coverage = trainable, padding_id, coverage
-        table = precise(weights.detach().clone())
-        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(
-            table, freeze=not trainable, padding_idx=padding_id
-        )
-
-    @property
-    def embedding_dimension(self) -> int:
-        """Width of the token vectors."""
-        return self.embedding.embedding_dim
 
     def tokenize(self, texts: list[str], max_seq_length: int | None = None) -> dict[str, Tensor]:
         """Turn texts into ids."""
@@ -85,23 +71,14 @@ class TokenTable(nn.Module):
         """Write ``tokenizer.json``, ``model.safetensors`` and ``source.json``."""
         self.tokenizer.save(str(folder / _TOKENIZER))
         write_tensors(folder / _TENSORS, {"weights": self.embedding.weight})
-        write_record(
-            folder,
-            self,
-            trainable=self.trainable,
-            padding_id=self.padding_id,
-            coverage=self.coverage,
-            embedding_dimension=self.embedding_dimension,
-        )
+        values = {name: getattr(self, name) for name in ("trainable", "padding_id", "coverage", "embedding_dimension")}
+        write_record(folder / RECORD, type=type(self).__name__, **values)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
-        record = read_record(folder, cls.__name__, (_TOKENIZER, _TENSORS))
-        try:
-            tokenizer = Tokenizer.from_file(str(regular(folder / _TOKENIZER)))
-        except Exception as error:  # the library raises a bare Exception
-            raise ValueError(f"{folder / _TOKENIZER} is damaged: {error}") from error
+        record = read_record(folder, RECORD, cls.__name__, (_TOKENIZER, _TENSORS))
+        tokenizer = TokenEmbeddings.load_parts(lambda name: regular(folder / name), {})["tokenizer"]
         try:
             weights = read_tensors(folder / _TENSORS)["weights"]
         except KeyError as error:
@@ -113,20 +90,3 @@ class TokenTable(nn.Module):
             )
         options = {name: record.get(name) for name in ("padding_id", "coverage")}
         return cls(tokenizer, weights, bool(record.get("trainable")), **options)
-
-
-def write_record(folder: Path, source: nn.Module, **values: Any) -> None:
-    """Write ``source.json``: which source it is, and its options."""
-    record = {"library": f"st-plugins {__version__}", "type": type(source).__name__, **values}
-    (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_record(folder: Path, kind: str, files: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read what `write_record` wrote."""
-    for name in (RECORD, *files):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} has no {name}; give a folder that {kind}.save wrote")
-    record = read_object(folder / RECORD)
-    if record.get("type") != kind:
-        raise ValueError(f"{folder / RECORD} is of a {record.get('type')!r}, not of a {kind}")
-    return record

@@ -10,10 +10,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from st_plugins.core.files import write_record
 from st_plugins.core.host import evaluating
 from st_plugins.core.loading.encoder import load_encoder
+from st_plugins.core.loading.records import read_record
 from st_plugins.core.tokens import content_tokens, special_token_ids
-from st_plugins.methods.re2.token_table import read_record, write_record
+from st_plugins.methods.re2.token_table import RECORD
 
 __all__ = ["TransformerTokens"]
 
@@ -91,12 +93,13 @@ class TransformerTokens(nn.Module):
         device = str(next(self.encoder.parameters()).device)
         model = SentenceTransformer(modules=[self.encoder], device=device)
         model.save(str(folder / _ENCODER), create_model_card=False)
-        write_record(folder, self, trainable=self.trainable, embedding_dimension=self.embedding_dimension)
+        values = {"trainable": self.trainable, "embedding_dimension": self.embedding_dimension}
+        write_record(folder / RECORD, type=type(self).__name__, **values)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote, running no code from the folder."""
-        record = read_record(folder, cls.__name__, (_ENCODER,))
+        record = read_record(folder, RECORD, cls.__name__, (_ENCODER,))
         source = cls(folder / _ENCODER, bool(record.get("trainable")))
         if source.embedding_dimension != record.get("embedding_dimension"):
             raise ValueError(

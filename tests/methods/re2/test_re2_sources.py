@@ -183,7 +183,7 @@ def test_unfit_models_and_weights_are_refused(model: SentenceTransformer) -> Non
     with pytest.raises(ValueError, match=r"weights hold NaN or infinity, first in row 1 \(token 'dog'\)"):
         WordVectors.from_static(static_model(torch.tensor([[0.0], [float("nan")], [1.0]])))
     tokenizer = static_model(torch.zeros(3, 2))[0].tokenizer
-    with pytest.raises(ValueError, match=r"weights must have shape \(3, width\).*got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"weights must have shape \(3, 4\).*got \(2, 4\)"):
         WordVectors(tokenizer, torch.zeros(2, 4), trainable=False)
     with pytest.raises(ValueError, match=r"must have a tokenizer of transformers.*use WordVectors.from_static"):
         TransformerTokens(static_model(torch.zeros(3, 2)))
@@ -293,7 +293,7 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
         WordVectors.load(folder)
     folder = saved("rows")
     save_file({"weights": torch.zeros(2, 2)}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"weights must have shape \(6, width\)"):
+    with pytest.raises(ValueError, match=r"weights must have shape \(6, 2\)"):
         WordVectors.load(folder)
     folder = saved("missing")
     (folder / "tokenizer.json").unlink()
