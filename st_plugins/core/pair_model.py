@@ -226,10 +226,8 @@ class LateInteractionModel(PairModel):
 
     @abstractmethod
     def _match(self, first: list[Any], second: list[Any], numbers: list[int]) -> Tensor:
-        """Compute the logits of a batch of encoded pairs; one first text may go with all second ones.
-
-        A row that is not finite is an error, which names it by its number.
-        """
+        """Compute the logits of a batch of encoded pairs; one first text may go with all second ones."""
+        # A row that is not finite is an error, which names it by its number: see `refuse_non_finite_pairs`.
 
     def _length(self, encoded: Any) -> int:
         """Return the number of tokens of an encoded text."""
