@@ -9,8 +9,6 @@ import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-__all__ = ["LengthGroupedBatchSampler", "text_length"]
-
 _POOL = 50
 
 

@@ -8,8 +8,6 @@ import numpy as np
 
 from st_plugins.data import read_texts
 
-__all__ = ["draw_texts"]
-
 
 def draw_texts(sources: list[str], data: Path, size: int = 0, seed: int = 0, distinct: bool = True) -> list[str]:
     """Read texts of files or folders below ``data`` (``file.tsv#column``: a column) and draw ``size``, 0 for all."""

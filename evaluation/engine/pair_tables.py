@@ -11,8 +11,6 @@ from evaluation.engine.study import Record, Results
 from evaluation.engine.tables import bounds, head, line, mean, spread
 from st_plugins.evaluation.statistics import difference, holm, interval
 
-__all__ = ["cell", "difference_table", "main_table", "verdicts"]
-
 Scores = list[Record]
 """What was scored on one set, a seed each."""
 

@@ -17,16 +17,6 @@ from st_plugins.core.reading.tables import read_table
 if TYPE_CHECKING:
     from evaluation.engine.setting import Setting
 
-__all__ = [
-    "Answer",
-    "Array",
-    "Examples",
-    "PairRow",
-    "PairStudy",
-    "Task",
-    "read_examples",
-    "training_and_dev",
-]
 
 Array = NDArray[np.float64]
 

@@ -18,8 +18,6 @@ import st_plugins
 from evaluation.engine.study import Row
 from st_plugins.modules import LayerMix, SpanPooling, TextCNNPooling, TextRCNNPooling, TextRNNPooling, TokenEmbeddings
 
-__all__ = ["LAYER_RECIPES", "NEW_POOLINGS", "Pipeline", "build_model"]
-
 LAYER_RECIPES = {
     "first-last-avg": "first-last",
     "last-two-avg": "last-two",

@@ -13,8 +13,6 @@ import typer
 from evaluation.engine.study import Place, Record, Results, Row, Study, read_study
 from st_plugins.core.writing.atomic import write_text
 
-__all__ = ["Job", "load_results", "load_seeds", "pending", "run", "write_page"]
-
 
 @dataclass(frozen=True)
 class Job:

@@ -11,8 +11,6 @@ from evaluation.engine.pairs import Array
 from st_plugins.core.pair_metrics import measure
 from st_plugins.evaluation.statistics import bootstrap, interval, resample_counts, spearman
 
-__all__ = ["CONFIDENCE", "auc", "ranking_score", "score", "score_auc", "unpacked"]
-
 _SAMPLES = 1000
 _SAMPLES_AT_A_TIME = 100
 CONFIDENCE = 0.95

@@ -9,8 +9,6 @@ from typing import Any
 from evaluation.engine.pairs import Answer, Examples, read_examples
 from evaluation.engine.study import Record
 
-__all__ = ["Setting"]
-
 
 class Setting(ABC):
     """What the rows of a task and a seed share; the seed is that of weights, order and dropout."""

@@ -22,20 +22,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "STUDIES",
-    "Page",
-    "Place",
-    "Record",
-    "Results",
-    "Row",
-    "Study",
-    "by_row",
-    "check_choice",
-    "read_study",
-    "stamp",
-    "versions_of",
-]
 
 STUDIES = Path(__file__).parents[1] / "studies"
 Record = dict[str, Any]

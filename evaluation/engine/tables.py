@@ -11,8 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bounds", "head", "heat_map", "line", "mean", "paper", "section", "spread", "svg"]
-
 
 def head(*titles: str) -> list[str]:
     """Return a table's first two lines: of titles, or several in one, ``"row | >seeds"``, > for the right side."""

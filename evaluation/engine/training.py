@@ -27,8 +27,6 @@ from evaluation.engine.batching import LengthGroupedBatchSampler
 from evaluation.engine.pairs import Answer, Array, Examples
 from st_plugins.matching import RE2Matcher, VIRTPairClassifier
 
-__all__ = ["compare", "predict", "softmax_siamese", "train"]
-
 _EVALUATION_BATCH = 64
 
 

@@ -11,8 +11,6 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins import fit_flow, whiten
 
-__all__ = ["AFTER", "RANDOM"]
-
 _QUIET: dict[str, Any] = {"batch_size": 128, "show_progress_bar": False}
 
 

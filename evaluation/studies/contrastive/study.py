@@ -1,8 +1,4 @@
-"""The training study: what a loss, a pooling, or a fit afterwards makes of an encoder's sentence vectors.
-
-Each row is trained once a seed, watched on a development set and by its geometry, and evaluated on the STS tasks at
-the checkpoints that different rules choose. Recipes of other studies use it, too.
-"""
+"""The training study: what a loss, a pooling, or a fit afterwards makes of an encoder's sentence vectors."""
 
 from __future__ import annotations
 
@@ -24,8 +20,6 @@ from evaluation.studies.contrastive.training import PAIR_METHODS, RULES, State, 
 from st_plugins.evaluation import STSSuiteEvaluator, SuiteResult
 from st_plugins.explain import explain_text
 from st_plugins.modules import LayerMix, SpanPooling
-
-__all__ = ["Row", "Study"]
 
 METHODS = ("none", "consert", "simcse", *PAIR_METHODS)
 

@@ -14,18 +14,6 @@ from evaluation.studies.contrastive.training import RULES
 if TYPE_CHECKING:
     from evaluation.studies.contrastive.study import Study
 
-__all__ = [
-    "CHOOSING",
-    "INTRODUCTION",
-    "SHARPNESS_TEXTS",
-    "above",
-    "chosen",
-    "main_table",
-    "row_name",
-    "rules_table",
-    "sharpness_table",
-    "views_picture",
-]
 
 Found = dict[str, list[Record]]
 """Records by row, a seed each."""

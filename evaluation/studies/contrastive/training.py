@@ -29,7 +29,6 @@ from st_plugins.losses import (
 if TYPE_CHECKING:
     from evaluation.studies.contrastive.study import Row, Study
 
-__all__ = ["PAIR_METHODS", "RULES", "State", "choose", "train"]
 
 PAIR_METHODS = ("supervised", "joint", "cosent")
 RULES = {

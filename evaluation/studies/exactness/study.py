@@ -1,9 +1,4 @@
-"""How exactly pair explanations add up: contributions against the model's own similarity, on real pairs.
-
-For the first pairs of an STS set: the sum of the contributions that ``explain_pair`` returns, less the cosine of the
-two embeddings that ``model.encode`` returns. Each row is an encoder, with mean pooling and a new SpanPooling, plain
-and through a whitening.
-"""
+"""How exactly pair explanations add up: contributions against the model's own similarity, on real pairs."""
 
 from __future__ import annotations
 
@@ -21,8 +16,6 @@ from evaluation.engine.tables import head, line
 from st_plugins import whiten
 from st_plugins.data import load_task
 from st_plugins.explain import explain_pair
-
-__all__ = ["Row", "Study"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""One page for the whole family: every method of the library, what it scores, and what it costs.
-
-The rows are those of the training study. The page joins them with the results of the studies of pairs (VIRT, RE2), of
-classification and of anonymised pairs, and of the benchmark ``family_cost``; what has not been run is left out.
-"""
+"""One page for the whole family: every method of the library, what it scores, and what it costs."""
 
 from __future__ import annotations
 
@@ -21,8 +17,6 @@ from evaluation.engine.tables import bounds, head, line, mean, section, spread, 
 from evaluation.studies.contrastive import study
 from evaluation.studies.contrastive.tables import above, chosen, main_table, row_name
 from evaluation.studies.self_explaining.tables import accuracy_table
-
-__all__ = ["Study"]
 
 _PAIR_SETS = [("snli", "snli"), ("qqp", "qqp"), ("mrpc", "mrpc"), ("rte", "rte-dev")]
 _KINDS = {"none": "not trained", "labels": "trained with labels", "texts": "trained without labels"}

@@ -8,8 +8,6 @@ import numpy as np
 
 from st_plugins.matching import AnonymizedPairs
 
-__all__ = ["Source", "as_integers", "words_of"]
-
 Source = tuple[list[str], list[str], list[str]]
 """First texts, second texts, labels."""
 

@@ -1,10 +1,4 @@
-"""The study of matching without readable text: pairs whose words were replaced by shuffled integers.
-
-The rows are TF-IDF, Siamese encoders, and masked language models with the label among their tokens, each trained from
-random weights or from a pretrained model whose vocabulary was matched by ranks of frequency. Every row gets the same
-number of batches. Settings are chosen with ``--dev-only``, which scores the dev pairs and never looks at the labels of
-the test pairs.
-"""
+"""The study of matching without readable text: pairs whose words were replaced by shuffled integers."""
 
 from __future__ import annotations
 
@@ -33,8 +27,6 @@ from evaluation.studies.label_token.integers import Source, as_integers, words_o
 from st_plugins.core.reading.tables import read_table
 from st_plugins.data import read_texts
 from st_plugins.matching import AnonymizedPairs, LabelTokenModel, build_tokenizer, initialize_by_rank
-
-__all__ = ["Row", "Study"]
 
 _DRY_STEPS, _DRY_PAIRS = 2, 64
 

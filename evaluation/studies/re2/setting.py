@@ -18,7 +18,6 @@ from st_plugins.matching import RE2Schedule
 if TYPE_CHECKING:
     from evaluation.studies.re2.study import Row
 
-__all__ = ["Setting"]
 
 _DRY_PAIRS = 64
 

@@ -1,9 +1,4 @@
-"""The RE2 study: what a small matcher makes of real pairs, beside a Siamese encoder, cross-encoders and the paper.
-
-The rows are RE2 on word vectors, on learned subwords or on an encoder's tokens, a Siamese encoder of the same word
-vectors, and ablations. Every training ends early by the dev set, whose best epoch is scored; the reported sets choose
-nothing.
-"""
+"""The RE2 study: what a small matcher makes of real pairs, beside a Siamese encoder, cross-encoders and the paper."""
 
 from __future__ import annotations
 
@@ -21,8 +16,6 @@ from evaluation.engine.tables import section
 from evaluation.studies.re2 import tables
 from evaluation.studies.re2.setting import Setting
 from st_plugins.matching import RE2Config, RE2Schedule
-
-__all__ = ["Beside", "Row", "Study", "Task"]
 
 
 @dataclass(frozen=True)

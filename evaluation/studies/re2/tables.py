@@ -10,7 +10,6 @@ from evaluation.engine.tables import head, line, mean, spread
 if TYPE_CHECKING:
     from evaluation.studies.re2.study import Row, Study
 
-__all__ = ["ABLATIONS", "COSTS", "INTRODUCTION", "MISSING", "ablation_table", "cost_table", "paper_lines"]
 
 MISSING = "-"
 INTRODUCTION = (

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from evaluation.studies.re2.setting import Setting
     from evaluation.studies.re2.study import Row
 
-__all__ = ["Trained", "build_source", "train_matcher", "train_siamese"]
-
 
 @dataclass(frozen=True)
 class Trained:

@@ -1,9 +1,4 @@
-"""The classification study: what span pooling costs or gains, and whether its explanations are faithful.
-
-Labelled texts (or pairs, encoded as one text) are classified with different poolings. Each row is trained with
-``SelfExplainingLoss``, chosen by dev accuracy after each epoch, and measured on the test set: accuracy, and the
-faithfulness of its explanations by deletion.
-"""
+"""The classification study: what span pooling costs or gains, and whether its explanations are faithful."""
 
 from __future__ import annotations
 
@@ -30,8 +25,6 @@ from st_plugins.explain import Faithfulness, explain_text, faithfulness, gradien
 from st_plugins.losses import SelfExplainingLoss
 from st_plugins.methods.re2.checkpoints import BestWeightsCallback
 from st_plugins.training import HeadCheckpointCallback
-
-__all__ = ["Row", "Study", "Text"]
 
 Text = str | list[str]
 

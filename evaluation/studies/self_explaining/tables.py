@@ -18,7 +18,6 @@ from st_plugins.explain import Explanation
 if TYPE_CHECKING:
     from evaluation.studies.self_explaining.study import Study
 
-__all__ = ["ACCURACY", "FAITHFULNESS", "accuracy_table", "examples", "faithfulness_table"]
 
 Found = dict[str, list[Record]]
 """Records by row, a seed each."""

@@ -17,8 +17,6 @@ from st_plugins.data import load_task
 from st_plugins.data.tasks import TASKS, resolve_tasks
 from st_plugins.evaluation import Difference, FloorResult, Score, STSSuiteEvaluator, SuiteResult
 
-__all__ = ["Row", "Study", "target_texts"]
-
 
 @dataclass(frozen=True)
 class Row(Pipeline):

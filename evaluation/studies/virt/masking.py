@@ -23,7 +23,6 @@ from evaluation.engine.batching import LengthGroupedBatchSampler
 if TYPE_CHECKING:
     from evaluation.studies.virt.reading import Reading
 
-__all__ = ["Masking", "train_masked"]
 
 _IGNORED = -100
 _KEPT = 0.1  # of what is asked for stays visible, as in BERT

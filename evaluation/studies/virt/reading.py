@@ -31,7 +31,6 @@ from st_plugins.core.writing.atomic import atomic_folder
 if TYPE_CHECKING:
     from evaluation.studies.virt.study import Study
 
-__all__ = ["Reading", "alike", "cache_of", "mixed", "reader"]
 
 logger = logging.getLogger(__name__)
 

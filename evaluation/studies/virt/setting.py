@@ -30,7 +30,6 @@ from st_plugins.matching import VIRTPairClassifier, VIRTPairLoss
 if TYPE_CHECKING:
     from evaluation.studies.virt.study import Row
 
-__all__ = ["Setting", "soft_cross_entropy", "student", "trim", "with_virt"]
 
 _DRY_STEPS, _DRY_PAIRS = 2, 48
 

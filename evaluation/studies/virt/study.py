@@ -1,9 +1,4 @@
-"""The VIRT study: what a bi-encoder gains from a cross-encoder's attention, beside its scores.
-
-The rows are the cross-encoder, a Siamese encoder, one that learns the cross-encoder's scores, its attention, or both,
-and VIRT's own late interaction. What is scored is the last checkpoint: dev sets serve to choose settings, never a
-checkpoint.
-"""
+"""The VIRT study: what a bi-encoder gains from a cross-encoder's attention, beside its scores."""
 
 from __future__ import annotations
 
@@ -21,8 +16,6 @@ from evaluation.engine.tables import section
 from evaluation.studies.virt import tables
 from evaluation.studies.virt.reading import Reading, reader
 from evaluation.studies.virt.setting import Setting
-
-__all__ = ["Grid", "Row", "Study", "Task"]
 
 
 @dataclass(frozen=True)

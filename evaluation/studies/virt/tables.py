@@ -15,7 +15,6 @@ from evaluation.engine.tables import head, heat_map, line, mean, spread, svg
 if TYPE_CHECKING:
     from evaluation.studies.virt.study import Study
 
-__all__ = ["AGREEMENT", "DEV", "INTRODUCTION", "agreement_table", "dev_table", "grid_picture", "layer_name"]
 
 INTRODUCTION = (
     "Accuracy x 100 for classes, Spearman x 100 for sts-b and sick-r: mean and standard deviation over seeds, in "
