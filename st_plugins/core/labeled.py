@@ -43,9 +43,13 @@ class LabeledPairs:
         where: Callable[[int], str] | None = None,
     ) -> Self:
         """Check what a caller gave, and turn labels into numbers."""
+        # A class is given by its name or, in all rows, by its position. Where the names are themselves numbers, such
+        # as "1" to "5", a number means the class of that name and never a position. A dataset's ClassLabel means its
+        # name.
         if isinstance(data, cls):
             return data
         place = where or f"row {{}} of {name}".format
+        # What can be read only once, such as a generator, is read once, to its end.
         rows = _columns(data, name) if hasattr(data, "column_names") else _listed(data, name)
         if not rows:
             raise ValueError(f"{name} has no rows; give at least one (text, text, label), and a generator only once")

@@ -46,6 +46,7 @@ def distinct(items: Sequence[Any]) -> tuple[list[int], list[int]]:
     first: list[int] = []
     found = []
     for row, item in enumerate(items):
+        # Texts and pairs are the same if they are equal, anything else (tensors) if it is one object.
         key = item if isinstance(item, str) or _is_pair(item) else id(item)
         if key not in known:
             known[key] = len(first)

@@ -23,9 +23,10 @@ class Accuracy:
     """Share of pairs that were judged right, and what it is to be compared with."""
 
     value: float
+    # Its 95 % interval, Wilson's, which holds for few pairs and at 0 and 1 too.
     low: float
     high: float
-    majority: float
+    majority: float  # share of the most frequent class: the accuracy of always naming that one
 
     def __str__(self) -> str:
         return (
@@ -61,7 +62,9 @@ def check_metric(metric: str | None, num_labels: int) -> str:
 
 
 def measure(metric: str, logits: ArrayLike, labels: ArrayLike, queries: Sequence[str] = ()) -> float:
-    """Compute a metric."""
+    """Compute a metric of logits ``(N, num_labels)``, from 0 to 1, or from -1 for ``"spearman"``."""
+    # A score is a class 1 above 0.5 (a logit above 0), and so is a gold score. F1 is that of class 1 where there are
+    # two, otherwise the mean over the classes; it is 0 where a class neither occurs nor is predicted.
     logits, gold = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if metric == "spearman":
         scores = logits[:, 0]
@@ -89,6 +92,8 @@ def _ranked(metric: str, scores: NDArray[np.float64], right: NDArray[np.bool_], 
     for row, query in enumerate(queries):
         rows.setdefault(query, []).append(row)
     values = []
+    # Queries without a right document do not count. Of equal scores the wrong document counts as the better placed, so
+    # that a model that cannot tell them apart gains nothing from the order of the file.
     for chosen in rows.values():
         order = sorted(chosen, key=lambda row: (-scores[row], right[row]))
         places = [place for place, row in enumerate(order, start=1) if right[row]]

@@ -36,6 +36,8 @@ _LONGEST_SORTED = 50  # batches: so many are sorted by length at a time, as by t
 class BestWeightsCallback(TrainerCallback):
     """Keep the trained weights of the best evaluation, stop when there is none better, and restore them at the end."""
 
+    # Kept in memory, without frozen ones, and written into every checkpoint. Of equal evaluations the first counts.
+
     def __init__(self, model: nn.Module, metric: str, patience: int | None) -> None:
         self.model, self.metric, self.patience = model, metric, patience
         self.best: float | None = None
@@ -96,6 +98,8 @@ class BestWeightsCallback(TrainerCallback):
 class SaveCallback(TrainerCallback):
     """Have the trainer save at the end of each epoch, and when two minutes have passed."""
 
+    # Both at the end of a step, where the evaluation of that step comes first.
+
     def __init__(self, steps_an_epoch: int) -> None:
         self.steps_an_epoch = steps_an_epoch
         self._saved = time.monotonic()
@@ -112,6 +116,8 @@ class SaveCallback(TrainerCallback):
 
 class OrderOfLengths(Sampler[int]):
     """An order of rows in which those of a batch are of similar length, another one in each epoch."""
+
+    # It depends on seed and epoch alone: a resumed training has the order of the one that was killed.
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed

@@ -65,7 +65,7 @@ def encode_texts(
 @contextmanager
 def saying_cut(source: Any, config: RE2Config) -> Iterator[dict[str, int]]:
     """Warn once, at the end of a block, of texts that have more tokens than are read."""
-    read: dict[str, int] = {}
+    read: dict[str, int] = {}  # what is computed in the block puts its texts here, and how many tokens were read
     yield read
     most = config.max_seq_length
     if most is None:

@@ -99,6 +99,7 @@ class RE2Matcher(LateInteractionModel):
         self.source = source
         self.config = RE2Config.named(config) if isinstance(config, str) else config
         self.schedule = RE2Schedule.named(config) if isinstance(config, str) else RE2Schedule()
+        # Plain weights, which are fast; `fit` normalises them while it trains, with `normalized_weights`.
         network: Any = fold_weight_norm(RE2(self.config, source.embedding_dimension, self.num_labels))
         self.network: RE2 = network
         self.trained: dict[str, Any] | None = None  # what the last `fit` did and measured; saved with the matcher

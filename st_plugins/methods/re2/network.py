@@ -248,6 +248,8 @@ class _Text(NamedTuple):
 class _Pair(NamedTuple):
     """Both texts of a pair as one sequence, the second after the first and a gap of zeros."""
 
+    # What is computed for each token is computed for both texts at once, and no window of a convolution sees both.
+
     length: int
     gap: int
     mask: Tensor

@@ -53,6 +53,7 @@ _LOOKED_AT = 32  # pairs that the finished matcher has to score
 
 def shortened(schedule: RE2Schedule, pairs: int) -> RE2Schedule:
     """Return a schedule whose warm-up ends in time."""
+    # The published one for SNLI takes two million pairs; a training on few would never reach its learning rate.
     most = int(pairs * schedule.epochs * _MOST_WARMUP)
     if schedule.warmup_samples <= most:
         return schedule

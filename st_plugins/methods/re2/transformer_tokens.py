@@ -57,6 +57,7 @@ class TransformerTokens(nn.Module):
         self.encoder: Any = found[0]
         self.trainable = trainable
         self.special_ids = special_token_ids(self.tokenizer)
+        # In the model that was given too: a frozen transformer computes no gradients for anyone.
         self.encoder.requires_grad_(trainable)
         self.train(found.training)
         with torch.no_grad(), evaluating(self.encoder):

@@ -30,6 +30,9 @@ def read_vectors(
     path: str | Path, words: Collection[str] | None = None, normalize: Callable[[str], str] = str
 ) -> tuple[list[str], NDArray[np.float32]]:
     r"""Read the vectors of some words; the others are passed over, so that memory is that of what is kept."""
+    # A line is a word and its numbers, with single spaces between; the first may give the number of words and of
+    # dimensions, as word2vec writes it. Words may contain spaces, as a few of GloVe do. Where several become one by
+    # `normalize`, the one that is so already is taken, otherwise the first, in the usual files the most frequent.
     path = Path(path).expanduser()
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"there is no vector file {str(path)!r}; give a text file of word2vec or GloVe")
