@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 import st_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +51,10 @@ def test_no_registry_address_or_machine_path_is_committed() -> None:
     ):
         text = path.read_text(encoding="utf-8")
         assert "://" not in text, path
+
+
+def test_the_examples_are_part_of_the_package() -> None:
+    """``st-plugins demo`` runs them where only the wheel is."""
+    find_packages = pytest.importorskip("setuptools").find_packages
+    assert "st_plugins.examples" in find_packages(str(ROOT), include=["st_plugins*"])
+    assert {path.name[:2] for path in (ROOT / "st_plugins" / "examples").glob("0*.py")} == {"01", "02", "03", "04"}

@@ -53,6 +53,7 @@ def compare(
     else:
         read = [a, b, scored.pairs, scored.data, Path(a, "result.json"), Path(b, "result.json")]
         target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"fit_distances": ')
+    # A file or folder that `evaluate` wrote is read; everything else is taken for a model.
     stored = {
         name: SuiteResult.read(name)
         for name in (a, b)
@@ -66,6 +67,7 @@ def compare(
         evaluator = scored.evaluator(
             floor=False,
             confidence=confidence,
+            # Single scores are printed without intervals; the comparison draws resamples of its own.
             bootstrap_samples=0,
             seed=seed,
             batch_size=loading.batch_size,

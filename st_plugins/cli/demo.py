@@ -25,6 +25,7 @@ def demo(
     names = ("01_evaluate_and_whiten", "02_explain", "03_virt", "04_re2")  # no names for an import statement
     evaluating, explaining, teaching, matching = (_example(name) for name in names)
     console = terminal()
+    # Before minutes of work; the reports of the first part are looked at when it starts.
     explaining.page_target(output, name="--output", overwrite=overwrite)
     say(evaluating.BANNER, "yellow")
     _say_step(

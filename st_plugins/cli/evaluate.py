@@ -41,6 +41,7 @@ def evaluate(
 
       st-plugins evaluate ./my-model --pairs pairs.csv --first question --second answer --score rating
     """
+    # Imported here, as in every command: `--help` must not wait for torch and the host.
     from st_plugins.cli.console import print_result
     from st_plugins.evaluation.report import report_targets, write_reports
 
@@ -53,6 +54,7 @@ def evaluate(
         refuse_unused(context, "without resamples", "confidence")
     if output is None:
         refuse_unused(context, "without --output", "overwrite")
+    # The cheap checks stand before the loading: nobody should wait minutes for a refusal.
     check_model(model)
     targets = []
     if output is not None:

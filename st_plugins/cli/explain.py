@@ -62,6 +62,7 @@ def explain(
     from st_plugins.core.writing.atomic import file_target
     from st_plugins.report.page import GENERATOR
 
+    # A file without our mark is somebody else's, and not replaced.
     targets = {
         name: file_target(path, name=name, overwrite=overwrite, inputs=[model], mark=mark)
         for name, path, mark in (("--html", html, GENERATOR), ("--json", json, b'"faithfulness": '))

@@ -73,6 +73,7 @@ def geometry(
     embeddings = encode_longest_first(
         loaded,
         sentences,
+        # Characters are near enough to tokens to put texts of like length into a batch.
         [len(text) for text in sentences],
         batch_size=loading.batch_size,
         show_progress_bar=sys.stderr.isatty(),

@@ -43,6 +43,7 @@ for command in (consert, re2):
 for command in (match, demo):
     app.command()(command)
 
+# Asked for after the command has failed, when its context is gone.
 _state = {"debug": False}
 _UsageError: Any = typer.BadParameter.__base__  # click's; typer may bring a click of its own
 
@@ -65,8 +66,10 @@ def _options(
 
 def main() -> None:
     """Run the command line: one clear line on standard error and exit code 1 on failure, 2 on wrong usage."""
+    # Without it tokenizers warn about every process that is started after the first text.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     survive_encoding((sys.stdout, sys.stderr))
+    # Warnings of the library are lines on standard error, so that standard output stays the result.
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -117,6 +120,7 @@ def _with_options(text: str, words: Sequence[str]) -> str:
     An option is its argument with dashes: ``batch_size=0`` becomes ``--batch-size=0``. Names that are words of
     English too count only before an equals sign, or where the message says what they must be.
     """
+    # From the words themselves: where parsing failed there is no context that knows the command.
     command: Any = typer.main.get_command(app)
     for word in words:
         command = getattr(command, "commands", {}).get(word, command)

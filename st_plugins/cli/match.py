@@ -46,6 +46,7 @@ def match(
             raise table.error(number, f"a field {fault}")
     matcher = RE2Matcher.load(model, device)
     columns = ["predicted", *(f"probability of {label}" for label in matcher.labels or [])]
+    # What is predicted stands in columns of its own; two of one name could not be told apart.
     for column in columns:
         if column in table.columns:
             raise ValueError(f"{pairs}:1: there is a column {column!r} already; rename it")

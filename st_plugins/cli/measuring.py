@@ -84,6 +84,7 @@ class HeldOut(Scored):
         if self.given:
             super().refuse_unused(context)
         else:
+            # Prompts are not among them: the texts to whiten on are encoded with them too.
             options = ("tasks", "split", "first", "second", "score", "seed")
             refuse_unused(context, "without scored pairs (--pairs or --data)", *options)
 
@@ -132,6 +133,7 @@ class Loading:
         from st_plugins.io import load_sentence_transformer
 
         model = load_sentence_transformer(name, self.device)
+        # Read before the options change them: a report says what differs from the model as it is used.
         own = {"max_seq_length": length_of(model), "dtype": dtype_of(model)}
         if self.dtype is not None:
             model.to(getattr(torch, self.dtype.value))
@@ -144,5 +146,6 @@ class Loading:
 def check_model(name: str) -> None:
     """Say that a model folder is missing before anything is read or loaded; hub ids are left to the loading."""
     folder = Path(name).expanduser()
+    # `name` and `owner/name` may be on the hub; everything else that is not there is a mistake.
     if not folder.exists() and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
         raise FileNotFoundError(f"model folder {name!r} does not exist")

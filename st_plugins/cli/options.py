@@ -32,6 +32,7 @@ __all__ = [
 
 def _device(device: str | None) -> str | None:
     """Look for a device before anything is read or loaded."""
+    # No import of torch where no device was asked for.
     if device is not None:
         from st_plugins.core.devices import check_present
 
@@ -74,6 +75,7 @@ SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vect
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the fields of its dataclasses as options; it is called with the dataclasses."""
+    # typer knows no groups: it sees one flat command, whose defaults are those of the dataclasses.
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters = []

@@ -118,6 +118,7 @@ def consert(
         source=texts.name,
         **vars(settings),
     )
+    # Without pairs nothing is claimed.
     if result.before is None or result.after is None or result.comparison is None:
         say("no scored pairs given (--dev): whether the training helped was not measured")
     else:

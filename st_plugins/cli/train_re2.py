@@ -133,6 +133,7 @@ def re2(
     from st_plugins.methods.re2.word_vectors import WordVectors
 
     target = folder_target(output, name="--output", overwrite=fitting.overwrite, inputs=(train, dev, vectors, encoder))
+    # Looks only, before the pairs are read; `fit` opens the folder.
     CheckpointFolder(target.path, {}).check(resume=fitting.resume, overwrite=fitting.overwrite)
     if dev is not None and dev_share is not None:
         raise ValueError("--dev and --dev-share are both given; choose one")
@@ -154,11 +155,13 @@ def re2(
     chosen = config.value if config is not None else configuration_for(len(rows))
     shape, schedule = RE2Config.named(chosen), RE2Schedule.named(chosen)
     _say_configuration(chosen, shape, fitting.batch_size or schedule.batch_size, len(rows), config is None)
+    # Vectors and network are drawn here; `fit` seeds the batches again.
     torch.manual_seed(fitting.seed)
     if max_seq_length is not None:
         shape = dataclasses.replace(shape, max_seq_length=max_seq_length)
     source: Any
     if vectors is not None:
+        # Files of vectors hold millions of words, and the pairs use few of them.
         words = [text for pairs in (rows, judged) if pairs is not None for text in (*pairs.first, *pairs.second)]
         source = WordVectors.from_file(vectors, None if all_words else words, trainable=train_vectors)
     elif encoder is not None:

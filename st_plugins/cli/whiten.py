@@ -77,6 +77,7 @@ def whiten(
         output, name="--output", overwrite=overwrite, inputs=(model, texts, scored.pairs, scored.data)
     )
     sentences = read_texts(texts, column)
+    # The pairs are read now, so that an error in them comes before the model is loaded.
     evaluator = None
     if scored.given:
         evaluator = scored.evaluator(
@@ -116,6 +117,7 @@ def whiten(
 def _shrinkage(text: str) -> float | str:
     from st_plugins.methods.whitening.whitening import check_shrinkage
 
+    # A number or a word; the library says which words there are.
     shrinkage: float | str = text
     with contextlib.suppress(ValueError):
         shrinkage = float(text)

@@ -79,6 +79,7 @@ def run(
         # The logit of the class that is predicted, as users of gradient saliency take it.
         gradient = gradient_saliency(mean, opinion.text, lambda vector: mean_head(vector).amax(dim=1))
         gradient = np.abs(gradient)
+        # Top span and mass of the spans; peak, mass and chance of gradient × input.
         row = [decides[best.first : best.last + 1].any(), found.saliency[decides].sum()]
         rows.append([*row, decides[gradient.argmax()], gradient[decides].sum() / gradient.sum(), decides.mean()])
     top_span, mass, mean_top_token, mean_mass, chance = np.mean(np.array(rows, dtype=np.float64), axis=0).tolist()

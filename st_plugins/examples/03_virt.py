@@ -155,6 +155,7 @@ def score(model: CrossEncoder | SentenceTransformer, pairs: Sequence[Pair]) -> N
 def threshold(scores: NDArray[np.float64], pairs: Sequence[Pair]) -> float:
     """Return the score above which most of the pairs are judged right as entailments."""
     follows = np.array([label for _, _, label in pairs])
+    # Below all scores, and at each of them: no other threshold divides the pairs in another way.
     edges = np.concatenate([[-np.inf], np.unique(scores)])
     right = ((scores > edges[:, None]) == follows).sum(axis=1)
     return float(edges[right.argmax()])

@@ -51,6 +51,7 @@ def run(
     pairs = [(first, second, LABELS[label]) for first, second, label in entailment_pairs(drawn, seed)]
     dev, test, seen = pairs[:choosing], pairs[choosing : choosing + judged], pairs[choosing + judged :]
     torch.manual_seed(seed)
+    # Only its words are taken: the vectors start from nothing.
     tokenizer: Any = miniature.untrained_encoder(seed=seed).tokenizer
     config = RE2Config(blocks=2, encoder_layers=1, hidden_dimension=48, dropout=0.1)
     matcher = RE2Matcher(LearnedEmbedding.from_tokenizer(tokenizer, 64), config, LABELS)

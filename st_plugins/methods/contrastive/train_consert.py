@@ -170,6 +170,7 @@ def train_consert(
     check_installed()
     read = None if isinstance(model, SentenceTransformer) else model
     target = folder_target(output, overwrite=overwrite, inputs=[read])
+    # Everything that can be refused is refused before a text is read or a model loaded.
     CheckpointFolder(target.path, {}).check(resume=resume, overwrite=overwrite)
     check_ranges(epochs, batch_size, learning_rate, warmup, eval_steps, seed, max_seq_length)
     check_device(device)
@@ -185,6 +186,7 @@ def train_consert(
         )
     name = name_of(model)
     adapted = prepared(model)
+    # The name may be a folder that holds another model tomorrow: a run is resumed for what the model is.
     content = fingerprint(adapted)
     loss = ConSERTLoss(
         adapted,
@@ -193,6 +195,7 @@ def train_consert(
         mini_batch_size=mini_batch_size,
         encoder_dropout=encoder_dropout,
     )
+    # Whole batches only: the last incomplete one of an epoch has fewer negatives and is left out.
     steps = math.ceil(epochs * (len(kept) // batch_size))
     every = eval_steps or math.ceil(steps / 10)
     settings: dict[str, Any] = {
@@ -224,7 +227,9 @@ def train_consert(
         if dev is not None:
             evaluator = STSSuiteEvaluator([dev], floor_texts=kept[:_FLOOR_TEXTS], seed=seed, prompt=prompt)
         before = None if evaluator is None else evaluator.evaluate(adapted, "before")
-        adapted.float()  # after it was measured as it is
+        # Only after it was measured as it is: a learning rate this small would be lost on bfloat16 weights.
+        adapted.float()
+        # The trainer puts its prompt before what is trained on; geometry and evaluations take the model's own.
         with prompted(adapted, prompt):
             trainer, geometry = _trainer(adapted, loss, arguments, kept, settings, dev, checkpoints, callbacks)
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
@@ -233,6 +238,7 @@ def train_consert(
             words = selection_in_words(select, step, steps, dev, defined=defined)
         with target.write() as folder:
             _save(adapted, folder)
+            # Measured and returned is what was written, as anybody else will load it.
             final = io.load_sentence_transformer(folder, str(arguments.device))
             after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
             comparison = None if before is None or after is None else compare(after, before, seed=seed)
@@ -250,6 +256,7 @@ def train_consert(
                 trainer.state.log_history,
             )
             add_section(folder / "README.md", consert_section(result, settings, source, dev, start))
+    # Ctrl-C too.
     except BaseException:
         checkpoints.keep_if_useful()
         raise
@@ -316,6 +323,7 @@ def _trainer(
     )
     quick = None
     if dev is not None:
+        # Between steps only the score is asked for: floor, geometry and intervals would cost more than the training.
         quick = STSSuiteEvaluator([dev], floor=False, geometry=False, bootstrap_samples=0, show_progress_bar=False)
     trainer = SentenceTransformerTrainer(
         model=model,
@@ -332,8 +340,10 @@ def _trainer(
         ],
     )
     collator: Any = trainer.data_collator
+    # Not max_seq_length of the model: that is the user's, and what is measured keeps it.
     collator.max_length = settings["max_seq_length"]
     geometry.attach(trainer)
+    # Where it shows no bar, the host prints each log instead.
     if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
     return trainer, geometry

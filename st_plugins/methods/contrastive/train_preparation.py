@@ -104,12 +104,14 @@ def checksum(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         encoded = text.encode()
+        # With its length before it, so that no two lists of texts look alike.
         digest.update(b"%d\n%b\n" % (len(encoded), encoded))
     return digest.hexdigest()
 
 
 def fingerprint(model: SentenceTransformer) -> str:
     """Return a SHA-256 of what a model is, wherever it lies and whatever it is called."""
+    # Modules with their settings (also dropout), weights, tokenizer, prompts and similarity; not its name.
     described = describe_model(model)
     wanted = ("modules", "max_seq_length", "similarity_fn_name", "prompts", "default_prompt_name")
     settings = {name: described[name] for name in wanted}

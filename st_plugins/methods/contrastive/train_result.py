@@ -87,6 +87,7 @@ def consert_section(
     result: TrainingResult, settings: Mapping[str, Any], source: str, dev: Pairs | None, start: Path | None
 ) -> str:
     """Return the section of the model card that says how the model was made."""
+    # These have lines of their own, with the checksum spelled out.
     hidden = ("model", "texts", "dev")
     parameters = {name.replace("_", " "): _plain(value) for name, value in settings.items() if name not in hidden}
     parameters |= {"optimiser": "AdamW, weight decay 0.01, epsilon 1e-6", "gradient clipping": "norm 1.0"}
@@ -167,6 +168,7 @@ def _log_table(history: Sequence[Mapping[str, Any]]) -> str:
     keys = [key for entry in history for key in entry if re.fullmatch("eval_avg_spearman_[a-z]+", key)]
     dev = keys[0] if keys else ""  # it ends in the model's similarity
     measured: dict[int, dict[str, str]] = {}
+    # The loss is logged more often than anything is measured.
     loss = ""
     for entry in history:
         loss = f"{entry['loss']:.4f}" if "loss" in entry else loss
