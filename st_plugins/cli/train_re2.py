@@ -150,8 +150,8 @@ def re2(
     if encoder is not None:
         check_model(encoder)
     columns = (first, second, label)
-    rows, labels = _labelled(read_table(train), columns, score)
-    judged = None if dev is None else _labelled(read_table(dev), columns, score, labels, "dev")[0]
+    rows, labels = _labeled(read_table(train), columns, score)
+    judged = None if dev is None else _labeled(read_table(dev), columns, score, labels, "dev")[0]
     chosen = config.value if config is not None else configuration_for(len(rows))
     shape, schedule = RE2Config.named(chosen), RE2Schedule.named(chosen)
     _say_configuration(chosen, shape, fitting.batch_size or schedule.batch_size, len(rows), config is None)
@@ -184,7 +184,7 @@ def re2(
     say(f"wrote {output}: st_plugins.matching.RE2Matcher.load or st-plugins match use it")
 
 
-def _labelled(
+def _labeled(
     table: Table, columns: tuple[str, str, str], score: bool, classes: list[str] | None = None, name: str = "train"
 ) -> tuple[LabeledPairs, list[str] | None]:
     """Return pairs and the names of their classes, which are given for dev; errors have the line in the file."""
