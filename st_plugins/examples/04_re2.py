@@ -11,8 +11,7 @@ import torch
 
 from st_plugins import miniature
 from st_plugins.examples.pairs import entailment_pairs, resampled_share
-from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule
-from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
+from st_plugins.matching import AlignmentExplanation, LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule
 
 LABELS = ["does not follow", "follows"]
 

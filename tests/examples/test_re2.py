@@ -34,7 +34,7 @@ def test_counts_are_those_of_the_matcher(monkeypatch: pytest.MonkeyPatch) -> Non
     deviation = (found.accuracy * (1 - found.accuracy) / 40) ** 0.5
     assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.3)
     assert found.parameters == sum(weight.numel() for weight in matcher.parameters())
-    shown = (found.example.a, found.example.b)
+    shown = (found.example.first, found.example.second)
     assert shown in [pair[:2] for pair in test] and len(found.example.blocks) == 2
     assert f"{found.accuracy:.1%}" in found.summary() and "cross-encoder" not in found.summary()
     assert "the cross-encoder: 87.5%, the bi-encoder: 62.5%" in found.summary(0.875, 0.625)
