@@ -121,15 +121,15 @@ class _Ranker:
 def _moments(values: Array, counts: Array, total: Array) -> tuple[Array, Array]:
     """Centre values (B, N) or (N,) by their weighted mean; return them and their weighted sum of squares."""
     mean = np.einsum("bn,bn->b", counts, np.broadcast_to(values, counts.shape)) / total
-    centred = values - mean[:, None]
-    square = np.einsum("bn,bn,bn->b", counts, centred, centred)
+    centered = values - mean[:, None]
+    square = np.einsum("bn,bn,bn->b", counts, centered, centered)
     # A constant resample is left with the rounding of its mean instead of with zero.
     square[square <= total * (1e-14 * np.abs(values).max()) ** 2] = 0.0
-    return centred, square
+    return centered, square
 
 
 def _weighted(x: tuple[Array, Array], y: tuple[Array, Array], counts: Array) -> Array:
-    """Return the weighted correlation of two centred sides, NaN where one of them is constant."""
+    """Return the weighted correlation of two centered sides, NaN where one of them is constant."""
     product: Array = np.einsum("bn,bn,bn->b", counts, x[0], y[0])
     scale = np.sqrt(x[1]) * np.sqrt(y[1])
     value: Array = np.divide(product, scale, out=np.full_like(product, np.nan), where=scale > 0)

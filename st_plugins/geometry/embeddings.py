@@ -132,9 +132,9 @@ def spectrum(x: Any) -> NDArray[np.float64]:
         [2.0, 0.0]
     """
     matrix = as_matrix(x)
-    centred = matrix - matrix.mean(axis=0)
-    centred[:, np.ptp(matrix, axis=0) == 0] = 0.0  # a mean may round; a constant feature still has variance 0
-    values = np.linalg.eigvalsh(centred.T @ centred / len(centred))[::-1]
+    centered = matrix - matrix.mean(axis=0)
+    centered[:, np.ptp(matrix, axis=0) == 0] = 0.0  # a mean may round; a constant feature still has variance 0
+    values = np.linalg.eigvalsh(centered.T @ centered / len(centered))[::-1]
     return np.maximum(values, 0.0)
 
 

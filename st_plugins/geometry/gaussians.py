@@ -77,8 +77,8 @@ class Gaussian:
         """
         matrix = as_matrix(x)
         mean = matrix.mean(axis=0)
-        centred = matrix - mean
-        fitted = cls(mean, centred.T @ centred / len(matrix), len(matrix))
+        centered = matrix - mean
+        fitted = cls(mean, centered.T @ centered / len(matrix), len(matrix))
         return fitted.shrunk(shrinkage) if shrinkage else fitted
 
     def shrunk(self, shrinkage: float) -> Self:
