@@ -210,6 +210,7 @@ class AugmentedPass:
         ]
 
     def _step(self, gradient: Tensor, mask: Tensor) -> Tensor:
+        # (views,), 0 for a view that is not adversarial; rows are view-major, so each is repeated for its N sentences.
         norms = torch.tensor(self._norms(), device=gradient.device)
         norm = norms.repeat_interleave(len(mask) // len(norms))
         return adversarial_delta(gradient, mask & (norm > 0)[:, None], norm)

@@ -15,6 +15,7 @@ def unpack_bags(bag: nn.EmbeddingBag, ids: Tensor, offsets: Tensor) -> tuple[Ten
     width = max(1, int(lengths.max())) if len(lengths) else 1
     mask = torch.arange(width, device=ids.device) < lengths[:, None]
     embeddings = bag.weight.new_zeros(len(offsets), width, bag.embedding_dim)
+    # A mask is filled row by row, and in that order the ids of all texts follow each other.
     embeddings[mask] = nn.functional.embedding(ids, bag.weight)
     return embeddings, mask
 

@@ -57,10 +57,12 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1, rows: slice
     with torch.autocast(first.device.type, enabled=False):
         # Half precision has three digits, and a division by τ would make the rest visible.
         unit = normalize(precise(torch.cat([first, second])), dim=-1)
+        # Anchors are both views of the rows asked for, candidates both views of all: (2 · rows, 2N) cosines.
         own = torch.arange(count, device=first.device)[slice(None) if rows is None else rows]
         itself, partner = torch.cat([own, own + count]), torch.cat([own + count, own])
         # No vector is a candidate for itself.
         logits = (unit[itself] @ unit.T).div_(temperature)
+        # l(i, j): a softmax over the partner and 2N - 2 negatives; the mean over all anchors is the paper's 1 / 2N.
         return cross_entropy(logits.scatter_(1, itself[:, None], torch.finfo(logits.dtype).min), partner)
 
 
@@ -157,8 +159,10 @@ class ConSERTLoss(ViewLoss):
         return torch.stack([self._contrast(views) for views in embeddings]).sum()
 
     def _contrast(self, views: Tensor) -> Tensor:
+        # (2, N, d) to (N, 2, d): processes are joined along the first dimension, and the views of a sentence with it.
         sentences, begin = self.gather(views.transpose(0, 1))
         if self.alone(len(sentences)):
+            # Zero, but with a graph: the trainer calls backward on it, and other processes wait for its gradients.
             return 0.0 * torch.sum(views)
         first, second = sentences.unbind(dim=1)
         return nt_xent(first, second, self.temperature, slice(begin, begin + views.shape[1]))

@@ -135,5 +135,6 @@ class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
         u, v = (self.widened(column[view]) for column in embeddings)
         features = pair_features(u, v)
         if self.add_max_square:
+            # The authors' flag --concatenation_sent_max_square, on in every one of their supervised scripts.
             features = torch.cat([features, torch.maximum(u, v).square()], dim=-1)
         return cross_entropy(precise(self.apply_head(features)), labels)

@@ -158,6 +158,7 @@ def encoder_parts(model: SentenceTransformer) -> EncoderParts:
             "implement get_input_embeddings()"
         )
     positions = _positions(encoder, embedding)
+    # Ids permuted alone would leave the distances between slots as they were, and the sentence half shuffled.
     relative = positions is None or model_type in _RELATIVE_TOO
     return EncoderParts(
         transformer, embedding, positions, "embeddings" if relative else "position_ids", model_type in _TOKENS_FIRST
@@ -181,6 +182,7 @@ def _embedding(encoder: Any, model_type: str) -> nn.Module | None:
 
 
 def _positions(encoder: Any, embedding: nn.Module) -> nn.Module | None:
+    # BERT has the table inside its embedding layer, GPT-2 beside it.
     for parent in (embedding, encoder):
         for name in _POSITION_TABLES:
             table = getattr(parent, name, None)

@@ -36,6 +36,7 @@ def token_cutoff(embeddings: Tensor, attention_mask: Tensor, rate: float, keys: 
     """Set ``int(n * rate)`` of the n real tokens of each sentence to zero, in all features."""
     real = attention_mask.bool()
     keys = torch.rand(real.shape, device=real.device) if keys is None else keys
+    # Sorted twice: the first order names the token of each rank, the second the rank of each token. Pads come last.
     ranks = keys.masked_fill(~real, torch.inf).argsort(dim=1).argsort(dim=1)
     cut = ranks < _share(real.sum(dim=1), rate)[:, None]
     return embeddings.masked_fill(cut[:, :, None], 0.0)
@@ -45,6 +46,7 @@ def feature_cutoff(embeddings: Tensor, rate: float, keys: Tensor | None = None) 
     """Set ``int(d * rate)`` of the d features to zero, the same ones for all tokens of a sentence."""
     sentences, _, features = embeddings.shape
     keys = torch.rand(sentences, features, device=embeddings.device) if keys is None else keys
+    # Drawn for each sentence, as published. Pads lose the columns too, which neither attention nor pooling sees.
     chosen = keys.topk(int(features * rate), dim=1, largest=False, sorted=False).indices
     cut = torch.zeros_like(keys, dtype=torch.bool).scatter_(1, chosen, True)
     return embeddings.masked_fill(cut[:, None, :], 0.0)
@@ -87,6 +89,7 @@ def adversarial_delta(gradient: Tensor, attention_mask: Tensor, norm: float | Te
         >>> adversarial_delta(gradient, torch.tensor([[1, 1, 0]]), norm=0.5).tolist()
         [[[0.3..., 0.4...], [0.0, 0.0], [0.0, 0.0]]]
     """
+    # In float16 the 1e-10 would be 0, and a token without a gradient would get 0 / 0.
     wide = precise(gradient.detach())
     if isinstance(norm, Tensor):
         norm = norm[:, None, None]

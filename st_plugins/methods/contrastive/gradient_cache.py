@@ -32,6 +32,7 @@ def embed_in_mini_batches(
             if torch.is_grad_enabled()
             else embed(part)
         )
+    # (views, N, d): the sentences are dimension 1.
     return torch.cat(parts, dim=1)
 
 

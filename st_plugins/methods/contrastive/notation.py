@@ -74,6 +74,7 @@ def view_config(view: View | Iterable[View], model: SentenceTransformer | None =
     """
     configs = [part.get_config_dict() for part in flatten_view(view)]
     for config in configs:
+        # What "auto" stood for is what a record needs: the rule may be another one tomorrow.
         if model is not None and config.get("kind") == "auto":
             config["kind"] = shuffle_kind(model)
     return configs
@@ -157,6 +158,7 @@ def _option(word: str, defaults: dict[str, Any], name: str) -> tuple[str, Any]:
     flag = snake.removeprefix("no_")
     if isinstance(defaults.get(flag), bool):
         return flag, flag == snake
+    # By type alone, as no view has two numbers or two choices; one that had would need names in the short form.
     for key, default in defaults.items():
         if isinstance(default, str):
             return key, snake

@@ -74,6 +74,7 @@ def simcse_loss(
         logits = queries @ normalize(torch.cat(candidates).to(queries.dtype), dim=-1).T / temperature
         target = torch.arange(len(anchors), device=anchors.device) + offset
         if negatives is not None and hard_negative_weight:
+            # Added to the logit, so that w multiplies the term by exp(w). Hard negatives of other rows stay the same.
             own = target[:, None] + len(positives)
             logits = logits.scatter_add(1, own, torch.full_like(own, hard_negative_weight, dtype=logits.dtype))
         return cross_entropy(logits, target)
@@ -159,6 +160,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         self.mlp_head = mlp_head
         self._width = width = embedding_dimension(model)
         if mlp_head:
+            # A new layer, as in the authors' code, not BERT's pooler, which learned whether a sentence follows.
             self.head = nn.Sequential(nn.Linear(width, width, device=model.device), nn.Tanh())
         else:
             self.head = nn.Identity()
@@ -191,6 +193,7 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         views = torch.cat(embeddings)
         if self.mlp_head:
             views = self.apply_head(self.widened(views))
+        # Anchors are those of this process only, candidates everybody's, (M, 1 or 2, d): hence `begin`.
         anchors, *candidates = views
         gathered, begin = self.gather(torch.stack(candidates, dim=1))
         positives, *negatives = gathered.unbind(dim=1)

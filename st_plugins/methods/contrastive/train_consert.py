@@ -286,6 +286,7 @@ def _arguments(
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,  # without a limit: CheckpointCallback deletes old ones
+        # Only with a metric does the host count `best_global_step`, which `_choose` reads.
         metric_for_best_model=metric if settings["select"] == "dev" else None,
         logging_steps=min(every, max(1, steps // 20)),
         report_to="none",

@@ -177,6 +177,7 @@ class ViewLoss(GuardedLoss, ABC):
         self, inner: SentenceTransformer, columns: list[Features], labels: Tensor | None, views: Views
     ) -> list[Tensor | None]:
         """Find the perturbations in a first pass, with the random numbers that the second pass will draw again."""
+        # Also where the loss is only evaluated, without gradients: the step follows one there too.
         with torch.enable_grad(), forked_rng(inner.device):
             first = [self._augmented(inner, features, views) for features in columns]
             tokens = [pass_.token_embeddings[0] for _, pass_ in first]
@@ -216,6 +217,7 @@ class ViewLoss(GuardedLoss, ABC):
 
 
 def _by_view(embeddings: Tensor, views: Views) -> Tensor:
+    # View-major, as `repeated` lays out the rows: (views · N, d) becomes (views, N, d).
     return embeddings.view(len(views), -1, embeddings.shape[-1])
 
 
@@ -250,6 +252,7 @@ def check_temperature(temperature: float) -> float:
 
 def check_negatives(candidates: int) -> None:
     """Raise a ValueError if there is nothing to tell a sentence apart from."""
+    # One candidate is right with probability 1 whatever the vectors are: loss and gradient would be 0 without a word.
     if candidates < 2:
         raise ValueError(
             f"the batch has {candidates} sentence, but the negatives are the others in it; use larger batches, and "

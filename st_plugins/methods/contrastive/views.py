@@ -263,6 +263,7 @@ def _check_rate(view: Any) -> None:
 
 
 def _number(name: str, value: Any) -> float:
+    # True is a number to Python, and would be a norm of 1.
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return float(value)

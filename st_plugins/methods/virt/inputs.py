@@ -121,6 +121,7 @@ class PairInputs:
                 f"{self._tokenizer.convert_ids_to_tokens(before)} and {self._tokenizer.convert_ids_to_tokens(after)}; "
                 "give one text a cell, tokenized by model.preprocess"
             )
+        # A prompt is the student's alone. The host counts the special tokens before it as part of its length.
         prompt = features.get("prompt_length", 0)
         skip = max(int(prompt.flatten()[0] if isinstance(prompt, Tensor) else prompt or 0), len(before))
         lengths = (counts - skip - len(after)).clamp(min=0)
@@ -135,7 +136,10 @@ class PairInputs:
         total = spans[0].lengths + spans[1].lengths + added
         width = int(total.max()) if len(total) else 0
         if self._limit is not None and width > self._limit:
+            # Refused, not truncated: the student's rows would have tokens that the teacher has not read.
             self._too_long(int(total.argmax()), width, spans, words)
+        # For BERT the second text is at position m + 2 and in segment 1 here, at 1 and 0 in the student's own input.
+        # The method lives with that difference: each model reads as it was trained to.
         starts = [torch.full_like(total, len(self._pair.specials[0]))]
         starts.append(starts[0] + spans[0].lengths + len(self._pair.specials[1]))
         places = torch.arange(width, device=total.device).expand(len(total), -1)

@@ -129,6 +129,7 @@ def _agreement(attention: PairAttention, target: TargetMaps, heads: Heads) -> Te
         own = own.mean(dim=1, keepdim=True) if heads == "mean" else own
         same = own.argmax(dim=3) == other.argmax(dim=3)
         chance = (1 / columns.clamp(min=1))[:, None, None].expand_as(same)
+        # Σ_j min(V, T) is 1 - ½ Σ_j |V - T|, because the rows of both sum to 1.
         values = torch.stack([torch.minimum(own, other).sum(dim=3), same.float(), chance.float()])
         real = row_mask(rows, same.shape[2])[:, None, :].expand_as(same)
         mean = (values * real).sum(dim=(2, 3)) / real.sum(dim=(1, 2)).clamp(min=1)

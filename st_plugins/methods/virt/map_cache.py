@@ -33,12 +33,14 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, because numpy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def pair_key(first: Sequence[int], second: Sequence[int]) -> str:
     """Return the name of a pair of texts."""
+    # By token ids, so that what truncation has cut is no part of a pair's name.
     return hashlib.sha256(json.dumps([list(first), list(second)]).encode()).hexdigest()
 
 
@@ -54,6 +56,7 @@ class MapCache:
         self._check(origin)
         for path in sorted(self.folder.glob(_SHARD.format("*"))):
             self._where |= dict.fromkeys(self._shard(path).keys(), path)
+        # The entries, not the cache: a finalizer that holds the cache itself would keep it alive.
         self._closing = weakref.finalize(self, _write, self.folder, self._new)
 
     def __len__(self) -> int:
@@ -102,6 +105,7 @@ class MapCache:
 
     def _check(self, origin: dict[str, Any]) -> None:
         record = self.folder / _RECORD
+        # As the record will be read: JSON turns tuples into lists, and numbers that are keys into strings.
         wanted = json.loads(json.dumps(origin))
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"cache {self.folder} is a file; give a new folder")

@@ -86,6 +86,8 @@ def interaction_map(
         scores += _penalty(real, scores.dtype)
     if not softmax:
         return scores
+    # The softmax of a slice is the slice of the whole softmax, each row divided by its sum: nothing is invented, and a
+    # student whose rows sum to 1 can reach it. The slice itself sums to less.
     return scores.log_softmax(dim=3) if log else scores.softmax(dim=3)
 
 
@@ -102,6 +104,8 @@ def map_distance(student: Tensor, target: Tensor, lengths: Tensor, distance: Dis
         squares = rows.sum(dim=2)
         equal = squares == 0  # where the root has no derivative
         return squares.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0).mean(dim=1)
+    # The mean over heads and real rows, but the sum over columns: α means the same for few heads and many, and for
+    # short texts that attend and long ones.
     return rows.sum(dim=2).mean(dim=1) / lengths.clamp(min=1)
 
 
@@ -137,12 +141,14 @@ class AttentionTarget:
         if self._row_key is None or self._row_lengths is None:
             maps = interaction_map(query, key, scaling, lengths, softmax=self._options.target != "logits")
         else:
+            # "full_row_slice": the denominator is of the teacher's whole input, the numerators are of the other text.
             every = (query * scaling) @ self._row_key[rows].transpose(2, 3)
             every += _penalty(row_mask(self._row_lengths[rows], every.shape[3]), every.dtype)
             maps = interaction_map(query, key, scaling, softmax=False)
             if lengths is not None:
                 maps += _penalty(row_mask(lengths, maps.shape[3]), maps.dtype)
             maps = maps.sub_(every.logsumexp(dim=3, keepdim=True)).exp_()
+        # The mean of the heads' maps, not a map of their mean scores: rows that are distributions remain so.
         return maps.mean(dim=1, keepdim=True) if self._options.heads == "mean" else maps
 
 
@@ -153,6 +159,7 @@ def pair_distance(student: PairAttention, target: TargetMaps, options: MapOption
     first_lengths, second_lengths = student.first_lengths, student.second_lengths
     full = (first_lengths > 0) & (second_lengths > 0)
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    # One share for each pair that counts, and half of it for each direction.
     weights = full.to(dtype) / full.sum().clamp(min=1) / 2
 
     def evaluate(block: Block, *part: Tensor) -> Tensor:
@@ -196,6 +203,7 @@ def _student_map(query: Tensor, key: Tensor, scaling: float, lengths: Tensor | N
     if options.heads == "match":
         return maps
     if log:
+        # The logarithm of the mean of H maps that are given as logarithms: log Σ_h exp(log V_h) - log H.
         mean: Tensor = maps.logsumexp(dim=1, keepdim=True) - math.log(maps.shape[1])
         return mean
     return maps.mean(dim=1, keepdim=True)
@@ -228,6 +236,7 @@ class _EvaluateWithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # Exact, as the loss is one number: what comes from above is a factor.
         return None, None, None, *(gradient * kept for kept in ctx.saved_tensors)
 
 

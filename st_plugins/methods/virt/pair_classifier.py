@@ -116,6 +116,7 @@ class VIRTPairClassifier(LateInteractionModel):
             )
         self.model = model
         self.special_ids = special_token_ids(tokenizer)
+        # Of the token vectors, which need not be as wide as the embedding: a Dense may follow the pooling.
         with torch.no_grad(), evaluating(model):
             self.width = encode_batch(model, ["a"], self.special_ids, None)[0].shape[-1]
         self.num_labels, self.fusion, self.dropout = count, fusion, dropout

@@ -28,6 +28,7 @@ def capture_columns(model: nn.Module, columns: Sequence[Features], layers: Itera
     captured: ColumnLayers = [{} for _ in columns]
     wanted = list(layers)
     inner = inner_model(model)
+    # Some losses of the host embed all columns as one batch, whose queries would belong to no column.
     with column_merging_disabled(), capture_attention(inner) as running:
         same: list[int] = []
         latest: Any = None

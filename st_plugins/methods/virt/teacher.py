@@ -108,9 +108,11 @@ class TeacherMaps:
         def receive(index: int, layer: LayerAttention) -> None:
             if index in self._wanted:
                 target = self._target(layer, pair)
+                # The student is compared in here, with gradients, so that one layer's maps exist at a time.
                 with torch.set_grad_enabled(gradients):
                     consume(index, target)
 
+        # For every batch: who holds the teacher may have set it to training mode, and dropout would be in the maps.
         self.model.eval()
         device = pair.lengths.device
         if self.model.device != device:
@@ -163,6 +165,7 @@ class TeacherMaps:
         layers: list[tuple[Tensor, Tensor]] = []
         if not self._announced:
             self._announced = True
+            # Two directions, and two bytes a number.
             size = 4 * self._heads * len(self._wanted) * sum(m * n for m, n in shapes) / len(keys)
             logger.warning(
                 "The cache of the teacher's maps in %s takes about %.3g kB a pair, %.3g GB for 100,000 pairs like "
