@@ -196,6 +196,7 @@ class LabelTokenModel(PairModel):
         return None
 
     def _logits(self, pairs: list[tuple[str, str]], prompt: str | None, batch_size: int, shown: bool) -> Tensor:
+        # Read as in training, so that a stray letter is an error and no unknown word.
         pairs = AnonymizedPairs([pair[0] for pair in pairs], [pair[1] for pair in pairs]).pairs
         logits = torch.zeros(len(pairs), len(self.labels), device=self.device)
         lengths = [sum(text.count(" ") for text in pair) for pair in pairs]

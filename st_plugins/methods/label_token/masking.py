@@ -42,6 +42,8 @@ class PairMasking:
         # Unknown tokens are not asked for: there is nothing to learn about them but that they are rare.
         ids = features["input_ids"]
         asked = torch.isin(ids, self._integers) & (self._draw(ids.shape) < self.share)
+        # One draw a token: below 0.8 the mask, from 0.9 on another integer, between them the token itself, so that
+        # what is not masked cannot be trusted either.
         fate = self._draw(ids.shape)
         others = self._integers[torch.randint(len(self._integers), ids.shape, generator=self.generator)]
         hidden = ids.masked_fill(asked & (fate < _MASKED), self.tokenizer.mask_token_id)

@@ -106,6 +106,7 @@ def _with_rows(pretrained: PreTrainedModel, source: torch.Tensor) -> PreTrainedM
     """Return a copy whose token i is the old token source[i]."""
     model = copy.deepcopy(pretrained)
     model.resize_token_embeddings(len(source), mean_resizing=False)
+    # Where input and output layer share their table, it is written twice with the same rows.
     pairs: list[tuple[Any, Any]] = [
         (pretrained.get_input_embeddings(), model.get_input_embeddings()),
         (pretrained.get_output_embeddings(), model.get_output_embeddings()),

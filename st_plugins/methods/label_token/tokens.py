@@ -55,11 +55,13 @@ def build_tokenizer(
             f"minimum_frequency={minimum_frequency} leaves no token: the most frequent of the {len(frequencies)} "
             f"occurs {highest} times; lower it, or give more pairs"
         )
+    # Labels come before the integers, so that their ids do not depend on how many integers there are.
     names = [*_SPECIAL.values(), *(f"{_PREFIX}{name}{_SUFFIX}" for name in pairs.labels), *known]
     vocabulary = {token: place for place, token in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
+        # Only pairs have a place for a label; a text by itself looks as it does to any encoder.
         single="[CLS] $A [SEP]",
         pair="[CLS] [MASK] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(_SPECIAL[role], vocabulary[_SPECIAL[role]]) for role in ("cls", "sep", "mask")],

@@ -37,6 +37,7 @@ def recipe_weights(recipe: str, num_hidden_layers: int) -> Tensor:
         )
     # The embedding layer is the first; the weights sum to one, also where first and last layer are the same.
     weights = torch.zeros(num_hidden_layers + 1, device="cpu")
+    # "first" is index 1: a published table took the embedding layer for it, 56.7 instead of 60.7 with BERT-base.
     for index in RECIPES[recipe]:
         weights[index] += 1.0 / len(RECIPES[recipe])
     return weights
@@ -197,6 +198,7 @@ class LayerMix(StoredModule):
                 "AdaptiveLayerLoss and Matryoshka2dLoss cannot train a model with a LayerMix, which reads all layers "
                 "at once, so that it would give the same embedding for each layer; leave out the one or the other"
             )
+        # Equation 1: a sum over L + 1 layers, index 0 the embedding layer, in float32 at least.
         mixed = torch.zeros_like(states[-1], dtype=torch.promote_types(states[-1].dtype, torch.float32))
         weights = (self.gamma * self._softmax()).to(mixed.dtype) if self.learned else self._fixed
         for weight, state in zip(weights, states, strict=True):  # never all layers in one tensor

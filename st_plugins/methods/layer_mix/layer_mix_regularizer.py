@@ -80,5 +80,6 @@ class LayerMixRegularizer(WrappingLoss):
         columns = list(sentence_features)
         self.begin(columns, labels)
         refuse_around(self.model, "LayerMixRegularizer", _ALL_LAYERS, truncates=False)
+        # Of s, before the softmax: λ ‖s‖² draws towards s = 0, the plain mean of all layers; γ is free.
         penalty = self.weight * LayerMix.of(inner_model(self.model)).penalty()
         return self.guarded(with_term(self.loss, self.loss(columns, labels), _TERM, penalty))

@@ -77,8 +77,10 @@ def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
     with torch.autocast(first.device.type, enabled=False):
         one, two = (precise(logits) for logits in (first, second))
         if one.ndim == 1 or one.shape[1] == 1:
+            # A logit z stands for two classes, σ(z) and 1 - σ(z), over which the sum is (σ(z₁) - σ(z₂)) (z₁ - z₂).
             return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).flatten().mean()
         one, two = one.log_softmax(dim=1), two.log_softmax(dim=1)
+        # Summed over classes, averaged over rows. The "mean" of torch's kl_div would divide by the classes too.
         return 0.5 * ((one.exp() - two.exp()) * (one - two)).sum(dim=1).mean()
 
 
@@ -229,6 +231,7 @@ class RDropLoss(WrappingLoss):
                     else Terms({name: value.new_zeros(()) for name, value in terms[half].items()})
                     for half in (0, 1)
                 ]
+        # Paper: CE + CE', README: half of that, with one divergence. For one optimum the paper's α is twice the README's.
         found = (terms[0] + terms[1]) * (0.5 if self.scaling == "mean" else 1.0)
         found[_TERM] = self.weight * self._divergence(*predictions)
         embeddings = [both.unflatten(0, (2, -1)) for both in passes.embeddings()]

@@ -40,6 +40,7 @@ class TwoPasses(nn.Module):
             self.outputs.append(output)
         output = self.outputs[self.columns_shown]
         self.columns_shown += 1
+        # What has another number of rows, such as the length of a prompt, belongs to both halves.
         return {
             key: self._part(value) if isinstance(value, Tensor) and value.ndim and len(value) == both else value
             for key, value in output.items()
@@ -58,6 +59,7 @@ class TwoPasses(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Not self.module: before it is set, that would come back here without end.
             return getattr(super().__getattr__("module"), name)
 
 
@@ -68,6 +70,7 @@ def two_passes(loss: nn.Module) -> Iterator[TwoPasses]:
     passes = TwoPasses(model)
     loss.model = passes
     try:
+        # Columns are told apart by their order, which a batch of all of them would not have.
         with column_merging_disabled():
             yield passes
     finally:

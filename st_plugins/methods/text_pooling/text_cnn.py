@@ -80,6 +80,7 @@ class TextCNNPooling(TokenPooling):
         columns = pad(tokens, (0, 0, 0, missing)).transpose(1, 2)
         best = []
         for size, convolution in zip(self.kernel_sizes, self.convolutions, strict=True):
+            # So many windows lie inside the text; those behind them reach into padding.
             windows = (lengths - size + 1).clamp(min=1)
             best.append(maximum_over_time(convolution(columns).transpose(1, 2), windows))
         return torch.cat(best, dim=1).relu()  # the maximum of rectified values is the rectified maximum

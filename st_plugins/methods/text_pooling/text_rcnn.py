@@ -100,11 +100,13 @@ class TextRCNNPooling(TokenPooling):
         if self.recurrence == "bilstm":
             left, right = read(self.recurrent, tokens, lengths).chunk(2, dim=2)
             return left, right
+        # Equations 1 and 2: torch's h_i = tanh(W_ih e_i + W_hh h_{i-1}) is left_{i+1}, where W_ih = W_sl, W_hh = W_l.
         ends = self.ends[:, None].expand(-1, len(tokens), -1).contiguous()
         # What a direction has read up to a token, that included, is the context of the next.
         left, right = read(self.recurrent, tokens, lengths, ends).chunk(2, dim=2)
         first, last = ends.to(left.dtype)[:, :, None]
         left = torch.cat([first, left[:, :-1]], dim=1)
         right = torch.cat([right[:, 1:], last], dim=1)
+        # Moved on by one token, the last one of a shorter text would get a state of its padding.
         is_last = torch.arange(tokens.shape[1], device=tokens.device) == lengths[:, None] - 1
         return left, torch.where(is_last[:, :, None], last, right)

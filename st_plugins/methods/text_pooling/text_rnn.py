@@ -99,6 +99,7 @@ class TextRNNPooling(TokenPooling):
         """Read texts that begin at the first position, and take their readout."""
         states = read(self.network, tokens, lengths)
         if self.readout == "last":
+            # Forwards a text has been read at its own end, backwards at its first token.
             ends = (lengths - 1)[:, None, None].expand(-1, 1, self.hidden_dimension)
             forwards = states.gather(1, ends)[:, 0]
             return torch.cat([forwards, states[:, 0, self.hidden_dimension :]], dim=1)
@@ -107,6 +108,7 @@ class TextRNNPooling(TokenPooling):
         precise = torch.promote_types(states.dtype, torch.float32)
         if self.readout == "mean":  # the states after the end of a text are zero
             return (states.sum(dim=1, dtype=precise) / lengths[:, None]).to(states.dtype)
+        # Equations 5 to 7: u_i = tanh(W h_i + b), α = softmax over i of u_iᵀ u, and the sum of α_i h_i.
         scores: Tensor = self.context(self.attention(states).tanh())[:, :, 0].to(precise)
         outside = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
         weights = scores.masked_fill(outside, torch.finfo(scores.dtype).min).softmax(dim=1)

@@ -60,6 +60,7 @@ def maximum_over_time(values: Tensor, lengths: Tensor) -> Tensor:
 
 def read(network: nn.RNNBase, tokens: Tensor, lengths: Tensor, initial: Tensor | None = None) -> Tensor:
     """Let a recurrent network of torch read texts of different lengths, each to its own end and back from there."""
+    # Else the way back began in the padding, and embeddings depended on the batch. Lengths have to be on the CPU.
     packed = pack_padded_sequence(tokens, lengths.cpu(), batch_first=True, enforce_sorted=False)
     states, _ = network(packed, initial)
     return pad_packed_sequence(states, batch_first=True)[0]
