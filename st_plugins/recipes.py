@@ -86,12 +86,14 @@ def whiten(
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
     different = len(set(texts))
+    # N points span N - 1 dimensions around their mean. The references have no ε: beyond that they divide by rounding.
     if output_dimension is not None and output_dimension >= different and not shrinkage:
         repeated = "" if different == len(texts) else f", {different} of them different,"
         raise ValueError(
             f"output_dimension is {output_dimension}, but {len(texts)} texts{repeated} have rank {different - 1} at "
             "most; give more texts, choose a smaller output_dimension, or set shrinkage='ledoit-wolf'"
         )
+    # A Normalize in the tail does it afterwards.
     normalize = (normalize or gives_unit_length(model[-1])) and not tail
     whitening = Whitening(dimension, output_dimension, shrinkage=shrinkage, rcond=rcond, normalize=normalize)
     for block in _encoded(result, texts, batch_size, "Whitening", show_progress_bar, prompt, route):
@@ -212,6 +214,7 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     layers = int(transformer.model.config.num_hidden_layers)
     # The host's module divides by the sum of the weights; as a parameter it is saved.
     weights = nn.Parameter(2 * recipe_weights("first-last", layers)[1:])
+    # layer_start=1 leaves out the embedding layer, index 0; the host's default is 4.
     layer_pooling = WeightedLayerPooling(dimension, num_hidden_layers=layers, layer_start=1, layer_weights=weights)
     mean = Pooling(dimension, "mean", include_prompt=_include_prompt(model))
     result = rebuild(model, [transformer, layer_pooling, mean, *rest])

@@ -52,6 +52,7 @@ def compare(
         refuse_unused(context, "without --output", "overwrite")
     else:
         read = [a, b, scored.pairs, scored.data, Path(a, "result.json"), Path(b, "result.json")]
+        # An old file is replaced only if it has a key that none but our comparisons have.
         target = file_target(output, name="--output", overwrite=overwrite, inputs=read, mark=b'"fit_distances": ')
     # A file or folder that `evaluate` wrote is read; everything else is taken for a model.
     stored = {

@@ -56,6 +56,7 @@ def verdict(comparison: Comparison) -> Text:
     points = f"{100 * abs(found.value):.2f}"  # positive for who is better
     if found.verdict == "better":
         return foreign(f"{comparison.first} (A) is better by {points} {interval_text(found.low, found.high)}", "green")
+    # Of B - A: the ends of the interval change signs and places.
     turned = -found.high, -found.low
     if found.verdict == "worse":
         return foreign(f"{comparison.second} (B) is better by {points} {interval_text(*turned)}", "green")

@@ -69,6 +69,7 @@ PromptNameOption = Annotated[str | None, typer.Option(help="The same by its name
 RouteOption = Annotated[
     str | None, typer.Option(help="'query' or 'document': encode the texts as such (default: by the column's name).")
 ]
+# Two special tokens, and one of the text.
 LengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many tokens.", min=3)]
 SeedOption = Annotated[int, typer.Option(help="Seed of resamples and random vectors.", min=0, max=2**32 - 1)]
 

@@ -52,6 +52,7 @@ class Settings:
             "without labels 'alignment+uniformity', 'uniformity', 'effective_rank', ..."
         ),
     ] = None
+    # The host seeds numpy's old generator too, which takes 32 bits.
     seed: Annotated[int, typer.Option(help="Seed of batches, views, dropout and resamples.", min=0, max=2**32 - 1)] = 0
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; weights stay float32.")] = False
     device: DeviceOption = None
@@ -132,5 +133,6 @@ def consert(
         )
     left_out = f"{result.duplicates:,} duplicates and {result.empty:,} blank ones left out"
     say(f"trained on {result.texts:,} texts ({left_out})")
+    # Written for the model card, in Markdown.
     say(result.selection.replace("**", ""))
     say(f"wrote {output}: plain SentenceTransformer loads it; README.md says how it was made")

@@ -183,6 +183,7 @@ class _Capture:
                     "receive cannot be called inside a layer that gradient checkpointing runs again; leave receive "
                     "out and read the list, or disable gradient checkpointing"
                 )
+        # Key head g serves the query heads from g · groups on, so each is repeated in its place, not all in a row.
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key = key[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)

@@ -91,6 +91,7 @@ def encode_tokens(
 ) -> list[Tensor]:
     """Return the token vectors of texts, ``(tokens, d)`` each; gradients and dropout as for `encode_batch`."""
     found: dict[int, Tensor] = {}
+    # By characters: tokens would have to be counted first, and nearly the same order is good enough.
     for rows in longest_first([len(text) for text in texts], batch_size):
         batch = encode_batch(model, [texts[row] for row in rows], special_ids, prompt)
         for row, vectors in zip(rows, batch, strict=True):

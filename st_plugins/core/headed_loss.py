@@ -123,6 +123,7 @@ class HeadedLoss(GuardedLoss):
     _shared = False
 
     def _share(self) -> None:
+        # Each process may have drawn another head: the wrapper that would make them one is around the model only.
         for parameter in self.head.parameters():
             dist.broadcast(parameter.data, src=0)
             parameter.register_hook(_mean_over_processes)

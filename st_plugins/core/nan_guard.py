@@ -75,6 +75,7 @@ class NonFiniteLossCallback(TrainerCallback):
         # The scaler of fp16 skips such steps itself, and its gradients are not finite now and then.
         if args.fp16:
             return
+        # The norm of all gradients is not finite if one number in them is not, and waits for the device once.
         gradients = [p.grad for p in self.loss.parameters() if p.grad is not None]
         if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             what = "the gradient is not finite"

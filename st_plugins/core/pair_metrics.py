@@ -40,6 +40,7 @@ def measure_accuracy(logits: ArrayLike, labels: ArrayLike) -> Accuracy:
     found = np.asarray(logits)
     right = np.asarray(labels) if found.shape[1] > 1 else np.asarray(labels) > 0.5
     value, count = measure("accuracy", found, labels), len(found)
+    # Wilson: the middle is (p + z² / 2n) / (1 + z² / n). The usual p ± z · √(p (1 - p) / n) has no width at 0 and 1.
     spread = _Z**2 / count
     middle = (value + spread / 2) / (1 + spread)
     half = _Z * math.sqrt(value * (1 - value) / count + spread / (4 * count)) / (1 + spread)
@@ -68,6 +69,7 @@ def measure(metric: str, logits: ArrayLike, labels: ArrayLike, queries: Sequence
     logits, gold = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if metric == "spearman":
         scores = logits[:, 0]
+        # Undefined there; but checkpoints are compared by it, and NaN is neither better nor worse than anything.
         if len(np.unique(scores)) < 2 or len(np.unique(gold)) < 2:
             return 0.0
         result: Any = spearmanr(scores, gold)

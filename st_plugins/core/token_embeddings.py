@@ -83,6 +83,7 @@ class TokenEmbeddings(StoredModule, InputModule):
             raise ValueError(f"max_seq_length must be at least 1, or None for no limit; got {max_seq_length}")
         self.tokenizer: PreTrainedTokenizerFast = _copied(tokenizer, special_tokens)
         self.embedding_dimension, self.trainable, self.max_seq_length = embedding_dimension, trainable, max_seq_length
+        # By the highest id, not the number of tokens: ids may have gaps.
         rows = 1 + max(self.tokenizer.get_vocab().values(), default=-1)
         table = torch.randn(rows, embedding_dimension) if weights is None else torch.as_tensor(weights)
         if table.ndim != 2 or len(table) < rows or table.shape[1] != embedding_dimension:

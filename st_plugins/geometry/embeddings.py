@@ -83,6 +83,7 @@ def uniformity(x: Any, t: float = 2.0, *, max_rows: int | None = None, seed: int
     unit = normalized(matrix)
     count = len(unit)
     step = max(1, _BLOCK_ENTRIES // count)
+    # Blocks of rows, so that no N x N matrix is held; their sums meet as logarithms, where tiny ones do not vanish.
     logs = []
     for start in range(0, count - 1, step):
         rows = unit[start : start + step]

@@ -59,6 +59,7 @@ class Gaussian:
         if not np.allclose(covariance, covariance.T, rtol=1e-8, atol=1e-12 * np.abs(covariance).max(initial=0.0)):
             raise ValueError("covariance is not symmetric")
         object.__setattr__(self, "mean", mean)
+        # Symmetric to the last bit, as `eigh` looks at one triangle only.
         object.__setattr__(self, "covariance", (covariance + covariance.T) / 2)
 
     @classmethod
@@ -96,6 +97,7 @@ class Gaussian:
         if not 0.0 <= shrinkage <= 1.0:
             raise ValueError(f"shrinkage={shrinkage} must lie in [0, 1]")
         dimension = self.mean.size
+        # The ball has the mean variance, so that the total variance stays.
         ball = np.trace(self.covariance) / dimension * np.eye(dimension)
         return type(self)(self.mean, (1 - shrinkage) * self.covariance + shrinkage * ball, self.count)
 
@@ -182,6 +184,7 @@ def wasserstein_distance(p: Gaussian, q: Gaussian) -> float:
     """
     _check_widths(p, q)
     root_p, root_q = (_root(gaussian) for gaussian in (p, q))
+    # Orthogonal Procrustes: where Bᵀ A = L S R, the U that brings B U nearest to A is L R.
     left, _, right = np.linalg.svd(root_q.T @ root_p)
     return float(math.hypot(np.linalg.norm(p.mean - q.mean), np.linalg.norm(root_p - root_q @ left @ right)))
 
@@ -203,6 +206,7 @@ def _relative_to(p: Gaussian, q: Gaussian) -> tuple[NDArray[np.float64], NDArray
     # The squares add up to those of the sines of the angles between the two ranges.
     if np.linalg.norm(vectors_p - vectors_q @ (vectors_q.T @ vectors_p)) > ANGLE_TOLERANCE:
         return None
+    # W = V_q Λ_q^-1/2, (d, r), makes q standard normal; the eigenvalues of Wᵀ P W are what p's variances become.
     whitener = vectors_q / np.sqrt(values_q)
     variances, rotation = np.linalg.eigh(whitener.T @ p.covariance @ whitener)
     if variances.min() <= 0:  # p is flat, to working precision, along a direction of q

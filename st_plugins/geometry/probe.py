@@ -108,6 +108,7 @@ class Probe:
             for start in range(0, len(texts), self.batch_size):
                 batch = model.preprocess(texts[start : start + self.batch_size], prompt=default_prompt(model))
                 for embeddings in passes:
+                    # Another dictionary for each pass: the host's forward adds to the one that it gets.
                     features = batch_to_device(dict(batch), model.device)
                     embeddings.append(model(features)["sentence_embedding"])
         first, second = (_finite(torch.cat(embeddings), texts) for embeddings in passes)

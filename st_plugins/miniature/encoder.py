@@ -81,6 +81,7 @@ def random_bert(dimension: int, layers: int, seed: int) -> BertModel:
                 vocab_size=len(words()),
                 hidden_size=dimension,
                 num_hidden_layers=layers,
+                # Heads must divide the width.
                 num_attention_heads=math.gcd(dimension, 4),
                 intermediate_size=4 * dimension,
                 max_position_embeddings=MAX_LENGTH,

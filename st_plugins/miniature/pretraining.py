@@ -208,6 +208,7 @@ def pretrain(
             # Every batch once, in a new order, before any comes again.
             order = order or torch.randperm(len(batches), generator=generator).tolist()
             scores, targets = guess(batches[order.pop()])
+            # In a batch of short sentences nothing may be chosen, and the mean over nothing is NaN.
             if targets.numel():
                 loss = functional.cross_entropy(scores, targets)
                 optimizer.zero_grad(set_to_none=True)
@@ -242,6 +243,7 @@ def _batches(sentences: Sequence[Sequence[int]], batch_pieces: int) -> list[Tens
         if not batches or (len(batches[-1]) + 1) * len(sentence) > batch_pieces:
             batches.append([])
         batches[-1].append(sentence)
+    # Sorted by length: the last sentence of a batch is its longest.
     return [
         torch.tensor([[*sentence, *[0] * (len(batch[-1]) - len(sentence))] for sentence in batch]) for batch in batches
     ]
@@ -254,6 +256,7 @@ def _scores(
     counts[:first_word] = 0
     # One is added to every count: a piece may be new.
     frequencies = (counts + 1).double() / (counts + 1).sum()
+    # The unigram numbers are those of guessing by frequency alone: what is better was learned from the context.
     return MaskedLanguageScores(
         loss=functional.cross_entropy(guesses, targets).item(),
         accuracy=(guesses.argmax(1) == targets).double().mean().item(),

@@ -94,6 +94,7 @@ def sts_pairs(
         raise ValueError(f"size must be at least one pair for each of the {len(topics)} topics, got {size}")
     rows: list[tuple[str, str, float, str]] = []
     for index, topic in enumerate(topics):
+        # Differences of rounded-down totals: they add up to `size`, however many topics there are.
         quota = size * (index + 1) // len(topics) - size * index // len(topics)
         rows += _graded_rows(topic, quota, stream(seed, "sts", name, topic))
     first, second, scores, subsets = zip(*rows, strict=True)
