@@ -231,7 +231,7 @@ class RDropLoss(WrappingLoss):
                     else Terms({name: value.new_zeros(()) for name, value in terms[half].items()})
                     for half in (0, 1)
                 ]
-        # Paper: CE + CE', README: half of that, with one divergence. For one optimum the paper's α is twice the README's.
+        # Paper: CE + CE', README: half of that, with one divergence: for one optimum the paper's α is twice as large.
         found = (terms[0] + terms[1]) * (0.5 if self.scaling == "mean" else 1.0)
         found[_TERM] = self.weight * self._divergence(*predictions)
         embeddings = [both.unflatten(0, (2, -1)) for both in passes.embeddings()]
