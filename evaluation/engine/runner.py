@@ -82,6 +82,8 @@ def pending(
                 if wanted and only in path.stem:
                     key = (seed, task) if study.keeps_rows_together else (seed, task, row.name)
                     groups.setdefault(key, []).append(Job(row, task, seed, path))
+    if not groups:
+        raise typer.BadParameter(f"no file name has {only!r} in it, of those that {study.title!r} writes")
     # Sharded before looking at what is there: processes that run side by side must not disagree.
     for group in list(groups.values())[index::count]:
         missing = [job for job in group if again or not job.path.is_file()]

@@ -70,6 +70,12 @@ def test_records_are_kept_stamped_and_lie_beside_the_recipes(recipe: Path) -> No
     assert Counting.measured[4:] == [("b", 5)]
 
 
+def test_a_part_that_is_no_part_is_refused(recipe: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="no file name has 'seed7' in it, of those that 'tiny' writes"):
+        run(recipe, recipe.parent, recipe.parent, device="cpu", only="seed7")
+    assert not Counting.measured
+
+
 def test_a_part_of_the_work_writes_no_table(recipe: Path, tmp_path: Path) -> None:
     for part in ({"only": "seed0"}, {"shard": "0/2"}, {"dev_only": True}, {"dry_run": True}):
         run(recipe, recipe.parent, recipe.parent, results=tmp_path / "out", device="cpu", **part)  # type: ignore[arg-type]
