@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["load"]
 
 # What is no SentenceTransformer, by the file that only its folder has.
 _OTHERS = {

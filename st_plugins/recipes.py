@@ -20,8 +20,6 @@ from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
 from st_plugins.methods.layer_mix.layer_mix import LayerMix, recipe_weights
 from st_plugins.methods.whitening.whitening import Whitening, check_output_dimension
 
-__all__ = ["first_last_avg", "fit_flow", "pooling", "whiten"]
-
 _MODALITIES = ("text", "image", "audio", "video", "message")  # routes that the host chooses by what it is given
 _BLOCK = 4096  # texts encoded before they are added to the statistics and forgotten
 

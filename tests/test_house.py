@@ -262,3 +262,8 @@ def test_what_no_shelf_sells_has_one_sentence() -> None:
         if room(name) not in ("cli", "examples"):  # a command's docstring is its help
             long += _docstrings(ast.parse(path.read_text(encoding="utf-8")), names, name)
     assert not long
+
+
+def test_only_shelves_list_what_is_for_sale() -> None:
+    lists = {name for name, path in files().items() if "\n__all__ = " in path.read_text(encoding="utf-8")}
+    assert lists == {"", *SHELVES, *PUBLIC}

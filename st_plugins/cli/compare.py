@@ -12,8 +12,6 @@ from st_plugins.cli.measuring import Loading, Measuring, Scored, check_model
 from st_plugins.cli.options import SeedOption, grouped, refuse_unused
 from st_plugins.report.terminal import say, terminal
 
-__all__ = ["compare"]
-
 
 @grouped
 def compare(

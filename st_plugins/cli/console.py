@@ -23,8 +23,6 @@ from st_plugins.evaluation.result import Difference, SuiteResult
 from st_plugins.report.table import percent
 from st_plugins.report.terminal import foreign, shown
 
-__all__ = ["print_before_after", "print_result", "print_warnings", "verdict"]
-
 _WHITENING_ADVICE = (
     "keep the original model, or whiten on other texts. Models already trained with cosine on this kind of text "
     "usually lose"

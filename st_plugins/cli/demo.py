@@ -11,8 +11,6 @@ import typer
 from st_plugins.cli.options import SeedOption
 from st_plugins.report.terminal import say, terminal
 
-__all__ = ["demo"]
-
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("st-plugins-demo"),

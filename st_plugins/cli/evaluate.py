@@ -11,8 +11,6 @@ from st_plugins.cli.measuring import Loading, Measuring, Scored, check_model
 from st_plugins.cli.options import ColumnOption, ModelArgument, SeedOption, grouped, refuse_unused
 from st_plugins.report.terminal import say, terminal
 
-__all__ = ["evaluate"]
-
 
 @grouped
 def evaluate(

@@ -14,8 +14,6 @@ from st_plugins.report.terminal import say, terminal
 if TYPE_CHECKING:
     from st_plugins.explain import Explanation, PairExplanation
 
-__all__ = ["explain"]
-
 
 _By = Literal["word", "token", "sentence", "span"]
 

@@ -21,8 +21,6 @@ from st_plugins.cli.options import (
 )
 from st_plugins.report.terminal import say, terminal
 
-__all__ = ["geometry"]
-
 
 @grouped
 def geometry(

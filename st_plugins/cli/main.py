@@ -24,8 +24,6 @@ from st_plugins.cli.train_re2 import re2
 from st_plugins.cli.whiten import whiten
 from st_plugins.report.terminal import say, shown, survive_encoding, terminal
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="st-plugins",
     no_args_is_help=True,

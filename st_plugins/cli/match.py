@@ -11,8 +11,6 @@ import typer
 from st_plugins.cli.options import DeviceOption, FirstOption, OverwriteOption, SecondOption
 from st_plugins.report.terminal import say
 
-__all__ = ["match"]
-
 
 def match(
     model: Annotated[Path, typer.Argument(help="A folder that 'train re2' wrote.")],

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from st_plugins.evaluation.result import SuiteResult
     from st_plugins.evaluation.suite import STSSuiteEvaluator
 
-__all__ = ["HeldOut", "Loading", "Measuring", "Scored", "check_model"]
-
 
 class Dtype(str, Enum):
     """Precision of the model's weights."""

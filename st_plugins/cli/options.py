@@ -11,24 +11,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = [
-    "ColumnOption",
-    "DeviceOption",
-    "FirstOption",
-    "LengthOption",
-    "ModelArgument",
-    "OutputFolder",
-    "OverwriteOption",
-    "PromptNameOption",
-    "PromptOption",
-    "RouteOption",
-    "SecondOption",
-    "SeedOption",
-    "encodable",
-    "grouped",
-    "refuse_unused",
-]
-
 
 def _device(device: str | None) -> str | None:
     """Look for a device before anything is read or loaded."""

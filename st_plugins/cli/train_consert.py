@@ -20,8 +20,6 @@ from st_plugins.cli.options import (
 )
 from st_plugins.report.terminal import say, terminal
 
-__all__ = ["consert"]
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from st_plugins.core.reading.tables import Table
     from st_plugins.methods.re2.config import RE2Config
 
-__all__ = ["re2"]
-
 
 class Configuration(str, Enum):
     """Ours for few pairs, and the data for which one is published."""

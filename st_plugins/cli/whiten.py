@@ -22,8 +22,6 @@ from st_plugins.cli.options import (
 )
 from st_plugins.report.terminal import say, terminal
 
-__all__ = ["whiten"]
-
 
 @grouped
 def whiten(

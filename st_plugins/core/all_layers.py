@@ -15,8 +15,6 @@ from sentence_transformers.sentence_transformer.modules import WeightedLayerPool
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["keep_layers", "return_all_layers"]
-
 logger = logging.getLogger(__name__)
 
 _PROCESS = uuid.uuid4().hex  # another one in each process that imports this, not in a fork

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-__all__ = ["LayerAttention", "capture_attention", "supported_models"]
-
 # Model types whose captured maps equal their eager attentions in our tests.
 _SUPPORTED = (
     "albert",

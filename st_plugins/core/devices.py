@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from transformers import TrainingArguments
 
-__all__ = ["check_device", "check_placement", "check_present"]
-
 
 def check_device(device: str | None) -> None:
     """Raise a ValueError for a device that a training cannot be asked for."""

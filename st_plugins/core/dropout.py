@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["dropout_probabilities", "without_dropout"]
-
 _LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 

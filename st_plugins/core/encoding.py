@@ -18,8 +18,6 @@ from st_plugins.core.host import evaluating
 from st_plugins.core.rows import non_finite_rows
 from st_plugins.core.tokens import content_tokens
 
-__all__ = ["encode_batch", "encode_longest_first", "encode_tokens", "longest_first", "padded", "unpadded"]
-
 _BATCHES_A_CALL = 16
 
 

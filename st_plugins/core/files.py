@@ -18,8 +18,6 @@ from torch import Tensor
 
 from st_plugins import __version__
 
-__all__ = ["LIBRARY", "json_text", "library_versions", "write_record", "write_tensors"]
-
 LIBRARY = f"st-plugins {__version__}"
 _PACKAGES = ("sentence-transformers", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 

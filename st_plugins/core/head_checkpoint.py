@@ -13,8 +13,6 @@ from st_plugins.core import headed_loss, own_parameters
 from st_plugins.core.headed_loss import HeadedLoss
 from st_plugins.core.writing.resumption import Companion, checkpoint_of
 
-__all__ = ["HeadCheckpointCallback"]
-
 
 class HeadCheckpointCallback(TrainerCallback):
     """Write a loss's own parameters into every checkpoint, and read them back when a training is resumed.

@@ -20,16 +20,6 @@ from st_plugins.core.loss import Features, GuardedLoss
 from st_plugins.core.wrappers import around
 from st_plugins.core.writing.atomic import atomic_file
 
-__all__ = [
-    "TENSORS",
-    "ClassifierLoss",
-    "HeadedLoss",
-    "check_targets",
-    "count_classes",
-    "embedding_dimension",
-    "pair_features",
-]
-
 TENSORS = "loss_head.safetensors"
 _RECORD = "loss_head.json"
 

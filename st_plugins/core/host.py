@@ -16,22 +16,6 @@ from torch.nn.parallel import DataParallel
 
 from st_plugins.core.texts import text_fault
 
-__all__ = [
-    "check_installed",
-    "check_length",
-    "check_prompt",
-    "default_prompt",
-    "evaluating",
-    "gives_unit_length",
-    "in_mode",
-    "inner_model",
-    "positions",
-    "rebuild",
-    "recorded",
-    "set_length",
-    "unwrapped",
-]
-
 _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
 _TABLES = ("position_embeddings", "embed_positions", "wpe")  # as transformers' encoders call it
 _NO_LIMIT = 10**9  # tokenizers without a limit of their own say 1e30

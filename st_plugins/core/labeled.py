@@ -16,8 +16,6 @@ from st_plugins.core.reading.labels import check_labels, class_counts
 from st_plugins.core.reading.tables import to_score
 from st_plugins.core.texts import text_fault
 
-__all__ = ["LABEL_COLUMNS", "LabeledPairs", "check_classes", "check_occurring", "read_train_and_dev"]
-
 logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels", "score", "scores")  # as the host's trainers know them

@@ -16,8 +16,6 @@ from st_plugins.core.host import in_mode, unwrapped
 from st_plugins.core.nonfinite import NonFiniteLossError, NonFiniteRowsError
 from st_plugins.core.wrappers import refuse_around_layers, wrapped
 
-__all__ = ["Features", "GuardedLoss", "Terms", "as_in_training", "damaged_rows", "forked_rng", "with_term"]
-
 Features = dict[str, Any]
 T = TypeVar("T")  # a tensor, or tensors by name
 _ADDED = "added"

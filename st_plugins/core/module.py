@@ -23,8 +23,6 @@ from st_plugins.core.loading.sizes import check_sizes
 from st_plugins.core.precision import precise
 from st_plugins.core.rows import as_floating_point, refuse_whole_numbers
 
-__all__ = ["RECORD", "TENSORS", "FittedModule", "StoredModule"]
-
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.floating]

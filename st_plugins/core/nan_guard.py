@@ -13,8 +13,6 @@ from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.core.own_parameters import own_state
 from st_plugins.core.writing.resumption import Companion
 
-__all__ = ["NonFiniteLossCallback"]
-
 
 class NonFiniteLossCallback(TrainerCallback):
     """Tell the loss the step, for its error, and check the gradients before they are used.

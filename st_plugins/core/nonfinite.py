@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-__all__ = ["NonFiniteLossError", "NonFiniteRowsError", "refuse_damaged_weights"]
-
 _SHOWN = 5
 _BEFORE = (
     "Nothing was updated or saved. If the rows are all of the batch, the weights are damaged: resume from a "

@@ -11,8 +11,6 @@ from st_plugins.core.files import write_tensors
 from st_plugins.core.loading.files import is_there, read_tensors
 from st_plugins.core.writing.atomic import atomic_file
 
-__all__ = ["FILE", "load_own", "own_state", "save_own"]
-
 FILE = "loss_parameters.safetensors"
 
 

@@ -13,15 +13,6 @@ from torch import Tensor
 
 from st_plugins.core.texts import text_fault
 
-__all__ = [
-    "TokenVectors",
-    "as_pairs",
-    "check_documents",
-    "checked",
-    "distinct",
-    "resolve_prompt",
-]
-
 TokenVectors = Tensor | NDArray[np.floating]
 
 

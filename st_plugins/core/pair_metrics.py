@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 
-__all__ = ["METRICS", "Accuracy", "check_metric", "measure", "measure_accuracy"]
-
 METRICS = ("accuracy", "f1", "spearman", "map", "mrr")
 _Z = 1.959964  # of a normal variable, 95 % lie within so many standard deviations
 _OF_SCORES = ("spearman", "map", "mrr")

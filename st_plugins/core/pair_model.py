@@ -23,17 +23,6 @@ from st_plugins.core.nonfinite import NonFiniteRowsError
 from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
 from st_plugins.core.writing.atomic import atomic_folder
 
-__all__ = [
-    "Activation",
-    "LateInteractionModel",
-    "PairModel",
-    "activated",
-    "check_batch_size",
-    "converted",
-    "ranking",
-    "refuse_non_finite_pairs",
-]
-
 logger = logging.getLogger(__name__)
 
 Activation = Callable[[Tensor], Tensor]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["precise"]
-
 
 def precise(tensor: Tensor) -> Tensor:
     """Return a tensor in float32 at least: float64 stays what it is."""

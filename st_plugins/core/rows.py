@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["as_floating_point", "as_rows", "non_finite_rows", "refuse_non_finite", "refuse_whole_numbers", "stacked"]
-
 Array = NDArray[np.floating]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["check_texts", "text_fault"]
-
 
 def text_fault(text: str) -> str:
     r"""Return why a text cannot be encoded, or nothing."""

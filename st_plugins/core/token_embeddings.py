@@ -22,8 +22,6 @@ from st_plugins.core.loading.sizes import check_whole
 from st_plugins.core.module import StoredModule
 from st_plugins.core.rows import non_finite_rows
 
-__all__ = ["TokenEmbeddings"]
-
 _TOKENIZER = "tokenizer.json"
 _PADDING = "[PAD]"
 _USUAL_NAMES = {"pad_token": (_PADDING, "<pad>"), "unk_token": ("[UNK]", "<unk>")}

@@ -12,8 +12,6 @@ from torch import Tensor
 from st_plugins.core.nonfinite import NonFiniteRowsError
 from st_plugins.core.rows import non_finite_rows
 
-__all__ = ["content_tokens", "counted_tokens", "left_aligned", "refuse_non_finite", "special_token_ids", "unflattened"]
-
 _ROLES = ("bos", "eos", "sep", "cls", "pad", "mask")
 
 

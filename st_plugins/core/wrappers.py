@@ -22,18 +22,6 @@ from torch import Tensor, nn
 
 from st_plugins.core.host import unwrapped
 
-__all__ = [
-    "Around",
-    "around",
-    "gradient_cached",
-    "keep_layers",
-    "refuse_around",
-    "refuse_around_layers",
-    "repeated",
-    "wrapped",
-    "written",
-]
-
 _LAYERS = "all_layer_embeddings"
 
 

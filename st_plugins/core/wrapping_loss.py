@@ -8,8 +8,6 @@ from torch import nn
 
 from st_plugins.core.loss import GuardedLoss
 
-__all__ = ["WrappingLoss"]
-
 
 class WrappingLoss(GuardedLoss):
     """Base of losses around another loss, whose model is theirs."""

@@ -11,8 +11,6 @@ from st_plugins.core.reading.content import format_of, kind_of, read_content, un
 from st_plugins.core.reading.tables import Table, read_table, try_table
 from st_plugins.data.pairs import Pairs
 
-__all__ = ["read_pairs", "read_texts"]
-
 logger = logging.getLogger(__name__)
 
 _TEXT_NAMES = ("text", "texts", "sentence", "sentences", "content")

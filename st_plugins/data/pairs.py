@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from st_plugins.core.texts import text_fault
 
-__all__ = ["Pairs"]
-
 
 @dataclass(frozen=True, eq=False)
 class Pairs:

@@ -13,8 +13,6 @@ from st_plugins.core.reading.tables import read_table, to_score
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.tasks import Split, Task, resolve_tasks
 
-__all__ = ["DATA_VARIABLE", "load_task", "load_tasks", "pairs_of"]
-
 DATA_VARIABLE = "ST_PLUGINS_DATA"
 """Environment variable that names the data folder."""
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-__all__ = ["GROUPS", "TASKS", "Columns", "Hub", "Split", "Task", "resolve_tasks"]
-
 
 @dataclass(frozen=True)
 class Columns:

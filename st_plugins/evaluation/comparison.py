@@ -12,8 +12,6 @@ from st_plugins.evaluation.measuring.record import check_alike
 from st_plugins.evaluation.result import Difference, SuiteResult, TaskResult
 from st_plugins.evaluation.statistics import bootstrap, difference, holm, resample_counts, spearman
 
-__all__ = ["Comparison", "compare"]
-
 # What says where a result was computed, which changes no score.
 _MACHINE = ("machine", "torch_threads")
 

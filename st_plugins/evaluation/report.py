@@ -15,8 +15,6 @@ from st_plugins.evaluation.result import Difference, Score, SuiteResult
 from st_plugins.report.page import GENERATOR, escape, page, section
 from st_plugins.report.table import Table, markdown_text
 
-__all__ = ["csv_text", "html", "markdown", "report_targets", "write_reports"]
-
 _METRICS = [f"{metric}_{kind}" for metric in ("spearman", "pearson") for kind in ("all", "mean", "wmean")]
 _COLUMNS = ["model", "system", "task", "subset", "pairs"]
 _COLUMNS += [f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")]

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA_VERSION", "BinaryScores", "Difference", "FloorResult", "Score", "SuiteResult", "TaskResult"]
-
 SCHEMA_VERSION = 1
 
 # JSON has no numbers for these.

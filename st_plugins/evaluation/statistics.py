@@ -18,17 +18,6 @@ from scipy.stats import rankdata
 
 from st_plugins.evaluation.result import Difference, Score
 
-__all__ = [
-    "binary_bootstrap",
-    "bootstrap",
-    "correlation",
-    "difference",
-    "holm",
-    "interval",
-    "resample_counts",
-    "spearman",
-]
-
 Array = NDArray[np.float64]
 
 # Values per block of resamples: small enough to stay in the processor's cache, large enough to hide Python.

@@ -35,8 +35,6 @@ from st_plugins.evaluation.measuring.ways import Way, own_ways, parse_routes, wa
 from st_plugins.evaluation.result import SuiteResult
 from st_plugins.methods.whitening.whitening import Whitening
 
-__all__ = ["STSSuiteEvaluator"]
-
 _RECORDED = ("confidence", "bootstrap_samples", "seed", "batch_size", "split", "target_whitening")
 
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from st_plugins import miniature
 from st_plugins.evaluation.statistics import resample_counts
 
-__all__ = ["Pair", "entailment_pairs", "resampled_share"]
-
 Pair = tuple[str, str, int]
 
 _MOST_WORDS = 9

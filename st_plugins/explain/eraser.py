@@ -22,8 +22,6 @@ from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.inner.reading import Reading, read
 from st_plugins.report.table import Cell, Table
 
-__all__ = ["BINS", "Faithfulness", "Ranking", "encode_without", "faithfulness", "mean_faithfulness"]
-
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 

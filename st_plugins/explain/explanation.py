@@ -29,8 +29,6 @@ from st_plugins.report.page import escape, page, section
 from st_plugins.report.table import Table
 from st_plugins.report.terminal import foreign
 
-__all__ = ["Explanation", "explain_text"]
-
 _UNIFORM = (
     "This model pools by a mean: the weights depend on positions alone, and say nothing about the words. "
     "explain_pair shows what makes two texts similar."

@@ -17,8 +17,6 @@ from st_plugins.core.host import evaluating
 from st_plugins.explain.inner.reading import read
 from st_plugins.methods.contrastive.encoders import encoder_parts
 
-__all__ = ["gradient_saliency"]
-
 
 def gradient_saliency(
     model: SentenceTransformer,

@@ -12,8 +12,6 @@ from st_plugins.explain.inner.take_apart import Parts, take_apart
 from st_plugins.explain.inner.units import By, check_by, check_count
 from st_plugins.explain.pair_explanation import PairExplanation
 
-__all__ = ["explain_pair"]
-
 _EPS = 1e-12  # of the host's cosine
 
 

@@ -32,8 +32,6 @@ from st_plugins.report.page import escape, page, section
 from st_plugins.report.table import Table
 from st_plugins.report.terminal import foreign
 
-__all__ = ["AlignedPair", "Gathered", "PairExplanation"]
-
 _TERMINAL_TOKENS, _PAGE_TOKENS = 12, 40
 _NOT_EXACT = (
     "Not exact: an activation follows the pooling. The contributions add up to the similarity, but how its effect is "

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-__all__ = ["Kind", "Side", "Span", "Token", "Unit"]
-
 Kind = Literal["text", "special", "prompt", "rest"]
 Unit = Literal["span", "token"]
 

@@ -21,8 +21,6 @@ from st_plugins.core.writing.atomic import atomic_file
 from st_plugins.core.writing.resumption import Companion, checkpoint_of
 from st_plugins.geometry.probe import NUMBERS, Probe
 
-__all__ = ["GeometryCallback"]
-
 logger = logging.getLogger(__name__)
 
 _PREFIX = "geometry_"

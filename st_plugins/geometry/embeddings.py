@@ -9,19 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-__all__ = [
-    "alignment",
-    "as_matrix",
-    "describe",
-    "effective_rank",
-    "isoscore",
-    "mean_random_cosine",
-    "normalized",
-    "participation_ratio",
-    "spectrum",
-    "uniformity",
-]
-
 _BLOCK_ENTRIES = 2**21  # pairs looked at in one go: 16 MiB of float64
 
 

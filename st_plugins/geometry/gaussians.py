@@ -18,8 +18,6 @@ from typing_extensions import Self
 
 from st_plugins.geometry.embeddings import as_matrix
 
-__all__ = ["Gaussian", "bhattacharyya_distance", "kl_divergence", "wasserstein_distance"]
-
 RANK_TOLERANCE = 1e-12
 """Eigenvalues below this fraction of the largest count as zero: forming a covariance rounds by about d * 2e-16."""
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from st_plugins.core.host import default_prompt, evaluating
 from st_plugins.geometry.embeddings import describe
 
-__all__ = ["NUMBERS", "Probe"]
-
 NUMBERS = {"alignment": -1, "effective_rank": 1, "isoscore": 1, "mean_random_cosine": -1, "uniformity": -1}
 """What is measured, and whether more (1) or less (-1) of it counts as better."""
 

@@ -18,18 +18,6 @@ from transformers.utils import logging as transformers_logging
 from st_plugins.miniature.english.grammar import vocabulary
 from st_plugins.miniature.sentiment import sentiment_vocabulary
 
-__all__ = [
-    "MAX_LENGTH",
-    "SPECIAL",
-    "assemble",
-    "quiet",
-    "random_bert",
-    "seeded",
-    "tokenizer",
-    "untrained_encoder",
-    "words",
-]
-
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_LENGTH = 64
 

@@ -28,8 +28,6 @@ from st_plugins.core.writing.atomic import atomic_folder
 from st_plugins.miniature.encoder import MAX_LENGTH, SPECIAL, assemble, quiet, random_bert, seeded, tokenizer, words
 from st_plugins.miniature.world import corpus
 
-__all__ = ["cache_folder", "mask_pieces", "pretrain", "pretrained_encoder"]
-
 logger = logging.getLogger(__name__)
 
 _REPORT = "pretraining.json"

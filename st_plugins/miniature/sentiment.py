@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 
 from st_plugins.miniature.english.grammar import pick, stream
 
-__all__ = ["SentimentSentence", "sentiment_sentences", "sentiment_vocabulary"]
-
 _OPPOSITES = (
     ("good", "bad"),
     ("great", "terrible"),

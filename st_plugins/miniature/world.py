@@ -21,8 +21,6 @@ from st_plugins.miniature.english.grammar import pick, realize, stream
 from st_plugins.miniature.english.lexicon import TOPICS
 from st_plugins.miniature.english.meaning import gold_score, nli_label
 
-__all__ = ["NLI_LABELS", "corpus", "held_out", "nli_pairs", "sts_pairs", "sts_tasks"]
-
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 _BINS = 5
 

@@ -20,16 +20,6 @@ from st_plugins.report.page import escape
 from st_plugins.report.palette import color, hexadecimal, ink
 from st_plugins.report.terminal import shown
 
-__all__ = [
-    "STYLE",
-    "Piece",
-    "legend_html",
-    "matrix_html",
-    "matrix_terminal",
-    "strip_html",
-    "strip_terminal",
-]
-
 STYLE = """
 .strip { line-height: 2.1; max-width: none; overflow-wrap: anywhere; }
 .strip mark { padding: .2em 0; border-radius: 2px; }

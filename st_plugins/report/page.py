@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from st_plugins.report.terminal import shown
 
-__all__ = ["GENERATOR", "escape", "page", "section"]
-
 GENERATOR = b'<meta name="generator" content="st-plugins">'  # by which a page is known as written by this library
 
 # The policy makes the browser itself refuse anything that is not in the page.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Color", "color", "hexadecimal", "ink"]
-
 Color = tuple[int, int, int]
 
 # From no to full strength, darker all the way: blues for positive numbers, browns for negative ones.

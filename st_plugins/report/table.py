@@ -15,8 +15,6 @@ from rich.text import Text
 from st_plugins.report.page import escape, section
 from st_plugins.report.terminal import foreign, shown
 
-__all__ = ["UNDEFINED", "Cell", "Table", "markdown_text", "number", "percent"]
-
 UNDEFINED = "undefined"
 _COLORS = {"better": "green", "worse": "red"}
 

@@ -16,8 +16,6 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-__all__ = ["foreign", "say", "shown", "terminal"]
-
 _PIPED_WIDTH = 160  # a pipe has no width of its own, and tables should not be squeezed into 80 columns then
 # Bidirectional controls turn the rest of a line around. Joiners stay: Persian and families of emoji need them.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

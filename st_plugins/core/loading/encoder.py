@@ -20,8 +20,6 @@ from st_plugins.core.loading.files import read_object
 from st_plugins.core.loading.hub import local_folder
 from st_plugins.core.loading.staging import HOST_CONFIG, Stage, staged
 
-__all__ = ["as_dtype", "load_cross_encoder", "load_encoder"]
-
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _MODEL_FILES = ("modules.json", "config.json", "adapter_config.json")
 

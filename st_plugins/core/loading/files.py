@@ -10,8 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["is_there", "read_json", "read_object", "read_tensors", "regular", "shapes"]
-
 Shapes = dict[str, tuple[int, ...]]
 
 

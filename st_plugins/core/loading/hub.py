@@ -9,8 +9,6 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS
 
-__all__ = ["local_folder"]
-
 # What loading opens; weights of other formats would be gigabytes for nothing.
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.bpe", "*.codes", "*.spm", "*.tiktoken", "*.vocab", "README.md")
 _WEIGHTS = ("model", "model-*", "adapter_model", "matcher", "pair_head")

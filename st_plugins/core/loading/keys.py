@@ -9,8 +9,6 @@ from typing import Any
 
 from sentence_transformers import SimilarityFunction
 
-__all__ = ["check_adapter", "check_host_config", "check_model_config", "check_transformer_settings"]
-
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from st_plugins.core.loading.files import is_there, read_object
 
-__all__ = ["described", "read_record", "with_article"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,8 +20,6 @@ from transformers import AutoConfig, AutoModel
 
 from st_plugins.core.loading.files import Shapes
 
-__all__ = ["check_model_sizes", "check_sizes", "check_whole"]
-
 _SIZE = re.compile(
     r"(?:.*_)?(?:dimensions?|width|levels|depth|layers|blocks|hidden|features|channels|hidden_dim|num_labels|"
     r"kernel_sizes|stride_sizes|max_width|max_length|max_seq_length|max_span_length|dimension)"

@@ -25,8 +25,6 @@ from st_plugins.core.loading.files import Shapes, is_there, read_json, read_obje
 from st_plugins.core.loading.hub import local_folder
 from st_plugins.core.loading.sizes import check_model_sizes, check_sizes
 
-__all__ = ["HOST_CONFIG", "MODULES", "Stage", "module_class", "staged"]
-
 MODULES, HOST_CONFIG = "modules.json", "config_sentence_transformers.json"
 _ALLOWED = ("sentence_transformers.", "st_plugins.")
 _TENSORS, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"

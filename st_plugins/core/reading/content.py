@@ -8,8 +8,6 @@ import re
 import zlib
 from pathlib import Path
 
-__all__ = ["format_of", "kind_of", "read_content", "read_lines", "regular", "unified"]
-
 _KINDS = {"tsv": "tsv", "tab": "tsv", "csv": "csv", "jsonl": "json", "ndjson": "json", "json": "json", "txt": "txt"}
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive or an Office file (xlsx, docx)",

@@ -13,8 +13,6 @@ from typing import Any
 from st_plugins.core.reading.tables import Table
 from st_plugins.core.texts import text_fault
 
-__all__ = ["check_labels", "class_counts", "class_labels"]
-
 logger = logging.getLogger(__name__)
 
 # What SNLI, pandas, SQL and spreadsheets write for a label that is not there; and what may also be a class.

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["SEPARATORS", "Rows", "parse_delimited", "parse_json", "separator_of"]
-
 _SPACE = re.compile(r"[ \t\r\n]*")  # of JSON, which knows no other
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 # An object with a name, or an array of objects or of texts: no text that is meant as such begins so.

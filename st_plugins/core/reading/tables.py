@@ -12,8 +12,6 @@ from st_plugins.core.reading.content import kind_of, read_content, unified
 from st_plugins.core.reading.parsing import SEPARATORS, Rows, parse_delimited, parse_json, separator_of
 from st_plugins.core.texts import text_fault
 
-__all__ = ["Table", "read_table", "to_score", "try_table"]
-
 logger = logging.getLogger(__name__)
 
 _USUAL_NAMES = {"text", "sentence", "sentence1", "sentence_a", "question", "question1", "premise", "score", "label"}

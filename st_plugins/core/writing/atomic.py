@@ -18,8 +18,6 @@ from pathlib import Path
 
 from st_plugins.core.writing import marks, neighbors
 
-__all__ = ["Target", "atomic_file", "atomic_folder", "file_target", "folder_target", "write_text"]
-
 _MODEL_FILES = ("modules.json", "config.json", "matcher.json")
 
 

@@ -20,8 +20,6 @@ from st_plugins.core.writing import marks
 from st_plugins.core.writing.atomic import folder_target, write_text
 from st_plugins.core.writing.neighbors import lock
 
-__all__ = ["BatchOrderCallback", "CheckpointCallback", "CheckpointFolder"]
-
 logger = logging.getLogger(__name__)
 
 _SETTINGS = "settings.json"

@@ -14,8 +14,6 @@ from typing import Any
 
 from st_plugins.core.files import LIBRARY
 
-__all__ = ["MARK", "about", "checksum", "contains", "foreign", "intact", "mark", "remove"]
-
 MARK = ".st-plugins.json"
 _UNFINISHED = f"{MARK}.tmp"
 

@@ -19,7 +19,6 @@ try:
 except ImportError:  # Windows: what killed runs leave stays there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["OLD", "clear", "lock", "neighbor", "restore"]
 
 OLD = ".st-plugins-old"  # in a neighbor: what was in the target's place before
 _LIVE = ".st-plugins-unfinished"

@@ -16,8 +16,6 @@ from transformers import TrainerState, TrainingArguments
 from st_plugins.core.writing.atomic import write_text
 from st_plugins.core.writing.marks import checksum
 
-__all__ = ["Companion", "checkpoint_of"]
-
 _RESTORED = "st_plugins_restored"
 
 

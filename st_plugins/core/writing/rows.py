@@ -14,8 +14,6 @@ from typing import Any
 from st_plugins.core.reading.content import format_of
 from st_plugins.core.writing.atomic import Target, file_target
 
-__all__ = ["append_row", "table_target", "write_table"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,8 +20,6 @@ from st_plugins.evaluation.measuring.floor import token_ids
 from st_plugins.evaluation.measuring.record import length_of
 from st_plugins.evaluation.measuring.ways import Way
 
-__all__ = ["Encoded", "distinct", "encode_ways", "same_input", "watch_input"]
-
 _SPECIAL = 8  # more than any tokenizer adds to a text
 
 

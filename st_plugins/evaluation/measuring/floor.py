@@ -27,15 +27,6 @@ from st_plugins.evaluation.result import Difference, FloorResult, Score
 from st_plugins.evaluation.statistics import difference, holm, interval
 from st_plugins.methods.whitening.whitening import Whitening
 
-__all__ = [
-    "bag_of_random_vectors",
-    "floor_embeddings",
-    "floor_result",
-    "random_token_vectors",
-    "token_ids",
-    "whiten_bag",
-]
-
 _BLOCK_IDS = 4096  # ids whose vectors are drawn together: a vector depends on its id alone, not on the texts
 _TOKENIZE_ROWS = 8192
 

@@ -14,8 +14,6 @@ from sentence_transformers.base.modules import Module
 
 from st_plugins.evaluation.measuring.ways import Way
 
-__all__ = ["check_alike", "describe_model", "dtype_of", "length_of", "measured", "setting_in_words"]
-
 _SAMPLED = 64  # values of each tensor in a fingerprint: any training moves one of them
 
 

@@ -21,20 +21,6 @@ from st_plugins.evaluation.statistics import (
 )
 from st_plugins.methods.whitening.whitening import Whitening
 
-__all__ = [
-    "CONVENTIONS",
-    "SIMILARITIES",
-    "TaskScores",
-    "average",
-    "equal_rows",
-    "highest_spearman",
-    "pair_similarities",
-    "reversed_scale",
-    "score_task",
-    "system_similarities",
-    "task_result",
-]
-
 Array = NDArray[np.float64]
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")

@@ -13,8 +13,6 @@ from st_plugins.geometry.embeddings import describe
 from st_plugins.geometry.gaussians import Gaussian, bhattacharyya_distance, kl_divergence, wasserstein_distance
 from st_plugins.methods.whitening.whitening import Whitening
 
-__all__ = ["fit_distance", "is_collapsed", "space_of_pairs"]
-
 _EQUAL = 1e-6  # of the largest value: what float32 and the place in a batch make of equal numbers
 
 

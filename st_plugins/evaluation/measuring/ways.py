@@ -12,8 +12,6 @@ from sentence_transformers.base.modules import Router
 
 from st_plugins.core.host import check_prompt
 
-__all__ = ["Way", "own_ways", "parse_routes", "way_of_texts", "ways_of"]
-
 Routes = tuple[str | None, str | None]
 
 _QUERIES = {"query", "queries", "question", "questions"}

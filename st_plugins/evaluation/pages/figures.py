@@ -14,8 +14,6 @@ import numpy as np
 from st_plugins.evaluation.result import Score, SuiteResult, TaskResult
 from st_plugins.report.table import percent
 
-__all__ = ["Picture", "pictures"]
-
 MAX_POINTS = 1500
 _MAX_SCATTERS = 40
 

@@ -16,19 +16,6 @@ from st_plugins.evaluation.result import Difference, FloorResult, Score, SuiteRe
 from st_plugins.report.table import UNDEFINED, Cell, Table, number, percent
 from st_plugins.report.terminal import shown
 
-__all__ = [
-    "binary_table",
-    "comparison_table",
-    "geometry_table",
-    "interval_text",
-    "json_text",
-    "pipelines_table",
-    "score_cell",
-    "score_table",
-    "tables",
-    "words",
-]
-
 Rows = list[list[str | Cell]]
 
 _BINARY_NOTE = (

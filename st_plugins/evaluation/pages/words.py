@@ -10,8 +10,6 @@ from st_plugins.evaluation.pages.tables import json_text, score_cell, words
 from st_plugins.evaluation.result import Score, SuiteResult
 from st_plugins.report.table import number, percent
 
-__all__ = ["TIES_MATTER", "header", "highest_in_words", "how_to_read", "summary"]
-
 TIES_MATTER = 0.995  # half a point; the ties of the graded tasks cost less
 
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from st_plugins.explain.spans import Span, Token
 from st_plugins.report.matrices import Piece
 
-__all__ = ["pieces", "place", "shown"]
-
 
 def pieces(text: str, tokens: Sequence[Token | Span], values: Sequence[float] | NDArray[np.float64]) -> list[Piece]:
     """Lay numbers of tokens over their text, so that the text can be read as it was written."""

@@ -14,8 +14,6 @@ from st_plugins.core.host import check_length, check_prompt
 from st_plugins.core.texts import check_texts
 from st_plugins.explain.spans import Token
 
-__all__ = ["Reading", "read"]
-
 _BETWEEN = " ‖ "
 
 

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from st_plugins.methods.whitening.fold import affine_map, is_affine
 from st_plugins.methods.whitening.whitening import Whitening
 
-__all__ = ["Tail"]
-
 _SUPPORTED = "Dense, Normalize, LayerNorm, Dropout and Whitening"
 _EPS = 1e-12  # of the host's normalisation
 

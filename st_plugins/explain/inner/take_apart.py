@@ -20,8 +20,6 @@ from st_plugins.explain.inner.tail import Tail
 from st_plugins.explain.spans import Kind, Side, Span, Unit
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
-__all__ = ["Parts", "take_apart"]
-
 _POOLINGS = ("mean", "weightedmean", "mean_sqrt_len_tokens")
 _SUPPORTED = (
     "SpanPooling, Pooling with pooling_mode 'mean', 'weightedmean' or 'mean_sqrt_len_tokens', and StaticEmbedding"

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from st_plugins.explain.spans import Side, Span, Token
 
-__all__ = ["By", "check_by", "check_count", "gather", "unit_numbers"]
-
 By = Literal["word", "token", "sentence", "span"]
 
 # Scripts without spaces: a character is a word, as the tokenizers of the BERT family have it.

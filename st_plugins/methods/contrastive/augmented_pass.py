@@ -21,8 +21,6 @@ from st_plugins.methods.contrastive.functional import adversarial_delta, shuffle
 from st_plugins.methods.contrastive.notation import flatten_view
 from st_plugins.methods.contrastive.views import AdversarialPerturbation, TokenShuffle, View
 
-__all__ = ["AugmentedPass", "augmented"]
-
 logger = logging.getLogger(__name__)
 
 _TOKEN_FEATURES = ("input_ids", "token_type_ids")  # what moves when tokens are read in another order

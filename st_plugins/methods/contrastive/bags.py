@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["bag_mean", "unpack_bags"]
-
 
 def unpack_bags(bag: nn.EmbeddingBag, ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Look up the tokens of each text, with padding."""

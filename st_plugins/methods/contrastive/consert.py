@@ -14,8 +14,6 @@ from st_plugins.core.precision import precise
 from st_plugins.methods.contrastive.view_loss import ViewLoss, Views, check_negatives, check_temperature, read_views
 from st_plugins.methods.contrastive.views import FeatureCutoff, TokenShuffle
 
-__all__ = ["ConSERTLoss", "nt_xent"]
-
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1, rows: slice | None = None) -> Tensor:
     """Normalised-temperature cross-entropy between two views of N sentences.

@@ -17,8 +17,6 @@ from st_plugins.methods.contrastive.consert import ConSERTLoss
 from st_plugins.methods.contrastive.view_loss import adversarial_views
 from st_plugins.methods.contrastive.views import NoAugmentation, TokenCutoff
 
-__all__ = ["ConSERTJointLoss"]
-
 
 class ConSERTJointLoss(ConSERTLoss, HeadedLoss):
     """Supervised training on labelled pairs (NLI) with ConSERT's contrastive loss beside the classifier's.

@@ -56,8 +56,6 @@ from sentence_transformers.base.modules import InputModule, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
-__all__ = ["EncoderParts", "ShuffleKind", "encoder_parts", "shuffle_kind", "special_ids", "supported_models"]
-
 ShuffleKind = Literal["position_ids", "embeddings", "none"]
 
 # Tested architectures, with the way their tokens are shuffled.

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from st_plugins.core.precision import precise
 
-__all__ = ["adversarial_delta", "embedding_dropout", "feature_cutoff", "shuffle_permutation", "token_cutoff"]
-
 
 def shuffle_permutation(attention_mask: Tensor, keys: Tensor | None = None) -> Tensor:
     """Draw a random permutation of the real tokens of each sentence."""

@@ -10,8 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from st_plugins.core.loss import Features
 
-__all__ = ["embed_in_mini_batches", "mini_batches"]
-
 
 def embed_in_mini_batches(
     embed: Callable[[Features], Tensor],

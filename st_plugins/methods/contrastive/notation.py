@@ -19,8 +19,6 @@ from st_plugins.methods.contrastive.views import (
     View,
 )
 
-__all__ = ["as_view", "flatten_view", "parse_view", "view_config", "view_from_config"]
-
 _KNOWN: dict[str, type[View]] = {
     view.name: view
     for view in (NoAugmentation, TokenShuffle, TokenCutoff, FeatureCutoff, EmbeddingDropout, AdversarialPerturbation)

@@ -15,8 +15,6 @@ from st_plugins.core.precision import precise
 from st_plugins.methods.contrastive.view_loss import ViewLoss, check_negatives, check_temperature
 from st_plugins.methods.contrastive.views import NoAugmentation
 
-__all__ = ["SimCSELoss", "simcse_loss"]
-
 
 def simcse_loss(
     anchors: Tensor,

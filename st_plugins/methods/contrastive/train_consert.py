@@ -46,8 +46,6 @@ from st_plugins.methods.contrastive.train_result import (
 )
 from st_plugins.methods.contrastive.view_loss import check_temperature
 
-__all__ = ["train_consert"]
-
 logger = logging.getLogger(__name__)
 
 _FLOOR_TEXTS = 20_000  # as many texts as the floor is whitened on; it keeps a vector of each

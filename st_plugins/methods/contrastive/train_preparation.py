@@ -24,18 +24,6 @@ from st_plugins.data.pairs import Pairs
 from st_plugins.evaluation.measuring.record import describe_model
 from st_plugins.geometry.probe import NUMBERS
 
-__all__ = [
-    "check_ranges",
-    "checksum",
-    "distinct_texts",
-    "fingerprint",
-    "name_of",
-    "prepared",
-    "prompted",
-    "selection",
-    "training_length",
-]
-
 logger = logging.getLogger(__name__)
 
 # What loading or saving writes into an encoder's configuration; the type is that of the weights.

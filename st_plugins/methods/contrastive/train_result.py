@@ -20,8 +20,6 @@ from st_plugins.evaluation.result import Difference, Score, SuiteResult
 from st_plugins.report.table import percent
 from st_plugins.report.terminal import shown
 
-__all__ = ["TrainingResult", "add_section", "consert_section", "selection_in_words"]
-
 _HEADING = "\n## Model Details"  # of the host's card; ours goes before it
 
 

@@ -24,8 +24,6 @@ from st_plugins.methods.contrastive.gradient_cache import embed_in_mini_batches
 from st_plugins.methods.contrastive.notation import as_view, view_config
 from st_plugins.methods.contrastive.views import AdversarialPerturbation, NoAugmentation, View
 
-__all__ = ["ViewLoss", "Views", "adversarial_views", "check_negatives", "check_temperature", "read_views"]
-
 logger = logging.getLogger(__name__)
 
 Views = tuple[tuple[View, ...], ...]

@@ -11,16 +11,6 @@ from torch import Tensor
 
 from st_plugins.methods.contrastive import functional
 
-__all__ = [
-    "AdversarialPerturbation",
-    "EmbeddingDropout",
-    "FeatureCutoff",
-    "NoAugmentation",
-    "TokenCutoff",
-    "TokenShuffle",
-    "View",
-]
-
 
 @dataclass(frozen=True)
 class View:

@@ -18,8 +18,6 @@ from st_plugins.methods.flow.flow import Flow
 from st_plugins.methods.flow.layers import ActNorm
 from st_plugins.methods.flow.published import PublishedAdam
 
-__all__ = ["FlowTraining", "maximize_likelihood"]
-
 logger = logging.getLogger(__name__)
 
 _LARGEST = 1e30  # beyond, float32 parameters cannot hold mean and scale

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from st_plugins.methods.flow.layers import ActNorm, Coupling, FlowLayer, Linear, LULinear, Permutation, varying
 from st_plugins.methods.flow.published import PublishedCoupling
 
-__all__ = ["CouplingKind", "Flow", "PermutationKind", "level_widths"]
-
 PermutationKind = Literal["reverse", "random", "learned", "learned-lu"]
 CouplingKind = Literal["additive", "affine"]
 

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-__all__ = ["LOG_SCALE_FACTOR", "ActNorm", "Coupling", "FlowLayer", "LULinear", "Linear", "Permutation", "varying"]
-
 LOG_SCALE_FACTOR = 3.0  # of the published code: the logarithms of the scales learn three times as fast
 _LARGEST_GAIN = 1000.0  # of a dimension that does not vary: what rounding may amount to stays below a hundredth
 _LARGEST_LOG_SCALE = 2.0  # of an affine coupling, so that its inverse cannot overflow

@@ -21,8 +21,6 @@ from st_plugins.core.rows import stacked
 from st_plugins.methods.flow.fitting import FlowTraining, maximize_likelihood
 from st_plugins.methods.flow.flow import CouplingKind, Flow, PermutationKind
 
-__all__ = ["PRESETS", "NormalizingFlow"]
-
 Array = NDArray[np.floating]
 
 PRESETS = MappingProxyType(

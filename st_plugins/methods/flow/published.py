@@ -11,8 +11,6 @@ from torch.nn.functional import linear, relu
 
 from st_plugins.methods.flow.layers import LOG_SCALE_FACTOR, ActNorm, Coupling
 
-__all__ = ["PublishedAdam", "PublishedCoupling"]
-
 
 class PublishedCoupling(Coupling):
     """`Coupling` with the network of the published code."""

@@ -14,8 +14,6 @@ from typing_extensions import Self
 from st_plugins.core.reading.content import read_lines
 from st_plugins.core.reading.labels import class_counts
 
-__all__ = ["AnonymizedPairs", "canonical"]
-
 logger = logging.getLogger(__name__)
 
 _INTEGER = re.compile("0|[1-9][0-9]*")

@@ -31,8 +31,6 @@ from st_plugins.methods.label_token.masking import (
 )
 from st_plugins.methods.label_token.tokens import label_token_ids
 
-__all__ = ["LabelTokenModel"]
-
 _RECORD = "label_token_model.json"
 _LOOKED_AT = 32  # pairs that the finished model has to score
 

@@ -12,8 +12,6 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from st_plugins.methods.label_token.tokens import integer_token_ids, label_token_ids
 
-__all__ = ["IGNORED", "PairMasking", "check_masked_language_model", "features_of", "label_places", "logits_at"]
-
 IGNORED = -100
 _MASKED, _RANDOM = 0.8, 0.1  # of the tokens asked for, as in BERT; the rest stays as it is
 

@@ -15,8 +15,6 @@ from transformers import PreTrainedModel
 from st_plugins.methods.label_token.masking import check_masked_language_model
 from st_plugins.methods.label_token.tokens import integer_token_ids, label_token_ids
 
-__all__ = ["initialize_by_rank"]
-
 _ROLES = ("pad", "unk", "cls", "sep", "mask")
 _NOT_A_WORD = re.compile(r"\[.+\]|<.+>")  # [unused7], <extra_id_0>
 _TEXTS_AT_A_TIME = 1000

@@ -9,8 +9,6 @@ from transformers import PreTrainedTokenizerFast
 
 from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 
-__all__ = ["build_tokenizer", "integer_token_ids", "label_token_ids"]
-
 _SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 _PREFIX, _SUFFIX = "[LABEL:", "]"
 _SHORTEST = 6  # four special tokens in a pair, and a token of each text

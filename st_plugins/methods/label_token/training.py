@@ -15,8 +15,6 @@ from st_plugins.core.nonfinite import NonFiniteLossError
 from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 from st_plugins.methods.label_token.masking import IGNORED, PairMasking, logits_at
 
-__all__ = ["AGAIN", "check_settings", "train"]
-
 logger = logging.getLogger(__name__)
 
 AGAIN = "build the model again and train it with a lower learning_rate"

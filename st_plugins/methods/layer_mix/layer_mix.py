@@ -15,8 +15,6 @@ from st_plugins.core.module import StoredModule
 from st_plugins.core.precision import precise
 from st_plugins.core.tokens import unflattened
 
-__all__ = ["RECIPES", "LayerMix", "recipe_weights"]
-
 RECIPES: dict[str, tuple[int, ...]] = {
     "last": (-1,),
     "first-last": (1, -1),

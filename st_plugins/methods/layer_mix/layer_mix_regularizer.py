@@ -13,8 +13,6 @@ from st_plugins.core.wrappers import refuse_around
 from st_plugins.core.wrapping_loss import WrappingLoss
 from st_plugins.methods.layer_mix.layer_mix import LayerMix
 
-__all__ = ["LayerMixRegularizer"]
-
 _TERM = "layer_weights"
 _ALL_LAYERS = (
     "the model's LayerMix reads all layers at once, so that it would give the same embedding for each layer; leave "

@@ -34,8 +34,6 @@ from st_plugins.methods.rdrop.wrapped import (
     inner_of,
 )
 
-__all__ = ["RDropLoss", "symmetric_kl"]
-
 logger = logging.getLogger(__name__)
 
 Scaling = Literal["mean", "sum"]

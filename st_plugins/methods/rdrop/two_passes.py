@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from st_plugins.core.loss import Features
 from st_plugins.core.wrappers import around, keep_layers, repeated
 
-__all__ = ["TwoPasses", "two_passes"]
-
 
 class TwoPasses(nn.Module):
     """Stands in for the model inside a loss: the model sees each batch once, twice over, the loss one half of it."""

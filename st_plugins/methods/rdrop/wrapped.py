@@ -19,8 +19,6 @@ from st_plugins.core.host import unwrapped
 from st_plugins.core.loss import GuardedLoss
 from st_plugins.core.wrappers import gradient_cached, wrapped, written
 
-__all__ = ["Consistency", "check_columns", "check_wrapped", "classifier_of", "consistency_of", "inner_of"]
-
 Consistency = Literal["classes", "scores", "similarities"]
 
 _CROSS_ENCODER_LOSSES: dict[type[nn.Module], Consistency] = {

@@ -18,8 +18,6 @@ from st_plugins.report.matrices import STYLE, legend_html, matrix_html, matrix_t
 from st_plugins.report.page import escape, page, section
 from st_plugins.report.terminal import foreign
 
-__all__ = ["AlignmentExplanation", "AlignmentMap"]
-
 _TERMINAL_TOKENS, _PAGE_TOKENS = 12, 40
 _READING = (
     "Each row is a token of one text, and says in per cent how what it finds in the other text is put together. In "

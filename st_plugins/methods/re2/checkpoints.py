@@ -18,15 +18,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 if TYPE_CHECKING:
     from st_plugins.core.labeled import LabeledPairs
 
-__all__ = [
-    "BestWeightsCallback",
-    "MatcherTrainer",
-    "OrderOfLengths",
-    "SaveCallback",
-    "digest_of",
-    "digest_of_pairs",
-    "digest_of_state",
-]
 
 _BEST = "best.safetensors"
 _SECONDS_BETWEEN_SAVES = 120.0

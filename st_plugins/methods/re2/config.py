@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
-__all__ = ["CONFIGURATIONS", "FEW_PAIRS", "SCHEDULES", "RE2Config", "RE2Schedule", "configuration_for"]
-
 FEW_PAIRS = 20_000  # fewer are too few for the published configurations, which are for 20,360 to 549,367
 
 _CHOICES = {

@@ -15,8 +15,6 @@ from st_plugins.core.encoding import longest_first, padded, unpadded
 from st_plugins.methods.re2.config import RE2Config
 from st_plugins.methods.re2.network import RE2
 
-__all__ = ["EncodedText", "encode_texts", "saying_cut", "token_vectors"]
-
 logger = logging.getLogger(__name__)
 
 

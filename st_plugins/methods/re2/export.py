@@ -19,8 +19,6 @@ from st_plugins.methods.re2.layers import fold_weight_norm
 from st_plugins.methods.re2.network import RE2
 from st_plugins.methods.re2.token_table import TokenTable
 
-__all__ = ["OPSET", "export_onnx"]
-
 OPSET = 20
 
 

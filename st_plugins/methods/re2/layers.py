@@ -12,21 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, pad
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
-__all__ = [
-    "Alignment",
-    "AugmentedResidual",
-    "Convolution",
-    "ConvolutionalEncoder",
-    "Fusion",
-    "Maps",
-    "Prediction",
-    "activate",
-    "fold_weight_norm",
-    "masked_max",
-    "normalized_weights",
-    "projection",
-]
-
 Maps = list[tuple[Tensor, Tensor]]
 
 _PARTS = {"full": 4, "symmetric": 4, "simple": 2, "symmetric_exact": 3}

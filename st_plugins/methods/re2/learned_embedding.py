@@ -12,8 +12,6 @@ from typing_extensions import Self
 from st_plugins.core.texts import check_texts
 from st_plugins.methods.re2.token_table import TokenTable
 
-__all__ = ["LearnedEmbedding"]
-
 _PADDING = "[PAD]"
 
 

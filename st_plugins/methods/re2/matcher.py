@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from st_plugins.methods.re2.alignment_explanation import AlignmentExplanation
     from st_plugins.methods.re2.matcher_training import MatcherTraining
 
-__all__ = ["RE2Matcher"]
 
 Source = LearnedEmbedding | TransformerTokens | WordVectors
 SOURCES: dict[str, Any] = {kind.__name__: kind for kind in (LearnedEmbedding, TransformerTokens, WordVectors)}

@@ -9,8 +9,6 @@ from typing import Any
 from st_plugins.core.pair_metrics import Accuracy
 from st_plugins.core.writing.checkpoints import CheckpointFolder
 
-__all__ = ["MatcherTraining"]
-
 
 @dataclass(frozen=True)
 class MatcherTraining:

@@ -21,8 +21,6 @@ from st_plugins.methods.re2.layers import (
     masked_max,
 )
 
-__all__ = ["RE2"]
-
 # Tokens that a CPU computes at once: more would not fit its cache.
 _ROWS = 640
 

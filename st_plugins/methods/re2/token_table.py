@@ -15,8 +15,6 @@ from st_plugins.core.loading.records import read_record
 from st_plugins.core.texts import check_texts
 from st_plugins.core.token_embeddings import TokenEmbeddings
 
-__all__ = ["RECORD", "TokenTable"]
-
 RECORD = "source.json"
 _TOKENIZER, _TENSORS = "tokenizer.json", "model.safetensors"
 

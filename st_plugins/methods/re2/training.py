@@ -40,8 +40,6 @@ from st_plugins.methods.re2.layers import normalized_weights
 from st_plugins.methods.re2.matcher_training import MatcherTraining
 from st_plugins.methods.re2.transformer_tokens import TransformerTokens
 
-__all__ = ["shortened", "train_matcher"]
-
 logger = logging.getLogger(__name__)
 
 # The published warm-up is one eighth of the published training; a shorter training has a shorter one.

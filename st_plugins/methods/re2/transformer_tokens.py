@@ -17,8 +17,6 @@ from st_plugins.core.loading.records import read_record
 from st_plugins.core.tokens import content_tokens, special_token_ids
 from st_plugins.methods.re2.token_table import RECORD
 
-__all__ = ["TransformerTokens"]
-
 _ENCODER = "encoder"
 
 

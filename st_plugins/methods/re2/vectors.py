@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from st_plugins.core.reading.content import regular
 
-__all__ = ["read_vectors"]
-
 logger = logging.getLogger(__name__)
 
 _GZIP = b"\x1f\x8b"

@@ -17,8 +17,6 @@ from st_plugins.core.texts import check_texts
 from st_plugins.methods.re2.token_table import TokenTable
 from st_plugins.methods.re2.vectors import read_vectors
 
-__all__ = ["WordVectors"]
-
 logger = logging.getLogger(__name__)
 
 _UNKNOWN = "[UNK]"

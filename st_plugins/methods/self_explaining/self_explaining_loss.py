@@ -18,8 +18,6 @@ from st_plugins.core.loss import Features, Terms
 from st_plugins.core.precision import precise
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
-__all__ = ["CITATION", "TERM", "SelfExplainingLoss", "check_weight"]
-
 TERM = "span_sharpness"
 CITATION = """
 @article{sun-etal-2020-self-explaining,

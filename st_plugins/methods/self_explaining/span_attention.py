@@ -14,9 +14,6 @@ from st_plugins.core.precision import precise
 from st_plugins.methods.self_explaining import span_attention_triton
 from st_plugins.methods.self_explaining.span_attention_torch import TorchSpanAttention
 
-__all__ = ["SpanAttention", "product_attention", "span_attention", "span_reach"]
-
-
 # Blocks that depend on the mask are nothing to compile; the rest of a model still is.
 _apply: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(lambda function, *rest: function.apply(*rest))
 

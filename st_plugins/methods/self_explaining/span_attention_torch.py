@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-__all__ = ["TorchSpanAttention"]
-
 # Numbers in a block of span vectors: on a CPU few enough to stay in the cache while a chain of operations runs over
 # them, and so many that starting an operation costs little beside running it.
 _CPU_BLOCK, _OTHER_BLOCK = 3 * 2**18, 2**24

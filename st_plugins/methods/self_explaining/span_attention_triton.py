@@ -20,7 +20,6 @@ try:
 except ImportError:
     triton = None
 
-__all__ = ["TritonSpanAttention", "obstacle"]
 
 _TILE = 4096  # numbers of span vectors that a program holds at a time: they fit into the registers of four warps
 

@@ -15,8 +15,6 @@ from st_plugins.core.module import StoredModule
 from st_plugins.core.tokens import counted_tokens, refuse_non_finite, special_token_ids, unflattened
 from st_plugins.methods.self_explaining.span_attention import SpanAttention, product_attention, span_attention
 
-__all__ = ["SpanPooling"]
-
 
 class SpanPooling(StoredModule):
     """Attention over all spans of a text in place of mean pooling: which spans made the embedding can be read off.

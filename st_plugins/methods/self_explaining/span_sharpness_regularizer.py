@@ -14,8 +14,6 @@ from st_plugins.core.wrapping_loss import WrappingLoss
 from st_plugins.methods.self_explaining.self_explaining_loss import CITATION, TERM, check_weight
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
-__all__ = ["SpanSharpnessRegularizer"]
-
 
 class SpanSharpnessRegularizer(WrappingLoss):
     """Add to any loss of a model with `SpanPooling` a term that makes its span weights sharp.

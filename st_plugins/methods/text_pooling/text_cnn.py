@@ -10,8 +10,6 @@ from torch.nn.functional import pad
 
 from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time
 
-__all__ = ["TextCNNPooling"]
-
 
 class TextCNNPooling(TokenPooling):
     """Convolutions over the tokens, with the maximum over time: which patterns of k tokens occur in a text.

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time, read
 
-__all__ = ["TextRCNNPooling"]
-
 
 class TextRCNNPooling(TokenPooling):
     """A recurrent network gives every token its contexts, a layer combines them, and the maximum over time is taken.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from st_plugins.methods.text_pooling.token_pooling import TokenPooling, maximum_over_time, read
 
-__all__ = ["TextRNNPooling"]
-
 _CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 _READOUTS = ("last", "mean", "max", "attention")
 

@@ -13,8 +13,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from st_plugins.core.module import StoredModule
 from st_plugins.core.tokens import counted_tokens, left_aligned, refuse_non_finite
 
-__all__ = ["TokenPooling", "maximum_over_time", "read"]
-
 
 class TokenPooling(StoredModule):
     """Base of poolings by a small network over the tokens of a text."""

@@ -10,8 +10,6 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor
 
-__all__ = ["PairInputs", "Span", "TeacherInput", "check_tokenizers", "take"]
-
 logger = logging.getLogger(__name__)
 
 Features = dict[str, Any]

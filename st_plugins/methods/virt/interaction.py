@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from st_plugins.core.precision import precise
 from st_plugins.core.tokens import content_tokens
 
-__all__ = ["FUSIONS", "PairHead", "attended_means", "fuse", "pair_means"]
-
 # What is concatenated, as a number of vectors.
 FUSIONS = {"concatenation": 2, "difference": 3, "product": 4}
 

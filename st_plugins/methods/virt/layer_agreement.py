@@ -16,8 +16,6 @@ from st_plugins.methods.virt.maps import Block, Heads, PairAttention, TargetMaps
 from st_plugins.methods.virt.student import capture_columns, check_captured, pair_attention
 from st_plugins.methods.virt.teacher import TeacherMaps
 
-__all__ = ["LayerAgreement", "map_agreement"]
-
 
 class LayerAgreement(NamedTuple):
     """How a layer of the student agrees with one of the teacher, as averages over pairs of texts.

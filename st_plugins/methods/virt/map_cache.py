@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from st_plugins import __version__
 from st_plugins.core.writing.atomic import atomic_file, write_text
 
-__all__ = ["MapCache", "fingerprint", "pair_key"]
-
 logger = logging.getLogger(__name__)
 
 _RECORD = "virt_cache.json"

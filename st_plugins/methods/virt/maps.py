@@ -11,20 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import mse_loss
 
-__all__ = [
-    "AttentionTarget",
-    "Block",
-    "Distance",
-    "Heads",
-    "MapOptions",
-    "PairAttention",
-    "Target",
-    "interaction_map",
-    "map_distance",
-    "pair_distance",
-    "row_mask",
-]
-
 Heads = Literal["match", "mean"]
 Target = Literal["softmax_slice", "full_row_slice", "logits"]
 Distance = Literal["mse", "frobenius", "kl"]

@@ -33,8 +33,6 @@ from st_plugins.core.pair_model import (
 from st_plugins.core.tokens import special_token_ids
 from st_plugins.methods.virt.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
 
-__all__ = ["VIRTPairClassifier"]
-
 _RECORD, _TENSORS = "pair_head.json", "pair_head.safetensors"
 _OPTIONS = ("labels", "fusion", "hidden_dimension", "dropout")
 

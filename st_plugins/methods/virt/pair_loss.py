@@ -14,8 +14,6 @@ from st_plugins.core.wrappers import refuse_around
 from st_plugins.methods.virt.interaction import pair_means
 from st_plugins.methods.virt.pair_classifier import VIRTPairClassifier
 
-__all__ = ["VIRTPairLoss"]
-
 _CITATION = """
 @inproceedings{li-etal-2022-virt,
     title = "{VIRT}: Improving Representation-based Text Matching via Virtual Interaction",

@@ -16,8 +16,6 @@ from st_plugins.core.loss import Features
 from st_plugins.methods.virt.inputs import TeacherInput, take
 from st_plugins.methods.virt.maps import PairAttention
 
-__all__ = ["ColumnLayers", "capture_columns", "check_captured", "pair_attention"]
-
 # For each text column the layers by index.
 ColumnLayers = list[dict[int, LayerAttention]]
 

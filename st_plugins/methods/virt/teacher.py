@@ -27,8 +27,6 @@ from st_plugins.methods.virt.maps import (
     TargetMaps,
 )
 
-__all__ = ["Consumer", "TeacherMaps", "map_layers"]
-
 logger = logging.getLogger(__name__)
 
 # Is handed the index of a teacher's layer and the maps of that layer.

@@ -18,8 +18,6 @@ from st_plugins.methods.virt.maps import Distance, Heads, Target, TargetMaps, pa
 from st_plugins.methods.virt.student import ColumnLayers, capture_columns, check_captured, pair_attention
 from st_plugins.methods.virt.teacher import TeacherMaps
 
-__all__ = ["VIRTLoss"]
-
 
 class VIRTLoss(GuardedLoss):
     """Train a bi-encoder to attend from one text to another, which it never sees, as a cross-encoder does.

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from st_plugins.core.host import rebuild
 from st_plugins.methods.whitening.whitening import Whitening
 
-__all__ = ["affine_map", "fold", "is_affine"]
-
 logger = logging.getLogger(__name__)
 
 

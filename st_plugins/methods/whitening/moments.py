@@ -15,8 +15,6 @@ from typing_extensions import Self
 
 from st_plugins.core.rows import refuse_non_finite
 
-__all__ = ["Moments"]
-
 Array = NDArray[np.floating]
 
 # From this many rows on, single-precision blocks are multiplied in single precision, chunk by chunk: twice as fast,

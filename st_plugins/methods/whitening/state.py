@@ -14,8 +14,6 @@ from typing_extensions import Self
 from st_plugins.methods.whitening.moments import Moments
 from st_plugins.methods.whitening.transform import Transform
 
-__all__ = ["WhiteningState", "misfit"]
-
 _STATISTICS = ("statistics_mean", "statistics_scatter", "statistics_cubic", "statistics_scalars", "statistics_count")
 _TRANSFORM = ("mean", "weight", "eigenvalues", "explained")
 _NAMES = (*_STATISTICS, *_TRANSFORM)

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from st_plugins.methods.whitening.moments import Moments
 
-__all__ = ["Transform", "derive"]
-
 Array = NDArray[np.floating]
 
 

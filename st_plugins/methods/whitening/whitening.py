@@ -20,8 +20,6 @@ from st_plugins.methods.whitening.moments import Moments
 from st_plugins.methods.whitening.state import WhiteningState, misfit
 from st_plugins.methods.whitening.transform import derive
 
-__all__ = ["Whitening", "check_output_dimension", "check_shrinkage"]
-
 Array = NDArray[np.floating]
 
 

@@ -24,8 +24,6 @@ from st_plugins.miniature.english.lexicon import (
 )
 from st_plugins.miniature.english.meaning import MANY, Meaning, Phrase
 
-__all__ = ["draw_event", "edit_event"]
-
 
 def draw_event(topic: str, rng: random.Random) -> Meaning:
     """Draw an event; agents have favourite actions, and actions favourite objects, places and manners."""

@@ -13,8 +13,6 @@ from typing import TypeVar
 from st_plugins.miniature.english import inflection, lexicon
 from st_plugins.miniature.english.meaning import MANY, Meaning, Phrase
 
-__all__ = ["pick", "realize", "stream", "vocabulary"]
-
 T = TypeVar("T")
 
 _NUMBERS = {1: ("",), 2: ("two", "a pair of"), 3: ("three",), MANY: ("several", "many", "a lot of")}

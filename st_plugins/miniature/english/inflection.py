@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["gerund", "participle", "past", "plural", "third_person"]
-
 _PAST = {
     line.split()[0]: (line.split()[1], line.split()[-1])
     for line in (

@@ -10,21 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = [
-    "ANTONYMS",
-    "ATTRIBUTES",
-    "ATTRIBUTES_OF",
-    "MANNERS",
-    "MASS",
-    "NOUNS",
-    "PLACES",
-    "PREPOSITIONS",
-    "TOPICS",
-    "VERBS",
-    "Concepts",
-    "Topic",
-]
-
 
 @dataclass(frozen=True)
 class Concepts:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from st_plugins.miniature.english.lexicon import ANTONYMS, ATTRIBUTES, MANNERS, NOUNS, PLACES, VERBS, Concepts
 
-__all__ = ["MANY", "Meaning", "Phrase", "concept_similarity", "gold_score", "nli_label"]
-
 MANY = 99
 """The number that words like *several* express."""
 
