@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from st_plugins.cli.main import main
+from st_plugins.cli import main
 
 if __name__ == "__main__":
     main()

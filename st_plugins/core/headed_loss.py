@@ -165,6 +165,8 @@ class ClassifierLoss(HeadedLoss, ABC):
 
 def count_classes(labels: Sequence[str] | int) -> int:
     """Return how many classes there are, given their names in order, or just their number."""
+    if isinstance(labels, bool) or not isinstance(labels, int | Sequence):
+        raise TypeError(f"labels must be the names of the classes in their order, or their number, got {labels!r}")
     if not isinstance(labels, int):
         check_classes(labels)
         return len(labels)

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
 from st_plugins import load, miniature
-from st_plugins.cli import main as cli
+from st_plugins.cli import app as cli
 from st_plugins.evaluation import SuiteResult
 from st_plugins.report.table import number
 

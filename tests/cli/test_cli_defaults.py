@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import st_plugins
+from st_plugins.cli import app as cli
 from st_plugins.cli import compare as cli_compare
 from st_plugins.cli import evaluate as cli_evaluate
 from st_plugins.cli import explain as cli_explain
 from st_plugins.cli import geometry as cli_geometry
-from st_plugins.cli import main as cli
 from st_plugins.cli import train_consert as cli_consert
 from st_plugins.cli import train_re2 as cli_re2
 from st_plugins.cli import whiten as cli_whiten

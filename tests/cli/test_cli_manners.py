@@ -15,7 +15,7 @@ import pytest
 import typer
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli import main as cli
+from st_plugins.cli import app as cli
 from st_plugins.matching import RE2Matcher
 
 Run = Callable[..., tuple[int, str, str]]

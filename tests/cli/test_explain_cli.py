@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli import main as cli
+from st_plugins.cli import app as cli
 from st_plugins.explain import Explanation, PairExplanation
 
 Run = Callable[..., tuple[int, str, str]]

@@ -12,7 +12,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from st_plugins.cli import main as cli
+from st_plugins.cli import app as cli
 from st_plugins.core.reading.tables import read_table
 from st_plugins.matching import LearnedEmbedding, RE2Matcher, TransformerTokens, WordVectors
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli import main as cli
+from st_plugins.cli import app as cli
 from st_plugins.geometry import GeometryCallback
 
 Run = Callable[..., tuple[int, str, str]]

@@ -104,7 +104,7 @@ def test_unknown_split_lists_the_splits() -> None:
 
 def test_package_is_light_to_import_and_complete_and_the_command_line_starts_without_it() -> None:
     code = (
-        "import sys, st_plugins.cli.main\n"
+        "import sys, st_plugins.cli.app\n"
         "heavy = {'torch', 'datasets', 'numpy', 'st_plugins.miniature', 'st_plugins.data'} & set(sys.modules)\n"
         "import st_plugins.data as data\n"
         "heavy |= {'torch', 'datasets', 'st_plugins.miniature'} & set(sys.modules)\n"

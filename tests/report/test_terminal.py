@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli import main as cli
+from st_plugins.cli import app as cli
 from st_plugins.evaluation.report import markdown
 from st_plugins.evaluation.result import SuiteResult
 from st_plugins.explain import explain_pair, explain_text

@@ -94,7 +94,7 @@ class VIRTPairClassifier(LateInteractionModel):
         hidden_dimension: int | None = None,
         dropout: float = 0.1,
     ) -> None:
-        count = 1 if labels in (None, 1) else count_classes(labels)
+        count = 1 if labels is None or (labels == 1 and labels is not True) else count_classes(labels)
         super().__init__(None if labels is None or isinstance(labels, int) else labels)
         if not isinstance(model, SentenceTransformer):
             raise TypeError(f"model must be a SentenceTransformer, got {type(model).__name__}")

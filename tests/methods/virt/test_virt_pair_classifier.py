@@ -422,3 +422,9 @@ def test_names_of_labels_are_kept(model: SentenceTransformer, tmp_path: Path) ->
         classifier.save(tmp_path / str(count), overwrite=True)
         again = VIRTPairClassifier.load(tmp_path / str(count))
         assert again.labels == (labels if isinstance(labels, list) else None) and again.num_labels == count
+
+
+@pytest.mark.parametrize("labels", [True, 2.5, float("nan")])
+def test_labels_that_are_neither_names_nor_a_number_are_refused(model: SentenceTransformer, labels: Any) -> None:
+    with pytest.raises(TypeError, match="labels must be the names of the classes in their order, or their number"):
+        VIRTPairClassifier(model, labels)
