@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,10 @@ from typing_extensions import Self
 
 from st_plugins.core.files import write_record, write_tensors
 from st_plugins.core.loading.files import Shapes, read_object, read_tensors, regular, shapes
+from st_plugins.core.loading.records import naming_unknown
 from st_plugins.core.loading.sizes import check_sizes
 from st_plugins.core.precision import precise
 from st_plugins.core.rows import as_floating_point, refuse_whole_numbers
-
-logger = logging.getLogger(__name__)
 
 Array = NDArray[np.floating]
 
@@ -111,20 +109,18 @@ class StoredModule(Module):
     def read(cls, values: dict[str, Any], config: Path, find: Callable[[str], Path]) -> Self:
         """Build the module from its configuration and its other files."""
         tensors = find(TENSORS)
-        cls.check_stored(values, shapes(tensors), str(config))  # before memory is asked for
-        state = read_tensors(tensors)
-        unknown = sorted(set(values) - set(cls.config_keys))
-        if unknown:
-            logger.warning("Ignoring %s in %s: written by a newer version?", unknown, config)
-        parts = cls.load_parts(find, state)
-        try:
-            module = cls(**parts, **{key: value for key, value in values.items() if key not in unknown})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{config} does not describe a {cls.__name__}: {error}") from error
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{tensors} does not fit {config}: {error}") from error
+        with naming_unknown(values, cls.config_keys, config, cls.__name__):
+            cls.check_stored(values, shapes(tensors), str(config))  # before memory is asked for
+            state = read_tensors(tensors)
+            parts = cls.load_parts(find, state)
+            try:
+                module = cls(**parts, **{key: value for key, value in values.items() if key in cls.config_keys})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{config} does not describe a {cls.__name__}: {error}") from error
+            try:
+                module.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(f"{tensors} does not fit {config}: {error}") from error
         module.load_record(find)
         return module
 

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from st_plugins.core.files import write_record
 from st_plugins.core.host import evaluating
-from st_plugins.core.loading.records import read_record, with_article
+from st_plugins.core.loading.records import naming_unknown, read_record, with_article
 from st_plugins.core.nonfinite import NonFiniteRowsError
 from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
 from st_plugins.core.writing.atomic import atomic_folder
@@ -166,8 +166,9 @@ class PairModel(nn.Module, ABC):
             ValueError: A file is damaged, or the files do not fit each other; the message names it.
         """
         folder = Path(path).expanduser()
-        record = read_record(folder, cls._record_name, cls.__name__, cls._files, cls._record_keys)
-        return cls._read(folder, record, device).eval()
+        record = read_record(folder, cls._record_name, cls.__name__, cls._files)
+        with naming_unknown(record, ("library", "type", *cls._record_keys), folder / cls._record_name, cls.__name__):
+            return cls._read(folder, record, device).eval()
 
     # What `rank` takes as query and as documents.
     _given: ClassVar[tuple[type, ...]] = (str,)

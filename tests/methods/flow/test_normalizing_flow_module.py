@@ -191,6 +191,9 @@ def test_files_that_do_not_belong_together(tmp_path: Path, caplog: pytest.LogCap
     config.write_text('{"embedding_dimension": 6, "depth": 1}')
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit"):
         NormalizingFlow.load(str(folder))
+    config.write_text('{"embedding_dimension": 6, "depth": 1, "width": 8}')  # an old name
+    with pytest.raises(ValueError, match=r"config\.json has 'width', which a NormalizingFlow of this version"):
+        NormalizingFlow.load(str(folder))
     config.write_text('{"embedding_dimension": 6}')
     for content in ("{}", '{"sources": {}, "history": []}', '{"sources": 3, "history": []}'):
         record.write_text(content)

@@ -111,6 +111,8 @@ def test_folders_that_are_damaged_foreign_or_incomplete(
     fails(ValueError, "pair_head.json does not describe a VIRTPairClassifier.*fusion must be")
     record.write_text(json.dumps({"type": "VIRTPairClassifier"}))
     fails(ValueError, "pair_head.json does not describe a VIRTPairClassifier.*labels")
+    record.write_text(text.replace('"labels"', '"num_labels"').replace('"hidden_dimension"', '"hidden"'))  # old names
+    fails(ValueError, "pair_head.json has 'hidden', 'num_labels', which a VIRTPairClassifier of this version does not")
     edited(labels=3)
     fails(ValueError, "pair_head.safetensors does not fit .*pair_head.json")
     tensors.write_bytes(data[:100])
