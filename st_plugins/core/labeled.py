@@ -89,7 +89,7 @@ class LabeledPairs:
 def check_classes(labels: Sequence[str]) -> None:
     """Raise a ValueError if these are no names of classes."""
     if (
-        isinstance(labels, str)
+        isinstance(labels, str | int)
         or not all(isinstance(label, str) for label in labels)
         or not 1 < len(labels) == len(set(labels))
     ):

@@ -75,7 +75,8 @@ class AnonymizedPairs:
         for name in ("first", "second", "gold"):
             object.__setattr__(self, name, list(getattr(self, name)))
         labels, gold = tuple(self.labels), list(self.gold) or [None] * len(self.first)
-        if len(set(labels)) < max(2, len(labels)) or not all(labels):
+        named = all(isinstance(label, str) and label for label in labels)
+        if len(set(labels)) < max(2, len(labels)) or not named:
             raise ValueError(f"labels must be at least two different names, got {labels}")
         lengths = {"first": len(self.first), "second": len(self.second), "gold": len(gold)}
         if len(set(lengths.values())) != 1:

@@ -71,9 +71,9 @@ def test_broken_pairs_are_refused() -> None:
         AnonymizedPairs(["1", "2"], ["3"])
     with pytest.raises(ValueError, match=r"gold\[0\]: label 'yes' is unknown"):
         AnonymizedPairs(["1"], ["3"], ["yes"])
-    for classes in (("1",), ("1", "1"), ("", "1")):
+    for classes in (("1",), ("1", "1"), ("", "1"), (1, 2)):
         with pytest.raises(ValueError, match="labels must be at least two different names"):
-            AnonymizedPairs(["1"], ["3"], labels=classes)
+            AnonymizedPairs(["1"], ["3"], labels=classes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot be added"):
         _ = TEST + AnonymizedPairs(["1"], ["3"], labels=("a", "b"))
 

@@ -340,7 +340,7 @@ def test_arguments_that_do_not_suit(matcher: RE2Matcher, caplog: pytest.LogCaptu
         ValueError, match=r"config must be 'snli', 'quora', 'scitail', 'wikiqa', 'small' or an RE2Config, got 'x'"
     ):
         RE2Matcher(matcher.source, "x")
-    for labels in (["yes"], ["yes", "yes"], [0, 1], "yes"):
+    for labels in (["yes"], ["yes", "yes"], [0, 1], "yes", 3):
         with pytest.raises(ValueError, match="labels must be at least two different names, or None for a score; got"):
             RE2Matcher(matcher.source, CONFIG, labels)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="source must be LearnedEmbedding, TransformerTokens, WordVectors, got Linear"):
