@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from evaluation.engine.study import Place, Record, Results, Row, Study, read_study
+from evaluation.engine.study import Place, Record, Results, Study, read_study, slug
 from st_plugins.core.writing.atomic import write_text
 
 
@@ -105,8 +105,8 @@ def load_results(study: Study[Any], folder: Path) -> Results:
 
 def load_seeds(folder: Path, task: str, row: str) -> list[Record]:
     """Read what another study has measured, whatever its seeds."""
-    pattern = Study(title="", rows=[Row(row)]).file_name(row, task, 0).removesuffix("0") + "[0-9]*.json"
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
+    paths = sorted(folder.glob(f"{slug(row, task)}-seed[0-9]*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def write_page(recipe: Path, results: Path | None = None) -> None:

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(kw_only=True)
-class Study(Generic[AnyRow]):
+class Study(ABC, Generic[AnyRow]):
     """A recipe: its keys are the fields, its ``[[row]]`` tables the rows, with what ``[defaults]`` says of all."""
 
     row_type: ClassVar[type[Row]] = Row
@@ -119,17 +120,15 @@ class Study(Generic[AnyRow]):
 
     def file_name(self, row: str, task: str, seed: int) -> str:
         """Return the name of a record's file, without its ending."""
-        # The point stays: rows may differ in a number alone.
-        slug = re.sub(r"[^a-z0-9.]+", "-", row.lower()).strip("-")
-        return f"{task}-{slug}-seed{seed}".removeprefix("-")
+        return f"{slug(row, task)}-seed{seed}"
 
     def prepare(self) -> str:
         """Make what several processes would otherwise all make, and say where it is."""
         return ""
 
+    @abstractmethod
     def measure(self, row: AnyRow, task: str, seed: int) -> Record:
         """Train or fit what the row says, and score it."""
-        raise NotImplementedError
 
     def record(self, row: AnyRow, task: str, seed: int) -> Record:
         """Measure, and add whose numbers they are, when, where and with which versions they were made."""
@@ -142,9 +141,15 @@ class Study(Generic[AnyRow]):
         """Return what the terminal shows of a new record."""
         return f"{record['seconds']:.0f} s"
 
+    @abstractmethod
     def page(self, results: Results, folder: Path) -> Page:
         """Return the page of what has been measured; the results of other recipes lie beside ``folder``."""
-        raise NotImplementedError
+
+
+def slug(row: str, task: str) -> str:
+    """Return how a row's files begin."""
+    # The point stays: rows may differ in a number alone.
+    return f"{task}-{re.sub(r'[^a-z0-9.]+', '-', row.lower()).strip('-')}".removeprefix("-")
 
 
 def check_choice(where: str, key: str, value: object, allowed: Iterable[object]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import Self
 
 from st_plugins import __version__
 
@@ -28,15 +30,35 @@ def write_record(file: Path, **values: Any) -> None:
     file.write_text(f"{text}\n", encoding="utf-8")
 
 
-def json_text(record: Any) -> str:
-    """Return a dataclass as JSON text; arrays in it become lists."""
+class JSONText(ABC):
+    """A dataclass that is kept as JSON text."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    def to_json(self: Any) -> str:
+        """Return everything as JSON text, which :meth:`from_json` reads."""
 
-    return json.dumps(dataclasses.asdict(record), default=plain, indent=1, ensure_ascii=False) + "\n"
+        def plain(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                return value.tolist()
+            raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+        return json.dumps(dataclasses.asdict(self), default=plain, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read :meth:`to_json` back.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The explanation.
+        """
+        return cls._stored(json.loads(text))
+
+    @classmethod
+    @abstractmethod
+    def _stored(cls, stored: dict[str, Any]) -> Self:
+        """Build it from what JSON has of it."""
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -208,11 +208,9 @@ class LateInteractionModel(PairModel):
 
     _texts_a_pair: ClassVar[int] = 1  # of the batch size: texts encoded for each pair that is scored at a time
 
-    @contextmanager
-    def _encoding(self, prompt: str | None) -> Iterator[Callable[[Sequence[str], int], list[Any]]]:
+    @abstractmethod
+    def _encoding(self, prompt: str | None) -> AbstractContextManager[Callable[[Sequence[str], int], list[Any]]]:
         """Give what computes, of texts and a batch size, what does not depend on the other text."""
-        raise NotImplementedError
-        yield
 
     @abstractmethod
     def _match(self, first: list[Any], second: list[Any], numbers: list[int]) -> Tensor:

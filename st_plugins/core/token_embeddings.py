@@ -21,10 +21,11 @@ from st_plugins.core.loading.files import Shapes
 from st_plugins.core.loading.sizes import check_whole
 from st_plugins.core.module import StoredModule
 from st_plugins.core.rows import non_finite_rows
+from st_plugins.core.texts import check_texts
 
 _TOKENIZER = "tokenizer.json"
-_PADDING = "[PAD]"
-_USUAL_NAMES = {"pad_token": (_PADDING, "<pad>"), "unk_token": ("[UNK]", "<unk>")}
+PADDING = "[PAD]"
+_USUAL_NAMES = {"pad_token": (PADDING, "<pad>"), "unk_token": ("[UNK]", "<unk>")}
 
 
 class TokenEmbeddings(StoredModule, InputModule):
@@ -124,24 +125,12 @@ class TokenEmbeddings(StoredModule, InputModule):
             TypeError: ``texts`` is one string.
             ValueError: There are no words in ``texts``.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a list of strings, got one string; put it into a list")
-        given = list(texts)
-        if not any(text.strip() for text in given):
-            raise ValueError("texts has no words to learn tokens from; give the training texts")
         tokenizer = Tokenizer(models.BPE())
         steps: list[Any] = [normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
         tokenizer.normalizer = normalizers.Sequence(steps)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary_size,
-            min_frequency=minimum_frequency,
-            show_progress=False,
-            special_tokens=[_PADDING],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
-        tokenizer.train_from_iterator(given, trainer)
+        learn_bytes(tokenizer, texts, "tokens", vocabulary_size, minimum_frequency)
         return cls(tokenizer, embedding_dimension, max_seq_length=max_seq_length)
 
     @classmethod
@@ -260,6 +249,24 @@ class TokenEmbeddings(StoredModule, InputModule):
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"{path} is damaged: {error}") from error
         return {"tokenizer": tokenizer, "weights": state.get("embedding.weight")}
+
+
+def learn_bytes(
+    tokenizer: Tokenizer, texts: Iterable[str], what: str, vocabulary_size: int, minimum_frequency: int
+) -> None:
+    """Learn from texts which pairs of bytes become one token, after the tokenizer's own normalization."""
+    given = check_texts(texts, "texts")
+    if not any(text.strip() for text in given):
+        raise ValueError(f"texts has no words to learn {what} from; give the training texts")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=minimum_frequency,
+        show_progress=False,
+        special_tokens=[PADDING],
+        # All bytes, whether they occur or not: so there is no text that cannot be read.
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(given, trainer)
 
 
 def _copied(tokenizer: Any, special_tokens: dict[str, str] | None) -> PreTrainedTokenizerFast:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from typing_extensions import Self
 
-from st_plugins.core.files import json_text
+from st_plugins.core.files import JSONText
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
 from st_plugins.explain.inner.drawing import pieces, place, shown
@@ -36,7 +36,7 @@ _UNIFORM = (
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(JSONText):
     """What the embedding of one text is made of.
 
     Args:
@@ -93,21 +93,8 @@ class Explanation:
         )
         return gather(dataclasses.replace(self.side, spans=tokens, rest=None, total=count), self.by)[0]
 
-    def to_json(self) -> str:
-        """Return everything as JSON text, which :meth:`from_json` reads."""
-        return json_text(self)
-
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read :meth:`to_json` back.
-
-        Args:
-            text: JSON text.
-
-        Returns:
-            The explanation.
-        """
-        stored = json.loads(text)
+    def _stored(cls, stored: dict[str, Any]) -> Self:
         found = stored["faithfulness"]
         return cls(
             Side.from_dict(stored["side"]),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 from typing_extensions import Self
 
-from st_plugins.core.files import json_text
+from st_plugins.core.files import JSONText
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.inner.drawing import pieces, shown
 from st_plugins.explain.inner.units import By, check_by, gather
@@ -86,7 +85,7 @@ class Gathered(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class PairExplanation:
+class PairExplanation(JSONText):
     """The similarity of two texts as a sum over pairs of spans.
 
     Args:
@@ -170,21 +169,8 @@ class PairExplanation:
         (first, table_a), (second, table_b) = gather(self.first, by), gather(self.second, by)
         return Gathered(first, second, np.asarray(table_a @ self.contributions @ table_b.T))
 
-    def to_json(self) -> str:
-        """Return everything as JSON text, which :meth:`from_json` reads."""
-        return json_text(self)
-
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read :meth:`to_json` back.
-
-        Args:
-            text: JSON text.
-
-        Returns:
-            The explanation.
-        """
-        stored = json.loads(text)
+    def _stored(cls, stored: dict[str, Any]) -> Self:
         stored["first"], stored["second"] = Side.from_dict(stored["first"]), Side.from_dict(stored["second"])
         stored["contributions"] = np.array(stored["contributions"])
         if stored["faithfulness"] is not None:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from evaluation.__main__ import run
 from evaluation.engine.scores import auc, score_auc, unpacked
 from evaluation.engine.study import STUDIES, read_study
-from evaluation.studies.label_token.integers import as_integers, words_of
+from evaluation.studies.label_token.study import as_integers, words_of
 from st_plugins.evaluation.statistics import resample_counts
 
 RECIPE = """

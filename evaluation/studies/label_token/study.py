@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +24,13 @@ from evaluation.engine.scores import score_auc
 from evaluation.engine.study import Page, Record, Results, check_choice, stamp
 from evaluation.engine.tables import head, line
 from evaluation.engine.training import compare, train
-from evaluation.studies.label_token.integers import Source, as_integers, words_of
 from st_plugins.core.reading.tables import read_table
 from st_plugins.data import read_texts
 from st_plugins.matching import AnonymizedPairs, LabelTokenModel, build_tokenizer, initialize_by_rank
 
 _DRY_STEPS, _DRY_PAIRS = 2, 64
+Source = tuple[list[str], list[str], list[str]]
+"""First texts, second texts, labels."""
 
 
 @dataclass(frozen=True)
@@ -220,3 +222,20 @@ _INTRODUCTION = (
     "pairs. 'Sentence vectors' is the AUC of the cosine of the same encoder's sentence vectors. The last checkpoint "
     "is scored. Seconds are of the processor, for the training."
 )
+
+
+def as_integers(sets: dict[str, Source], seed: int) -> dict[str, AnonymizedPairs]:
+    """Replace words by integers, the same ones in all sets: the position of each in a shuffled list of all words."""
+    words = sorted({word for *sides, _ in sets.values() for side in sides for text in side for word in words_of(text)})
+    places = np.random.default_rng(seed).permutation(len(words)).tolist()
+    integer = {word: str(place) for word, place in zip(words, places, strict=True)}
+
+    def coded(texts: list[str]) -> list[str]:
+        return [" ".join(integer[word] for word in words_of(text)) for text in texts]
+
+    return {name: AnonymizedPairs(coded(a), coded(b), labels) for name, (a, b, labels) in sets.items()}
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words and punctuation marks of a text, in lower case."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())

@@ -51,8 +51,8 @@ class Study(study.Study[Row]):
         """Draw the unlabelled texts."""
         return draw_texts(self.corpus, self.place.data, self.corpus_size, seed, distinct=False)
 
-    def record(self, row: Row, task: str, seed: int) -> Record:
-        """Evaluate a pipeline; the record is the suite's own, which has machine and versions."""
+    def measure(self, row: Row, task: str, seed: int) -> Record:
+        """Evaluate a pipeline."""
         data, corpus = self.place.data, self.corpus_texts(seed)
         model = build_model(row, self.place.models, seed).to(self.place.on)
         target = row.whitening == "target"
@@ -76,6 +76,10 @@ class Study(study.Study[Row]):
             found.source = Path(found.source).name
         record: Record = json.loads(result.to_json())
         return record
+
+    def record(self, row: Row, task: str, seed: int) -> Record:
+        """Return the suite's own record, which has machine and versions already."""
+        return self.measure(row, task, seed)
 
     def summary(self, record: Record) -> str:
         """Return what the terminal shows of a new record."""

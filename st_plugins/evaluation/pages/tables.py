@@ -241,15 +241,15 @@ def _facts(result: SuiteResult) -> Table:
         if key == "modules":
             for index, module in enumerate(value or []):
                 rows.append(
-                    [f"module {index}", json_text(module.get("type", "")), json_text(module.get("config", {}))]
+                    [f"module {index}", value_text(module.get("type", "")), value_text(module.get("config", {}))]
                 )
         else:
-            rows.append([words(key), json_text(value), ""])
-    rows += [[words(key), json_text(value), ""] for key, value in sorted(result.settings.items()) if key != "banner"]
+            rows.append([words(key), value_text(value), ""])
+    rows += [[words(key), value_text(value), ""] for key, value in sorted(result.settings.items()) if key != "banner"]
     return Table("Model and settings", ["What", "Value", "Configuration"], rows, folded=True)
 
 
-def json_text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a plain value as text."""
     if value is None:
         return "none"

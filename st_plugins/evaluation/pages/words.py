@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from st_plugins.evaluation.measuring.record import setting_in_words
-from st_plugins.evaluation.pages.tables import json_text, score_cell, words
+from st_plugins.evaluation.pages.tables import score_cell, value_text, words
 from st_plugins.evaluation.result import Score, SuiteResult
 from st_plugins.report.table import number, percent
 
@@ -35,7 +35,7 @@ def header(result: SuiteResult) -> dict[str, str]:
     lines = {"Model": str(model.get("name", "unnamed"))}
     parts = [_module_name(module) for module in model.get("modules") or []]
     if model.get("pooling") is not None:
-        parts.append(f"pooling {json_text(model['pooling'])}")
+        parts.append(f"pooling {value_text(model['pooling'])}")
     if model.get("dimension") is not None:
         parts.append(f"{model['dimension']} dimensions")
     if model.get("dtype"):

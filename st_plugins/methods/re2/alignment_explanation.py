@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from typing_extensions import Self
 
-from st_plugins.core.files import json_text
+from st_plugins.core.files import JSONText
 from st_plugins.report.matrices import STYLE, legend_html, matrix_html, matrix_terminal
 from st_plugins.report.page import escape, page, section
 from st_plugins.report.terminal import foreign
@@ -45,7 +44,7 @@ class AlignmentMap:
 
 
 @dataclass(frozen=True, eq=False)
-class AlignmentExplanation:
+class AlignmentExplanation(JSONText):
     """What the tokens of two texts found in each other, and what came out.
 
     Args:
@@ -91,21 +90,8 @@ class AlignmentExplanation:
             for token, column, row in zip(self.first_tokens, best, table, strict=True)
         ]
 
-    def to_json(self) -> str:
-        """Return everything as JSON text, which :meth:`from_json` reads."""
-        return json_text(self)
-
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read :meth:`to_json` back.
-
-        Args:
-            text: JSON text.
-
-        Returns:
-            The explanation.
-        """
-        stored: dict[str, Any] = json.loads(text)
+    def _stored(cls, stored: dict[str, Any]) -> Self:
         blocks = tuple(
             AlignmentMap(np.array(block["first_to_second"]), np.array(block["second_to_first"]))
             for block in stored["blocks"]

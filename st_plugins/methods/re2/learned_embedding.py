@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import Self
 
-from st_plugins.core.texts import check_texts
+from st_plugins.core.token_embeddings import PADDING, learn_bytes
 from st_plugins.methods.re2.token_table import TokenTable
-
-_PADDING = "[PAD]"
 
 
 class LearnedEmbedding(TokenTable):
@@ -58,21 +56,11 @@ class LearnedEmbedding(TokenTable):
         Raises:
             ValueError: ``embedding_dimension`` is below 1, or there are no texts.
         """
-        given = check_texts(texts, "texts")
-        if not any(text.strip() for text in given):
-            raise ValueError("texts has no words to learn subwords from; give the training texts")
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)  # the space tells words from parts
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), to_bytes])
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary_size,
-            min_frequency=minimum_frequency,
-            show_progress=False,
-            special_tokens=[_PADDING],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
-        tokenizer.train_from_iterator(given, trainer)
+        learn_bytes(tokenizer, texts, "subwords", vocabulary_size, minimum_frequency)
         return cls.from_tokenizer(tokenizer, embedding_dimension, trainable)
 
     @classmethod
@@ -94,7 +82,7 @@ class LearnedEmbedding(TokenTable):
         """
         if embedding_dimension < 1:
             raise ValueError(f"embedding_dimension must be at least 1, got {embedding_dimension}")
-        padding = getattr(tokenizer, "pad_token", None) or _PADDING
+        padding = getattr(tokenizer, "pad_token", None) or PADDING
         fast: Tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
         rows = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=0)
         weights = torch.randn(rows, embedding_dimension)
