@@ -142,8 +142,10 @@ class Loading:
 
 
 def check_model(name: str) -> None:
-    """Say that a model folder is missing before anything is read or loaded; hub ids are left to the loading."""
+    """Refuse what cannot be a model folder before anything is read; hub ids are left to the loading."""
     folder = Path(name).expanduser()
     # `name` and `owner/name` may be on the hub; everything else that is not there is a mistake.
     if not folder.exists() and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
         raise FileNotFoundError(f"model folder {name!r} does not exist")
+    if folder.is_file():
+        raise NotADirectoryError(f"model {name!r} is a file; give the folder of a model, or its name on the hub")

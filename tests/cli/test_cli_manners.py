@@ -263,3 +263,20 @@ def test_a_training_says_that_it_cuts_to_the_positions(
     assert run(*args, "--max-seq-length", 41, "--device", "cpu")[0] == 0
     assert "max_seq_length=41 is more than the encoder's 40 positions" in caplog.text
     assert SentenceTransformer("o", device="cpu").max_seq_length == 32  # its own
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "texts.txt"),
+        ("compare", "texts.txt", "texts.txt"),
+        ("geometry", "texts.txt", "--texts", "texts.txt"),
+        ("whiten", "texts.txt", "--texts", "texts.txt", "--output", "out"),
+        ("explain", "texts.txt", "a dog"),
+        ("train", "consert", "texts.txt", "--texts", "texts.txt", "--output", "out"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_file_is_no_model(run: Run, files: Path, words: tuple[str, ...]) -> None:
+    code, _, err = run(*words)
+    assert code == 1 and "model 'texts.txt' is a file; give the folder of a model" in err
