@@ -61,13 +61,13 @@ def test_before_the_normalize_with_the_prompt(model: SentenceTransformer, senten
     model.similarity_fn_name = "dot"
     whitened: Any = whiten(model, sentences, 5)
     assert [type(module).__name__ for module in whitened][2:] == ["Whitening", "Normalize"]
-    np.testing.assert_allclose(whitened[2].center, pooled.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(whitened[2].fitted_mean, pooled.mean(axis=0), atol=1e-5)
     white = Whitening(16, 5, normalize=True).fit(pooled).transform(pooled)
     np.testing.assert_allclose(whitened.encode(sentences), white, atol=1e-4)
     assert (whitened.default_prompt_name, whitened.similarity_fn_name) == ("query", "dot")
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
     other: Any = whiten(model, sentences, 5, prompt="a dog ")
-    np.testing.assert_allclose(other[2].center, otherwise_prompted.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(other[2].fitted_mean, otherwise_prompted.mean(axis=0), atol=1e-5)
 
 
 UNIT: dict[str, Callable[[SentenceTransformer], list[nn.Module]]] = {
@@ -162,7 +162,7 @@ def test_routes_are_named(model: SentenceTransformer, make_model: MakeModel, sen
         with pytest.raises(ValueError, match="the model has no routes"):
             fit(model, sentences, route="query")
     whitened: Any = whiten(routed, sentences, 5, route="query")
-    np.testing.assert_allclose(whitened[1].center, routed.encode_query(sentences).mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(whitened[1].fitted_mean, routed.encode_query(sentences).mean(axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

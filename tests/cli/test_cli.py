@@ -155,7 +155,7 @@ def test_whiten_encodes_and_measures_with_the_prompt(
     code, out, err = run(*args, "--output", str(tmp_path / "white"))
     assert code == 0, err
     module: Any = load(tmp_path / "white", device="cpu")[2]
-    np.testing.assert_allclose(module.center, model.encode(lines, prompt="the man ").mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(module.fitted_mean, model.encode(lines, prompt="the man ").mean(axis=0), atol=1e-5)
     assert run(*args[:7], "--output", str(tmp_path / "unmeasured"))[0] == 0  # without --pairs it has its effect too
     measured = ("--pairs", pairs, *COLUMNS, "--prompt", "the man ", "--no-floor", "--output", str(tmp_path / "result"))
     assert run("evaluate", model_folder, *measured)[0] == 0
@@ -174,7 +174,7 @@ def test_whiten_takes_the_texts_of_one_route(
     assert code == 1 and "routes 'document', 'query'" in err
     assert run(*args, "--output", str(tmp_path / "white"), "--route", "query")[0] == 0
     module: Any = load(tmp_path / "white", device="cpu")[1]
-    np.testing.assert_allclose(module.center, model.encode_query(sentences).mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(module.fitted_mean, model.encode_query(sentences).mean(axis=0), atol=1e-5)
 
 
 def test_whitening_that_hurts_is_said(

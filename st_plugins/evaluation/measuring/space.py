@@ -48,7 +48,7 @@ def fit_distance(whitening: Whitening, seen: Whitening) -> dict[str, Any]:
     if whitening.count < 2 or seen.count < 2:
         return {}
     fit, here = (
-        Gaussian(np.asarray(w.center, np.float64), np.asarray(w.covariance, np.float64), w.count)
+        Gaussian(np.asarray(w.fitted_mean, np.float64), np.asarray(w.covariance, np.float64), w.count)
         for w in (whitening, seen)
     )
     return {

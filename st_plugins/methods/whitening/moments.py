@@ -102,16 +102,23 @@ class Moments:
         self.count = total
         return self
 
-    def ledoit_wolf(self) -> float:
-        """Return the Ledoit-Wolf shrinkage intensity of the covariance towards ``(trace / d) · I``."""
+    def second(self, *, center: bool = True) -> Array:
+        """Return the covariance, or the second moment ``E[xxᵀ]``, divided by N."""
+        covariance = self.scatter / max(self.count, 1)
+        return covariance if center else covariance + np.outer(self.mean, self.mean)
+
+    def ledoit_wolf(self, *, center: bool = True) -> float:
+        """Return the Ledoit-Wolf shrinkage intensity of that matrix towards ``(trace / d) · I``."""
         # β̄² = (Σ ‖y‖⁴ / N - ‖Σ̂‖²) / N estimates the squared error of the covariance, δ² = ‖Σ̂ - m I‖² its squared
         # distance from the target; the intensity is min(β̄², δ²) / δ² (Ledoit & Wolf 2004, section 3).
         if not self.count:
             return 0.0
-        covariance_norm = float(np.sum(np.square(self.scatter / self.count)))
-        trace = float(np.trace(self.scatter)) / self.count
-        distance = covariance_norm - trace**2 / self.dimension
-        error = (self.quartic / self.count - covariance_norm) / self.count
+        # Without a mean y is x itself, and the fourth-order sum is about zero.
+        second = self.second(center=center)
+        norm, trace = float(np.sum(np.square(second))), float(np.trace(second))
+        quartic = self.quartic if center else self._about(-self.mean)[1]
+        distance = norm - trace**2 / self.dimension
+        error = (quartic / self.count - norm) / self.count
         return min(max(error, 0.0), distance) / distance if distance > 0 else 0.0
 
     def checksum(self) -> str:

@@ -27,14 +27,19 @@ class Whitening(FittedModule):
     """Linear map that gives sentence embeddings zero mean and identity covariance, keeping the first few directions.
 
     With the mean ``μ`` and covariance ``Σ = U Λ Uᵀ`` of the texts it was fitted on (eigenvalues descending, ``Σ``
-    divided by N as in the paper, not N - 1)::
+    divided by N as in the paper, not N - 1), and ``p = power``::
 
-        x̃ = (x - μ) U[:, :k] Λ[:k]^(-1/2)
+        x̃ = (x - μ) U[:, :k] Λ[:k]^(-p/2)
+
+    ``power=1`` is the paper's, made for raw encoders; models trained with cosine similarity usually lose by it. For
+    smaller vectors of such models ``center=False, power=0`` rotates only: the first k coordinates are those in which
+    the embeddings have most of their length, and at k = d every dot product stays what it was.
 
     The statistics are streamed in float64 and O(d²) memory; blocks and partial fits merge exactly. The transform is
     derived when it is first needed after a change of the statistics (forward, save, dimension), by one
     eigen-decomposition. Directions whose eigenvalue is at most ``rcond`` times the largest are dropped, never
-    inverted. Eigenvectors get the sign that makes their largest entry positive.
+    inverted. Eigenvectors get the sign that makes their largest entry positive. Fewer dimensions are always the first
+    of more.
 
     The module computes in float32, in float64 for float64 input, and returns the type it was given. ``.half()`` and
     ``.to(bfloat16)`` leave its state at float64: in half precision 1 / √λ would overflow. Statistics and transform are
@@ -44,7 +49,11 @@ class Whitening(FittedModule):
     Args:
         embedding_dimension: Width d of the embeddings it reads.
         output_dimension: Number k of directions kept, those of largest variance first; None keeps as many as the
-            statistics have (the rank).
+            statistics have (the rank). More than the rank are refused, but not with ``power=0``, which inverts
+            nothing: the directions that no text fitted on has complete the others to an orthonormal basis.
+        center: Whether to subtract the mean. False: nothing is subtracted, and ``Σ`` is the second moment ``E[xxᵀ]``.
+        power: How much of the whitening is done, in [0, 1]: 1 gives every direction variance 1, 0 leaves them as they
+            are (a rotation, as in principal component analysis), what lies between is soft whitening.
         shrinkage: Replaces ``Σ`` by ``(1 - a) Σ + a (trace Σ / d) I``: a number a in [0, 1], or ``"ledoit-wolf"`` to
             estimate it. Makes few texts safe, and every direction usable.
         rcond: Relative size at which an eigenvalue counts as zero. None: ``max(N, d) · eps(float64)``, but not below
@@ -63,12 +72,15 @@ class Whitening(FittedModule):
         >>> white = module.transform(texts)
         >>> bool(np.allclose(white.T @ white / 500, np.eye(2), atol=1e-8)), bool(abs(white.mean()) < 1e-8)
         (True, True)
+        >>> rotated = Whitening(3, center=False, power=0.0).fit(texts).transform(texts)
+        >>> bool(np.allclose(rotated @ rotated.T, texts @ texts.T))
+        True
 
     Reference:
         Su, Cao, Liu & Ou, "Whitening Sentence Representations for Better Semantics and Faster Retrieval" (2021),
         arXiv 2103.15316, algorithm 1. We differ: eigenvalues that are rounding noise are dropped (the published code
         divides by their roots), and the covariance is streamed about the mean instead of as E[xxᵀ] - μμᵀ, which
-        cancels when the mean is large.
+        cancels when the mean is large. ``center`` and ``power`` are not in the paper.
     """
 
     __module__ = "st_plugins.modules"  # what a model folder records is public, wherever the class is written
@@ -78,6 +90,8 @@ class Whitening(FittedModule):
         embedding_dimension: int,
         output_dimension: int | None = None,
         *,
+        center: bool = True,
+        power: float = 1.0,
         shrinkage: float | str = 0.0,
         rcond: float | None = None,
         normalize: bool = False,
@@ -91,10 +105,13 @@ class Whitening(FittedModule):
                 f"output_dimension must be between 1 and embedding_dimension ({embedding_dimension}), or None for "
                 f"the rank; got {output_dimension}"
             )
+        check_center(center)
+        check_power(power)
         check_shrinkage(shrinkage)
         if rcond is not None and not 0.0 <= rcond < 1.0:
             raise ValueError(f"rcond must be in [0, 1) or None, got {rcond}")
         self.embedding_dimension, self.output_dimension = embedding_dimension, output_dimension
+        self.center, self.power = bool(center), float(power)
         self.shrinkage, self.rcond, self.normalize = shrinkage, rcond, normalize
         # One state for all: what forward, fold, save and load_state_dict use is the same thing.
         self.state = WhiteningState(embedding_dimension, output_dimension)
@@ -176,7 +193,7 @@ class Whitening(FittedModule):
 
     @property
     def mean(self) -> Tensor:
-        """Mean that is subtracted, ``(d,)`` in float64, where the module is."""
+        """Mean that is subtracted, ``(d,)`` in float64, where the module is; zeros with ``center=False``."""
         return self._map()[0]
 
     @property
@@ -194,24 +211,24 @@ class Whitening(FittedModule):
         return self.state.rows
 
     @property
-    def center(self) -> Array:
+    def fitted_mean(self) -> Array:
         """Mean of the embeddings fitted on, float64, ``(d,)``."""
         return self.state.moments().mean.copy()
 
     @property
     def covariance(self) -> Array:
-        """Covariance of the embeddings fitted on (divided by N, not shrunk), float64, ``(d, d)``."""
-        return self.state.moments().scatter / max(self.count, 1)
+        """Covariance of the embeddings fitted on (about their mean, divided by N, not shrunk), float64, ``(d, d)``."""
+        return self.state.moments().second()
 
     @property
     def eigenvalues(self) -> Array:
-        """All d eigenvalues of the (shrunk) covariance, descending."""
+        """All d eigenvalues of the (shrunk) covariance or second moment, descending."""
         self._map()
         return self.state.array("eigenvalues")
 
     @property
     def explained_variance_ratio(self) -> Array:
-        """Share of the total variance that each kept direction carries, before shrinkage."""
+        """Share of the total variance (with ``center=False`` of ``E[‖x‖²]``) in each kept direction, not shrunk."""
         self._map()
         return self.state.array("explained")
 
@@ -253,7 +270,7 @@ class Whitening(FittedModule):
         return self._set(self.state.moments().merge(moments), total)
 
     def _intensity(self, moments: Moments) -> float:
-        return moments.ledoit_wolf() if isinstance(self.shrinkage, str) else float(self.shrinkage)
+        return moments.ledoit_wolf(center=self.center) if isinstance(self.shrinkage, str) else float(self.shrinkage)
 
     def _map(self) -> tuple[Tensor, Tensor]:
         """Return mean and weight, derived anew if the statistics changed."""
@@ -264,7 +281,10 @@ class Whitening(FittedModule):
     @torch.compiler.disable  # type: ignore[untyped-decorator] # once after a fit, in NumPy
     def _derive(self) -> None:
         moments = self.state.moments()
-        self.state.set_transform(derive(moments, self.output_dimension, self._intensity(moments), self.rcond))
+        shrinkage = self._intensity(moments)
+        self.state.set_transform(
+            derive(moments, self.output_dimension, shrinkage, self.rcond, center=self.center, power=self.power)
+        )
 
 
 def check_output_dimension(output_dimension: int | None) -> None:
@@ -275,6 +295,18 @@ def check_output_dimension(output_dimension: int | None) -> None:
         raise TypeError(f"output_dimension must be a whole number or None, got {output_dimension!r}")
     if output_dimension < 1:
         raise ValueError(f"output_dimension must be at least 1, or None for the rank; got {output_dimension}")
+
+
+def check_center(center: bool) -> None:
+    """Refuse what is neither yes nor no: a mean, say."""
+    if not isinstance(center, bool | np.bool_):
+        raise TypeError(f"center must be True or False, got {center!r}")
+
+
+def check_power(power: float) -> None:
+    """Refuse what is no share of a whitening."""
+    if not isinstance(power, int | float | np.number) or not 0.0 <= power <= 1.0:
+        raise ValueError(f"power must be a number in [0, 1] (1 whitens, 0 rotates), got {power!r}")
 
 
 def check_shrinkage(shrinkage: float | str) -> None:

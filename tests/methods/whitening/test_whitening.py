@@ -253,7 +253,7 @@ def test_half_precision_autocast_does_not_reach_the_product() -> None:
 def test_zero_vector_and_the_mean_itself_stay_finite() -> None:
     points = anisotropic().astype(np.float32)
     module = Whitening(12, normalize=True).fit(points)
-    output = module.transform(np.stack([np.zeros(12, np.float32), module.center.astype(np.float32)]))
+    output = module.transform(np.stack([np.zeros(12, np.float32), module.fitted_mean.astype(np.float32)]))
     assert np.isfinite(output).all() and np.linalg.norm(output[0]) == pytest.approx(1, rel=1e-5)
     centered = Whitening(2, normalize=True).fit(np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, -2.0]]))
     assert centered.transform(np.zeros((1, 2))).tolist() == [[0.0, 0.0]]
