@@ -18,7 +18,7 @@ from st_plugins.core.host import check_prompt, gives_unit_length, rebuild
 from st_plugins.core.texts import check_texts
 from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
 from st_plugins.methods.layer_mix.layer_mix import LayerMix, recipe_weights
-from st_plugins.methods.whitening.whitening import Whitening, check_output_dimension
+from st_plugins.methods.whitening.whitening import Whitening, check_center, check_output_dimension, check_power
 
 _MODALITIES = ("text", "image", "audio", "video", "message")  # routes that the host chooses by what it is given
 _BLOCK = 4096  # texts encoded before they are added to the statistics and forgotten
@@ -29,6 +29,8 @@ def whiten(
     texts: Sequence[str],
     output_dimension: int | None = None,
     *,
+    center: bool = True,
+    power: float = 1.0,
     shrinkage: float | str = 0.0,
     rcond: float | None = None,
     normalize: bool = False,
@@ -41,8 +43,9 @@ def whiten(
     """Return the model with a Whitening, fitted on unlabeled texts.
 
     The texts are encoded block by block, so that only O(d²) numbers are kept; duplicates count as often as they
-    occur. With the default prompt of the model, if it has one, as its users will encode. Whitening can hurt a model
-    that was trained with cosine similarity on text like yours: compare before and after.
+    occur. With the default prompt of the model, if it has one, as its users will encode. Whitening is for raw
+    encoders. It can hurt a model that was trained with cosine similarity on text like yours: compare before and after.
+    For smaller vectors of such a model ``center=False, power=0`` only rotates.
 
     The Whitening comes last, but before a Normalize if the model ends in one, and is fitted on what enters it. A model
     of unit vectors stays one, and servers that apply linear layers right after the pooling and normalize last give the
@@ -54,6 +57,8 @@ def whiten(
         texts: Texts like those the model will see; a few thousand at least, more than the model has dimensions.
         output_dimension: Dimensions to keep; None keeps all that the texts span. A ``truncate_dim`` of the model
             that would cut what is asked for here is lifted.
+        center: As for `Whitening`: whether the mean is subtracted.
+        power: As for `Whitening`: 1 whitens, 0 rotates.
         shrinkage: As for `Whitening`.
         rcond: As for `Whitening`.
         normalize: Whether the new embeddings have unit length also when those of the model have not.
@@ -80,20 +85,24 @@ def whiten(
         True
     """
     check_output_dimension(output_dimension)
+    check_center(center)
+    check_power(power)
     texts, result, tail, dimension = _prepared(model, texts, 2, "a covariance", prompt, route)
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
     different = len(set(texts))
     # N points span N - 1 dimensions around their mean. The references have no ε: beyond that they divide by rounding.
-    if output_dimension is not None and output_dimension >= different and not shrinkage:
+    rank = different - 1 if center else different
+    if output_dimension is not None and output_dimension > rank and not shrinkage and power > 0:
         repeated = "" if different == len(texts) else f", {different} of them different,"
         raise ValueError(
-            f"output_dimension is {output_dimension}, but {len(texts)} texts{repeated} have rank {different - 1} at "
-            "most; give more texts, choose a smaller output_dimension, or set shrinkage='ledoit-wolf'"
+            f"output_dimension is {output_dimension}, but {len(texts)} texts{repeated} have rank {rank} at most; give "
+            "more texts, choose a smaller output_dimension, or set shrinkage='ledoit-wolf' or power=0"
         )
     # A Normalize in the tail does it afterwards.
     normalize = (normalize or gives_unit_length(model[-1])) and not tail
-    whitening = Whitening(dimension, output_dimension, shrinkage=shrinkage, rcond=rcond, normalize=normalize)
+    options: dict[str, Any] = {"shrinkage": shrinkage, "rcond": rcond, "normalize": normalize}
+    whitening = Whitening(dimension, output_dimension, center=center, power=power, **options)
     for block in _encoded(result, texts, batch_size, "Whitening", show_progress_bar, prompt, route):
         whitening.partial_fit(block, source)
     whitening.affine()  # a rank that does not suffice is reported here, not at the first encode()

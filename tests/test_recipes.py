@@ -50,6 +50,36 @@ def test_equals_fitting_on_the_encoded_sentences(
     assert whitened[2].count == 80
 
 
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_center_and_power_are_the_modules(
+    model: SentenceTransformer, sentences: list[str], center: bool, power: float
+) -> None:
+    whitened: Any = whiten(model, sentences, 5, center=center, power=power)
+    vectors = model.encode(sentences).astype(np.float64)
+    mean = vectors.mean(axis=0) if center else np.zeros(16)
+    _, singular, directions = np.linalg.svd(vectors - mean)
+    expected = (vectors - mean) @ directions[:5].T / (singular[:5] ** 2 / 60) ** (power / 2)
+    np.testing.assert_allclose(np.abs(whitened.encode(sentences)), np.abs(expected), atol=1e-3)
+
+
+def test_few_texts_are_enough_for_a_rotation(model: SentenceTransformer, sentences: list[str]) -> None:
+    few = sentences[:9]
+    for center in (True, False):
+        rotated: Any = whiten(model, few, 16, center=center, power=0)
+        weight = rotated[2].weight.numpy()
+        np.testing.assert_allclose(weight @ weight.T, np.eye(16), atol=1e-12)
+    assert whiten(model, few[:4], 4, center=False).get_embedding_dimension() == 4
+    with pytest.raises(ValueError, match="output_dimension is 10, but 9 texts have rank 9 at most"):
+        whiten(model, few, 10, center=False)
+    with pytest.raises(ValueError, match="power must be a number"):
+        whiten(model, few, 5, power=2)
+    with pytest.raises(TypeError, match="center must be True or False"):
+        whiten(model, few, 5, center="no")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="all equal"):
+        whiten(model, few[:1] * 30, 5, center=False, power=0)
+
+
 def unit_lengths(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(np.linalg.norm(vectors, axis=1) - 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,10 @@ def whiten(
     prompt: PromptOption = None,
     prompt_name: PromptNameOption = None,
     route: RouteOption = None,
+    center: Annotated[bool, typer.Option("--center/--no-center", help="Whether to subtract the mean.")] = True,
+    power: Annotated[
+        float, typer.Option(help="1 whitens, 0 only rotates, between is soft whitening.", min=0.0, max=1.0)
+    ] = 1.0,
     shrinkage: Annotated[str, typer.Option(help="0 to 1, or 'ledoit-wolf'.")] = "0",
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale the whitened vectors to length 1.")] = False,
     overwrite: OverwriteOption = False,
@@ -47,10 +52,11 @@ def whiten(
     seed: SeedOption = 0,
     loading: Loading,
 ) -> None:
-    """Whiten a model on unlabelled texts and write a plain sentence-transformers model, smaller and more isotropic.
+    """Whiten a raw encoder on unlabelled texts and write a plain model, smaller and more isotropic.
 
     With scored pairs at hand (--pairs, or --data for STS-B dev) it also measures before and after, and says so when
-    whitening hurts, as it can when the model was already trained with cosine on the same kind of text.
+    whitening hurts, as it can when the model was already trained with cosine on the same kind of text; st-plugins
+    compress is for those.
 
     [bold]Examples[/bold]
 
@@ -87,6 +93,8 @@ def whiten(
         loaded,
         sentences,
         output_dimension,
+        center=center,
+        power=power,
         shrinkage=kind,
         normalize=normalize,
         prompt=way.prompt,
@@ -106,7 +114,14 @@ def whiten(
     if after is None or before is None:
         say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
     else:
-        print_before_after(terminal(), before, after, compare_results(after, before, seed=seed))
+        comparison = compare_results(after, before, seed=seed)
+        print_before_after(terminal(), before, after, comparison)
+        if comparison.average.verdict == "worse":
+            width = result.get_embedding_dimension()
+            say(
+                "for smaller vectors without what hurts here, rotation without centering or scaling: st-plugins "
+                f"compress {shlex.quote(model)} --texts {shlex.quote(str(texts))} --output-dimension {width}"
+            )
     print_warnings(terminal(), [warning] if warning else [])
     how = "load it with st_plugins.load" if keep_plugin else "plain SentenceTransformer loads it"
     say(f"wrote {output}: {result.get_embedding_dimension()} dimensions, whitened on {len(sentences):,} texts; {how}")

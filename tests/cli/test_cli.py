@@ -204,6 +204,15 @@ def test_whitening_that_hurts_is_said(
         str(path),
     )
     assert code == 0 and "whitening HURTS" in out
+    assert f"st-plugins compress {model_folder} --texts {texts} --output-dimension 8\n" in out
+    rotated = ("whiten", model_folder, "--texts", texts, "--no-center", "--power", "0", "--output-dimension", "16")
+    code, out, _ = run(*rotated, "--output", str(tmp_path / "rotated"), "--pairs", str(path))
+    assert code == 0 and "HURTS" not in out and "compress" not in out
+    kept = SentenceTransformer(str(tmp_path / "rotated"), device="cpu")
+    assert [type(module).__name__ for module in kept] == ["Transformer", "Pooling", "Dense"]
+    vectors, before = kept.encode(sentences), model.encode(sentences)
+    np.testing.assert_allclose(vectors @ vectors.T, before @ before.T, rtol=1e-4)
+    assert np.abs(vectors - before).max() > 0.1
 
 
 def test_geometry_prints_and_writes(run: Run, model_folder: str, texts: str, tmp_path: Path) -> None:
