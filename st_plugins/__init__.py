@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_plugins.io import load
+    from st_plugins.io import load, save_for_servers
     from st_plugins.methods.whitening.fold import fold
     from st_plugins.recipes import first_last_avg, fit_flow, whiten
 
@@ -20,10 +20,11 @@ _LAZY = {
     "fit_flow": "st_plugins.recipes",
     "fold": "st_plugins.methods.whitening.fold",
     "load": "st_plugins.io",
+    "save_for_servers": "st_plugins.io",
     "whiten": "st_plugins.recipes",
 }
 
-__all__ = ["__version__", "first_last_avg", "fit_flow", "fold", "load", "whiten"]
+__all__ = ["__version__", "first_last_avg", "fit_flow", "fold", "load", "save_for_servers", "whiten"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,25 @@
-"""Load a model folder that may contain our modules, and run no code from it."""
+"""Load a model folder that may contain our modules, and run no code from it; save one that servers read."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_plugins.core.devices import check_present
+from st_plugins.core.host import default_prompt
 from st_plugins.core.loading.encoder import as_dtype, load_encoder
 from st_plugins.core.loading.files import is_there
 from st_plugins.core.loading.hub import local_folder
+from st_plugins.core.serving import save_served, served_otherwise
+from st_plugins.core.writing.atomic import folder_target
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
+logger = logging.getLogger(__name__)
 
 # What is no SentenceTransformer, by the file that only its folder has.
 _OTHERS = {
@@ -82,6 +87,54 @@ def load(
     module, name = kind
     model = getattr(importlib.import_module(module), name).load(folder)
     return model.to(**{key: value for key, value in {"device": device, "dtype": wanted}.items() if value is not None})
+
+
+def save_for_servers(model: SentenceTransformer, path: str | Path, *, overwrite: bool = False) -> None:
+    """Save a model so that embedding servers give the vectors that sentence-transformers gives.
+
+    Text-embeddings-inference knows modules by the names ``sentence_transformers.models.*``, and reads the pooling and
+    the length from keys that sentence-transformers 6 no longer writes: with the folder of ``model.save`` it does not
+    start, or, told the pooling, leaves out the Dense layers without an error. Here the names are the older ones, and
+    the older keys stand beside the new. Plain ``SentenceTransformer(path)`` and `load` read the folder as before.
+
+    The same vectors come from models of a Transformer, a Pooling ("mean", "cls" or "lasttoken"), Dense layers and, at
+    the end, a Normalize, from the server's own (candle) backend; its others apply no Dense. It normalizes also the
+    vectors of a model that does not, unless a request says ``"normalize": false``.
+
+    Args:
+        model: The model, folded (see `fold`).
+        path: Folder to write.
+        overwrite: Whether to replace what an earlier call has written.
+
+    Raises:
+        ValueError: Servers would give other vectors; the message says why.
+        FileExistsError: There is something in ``path`` already.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from st_plugins.miniature import untrained_encoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_for_servers(untrained_encoder(), pathlib.Path(folder, "model"))
+        ...     modules = json.loads(pathlib.Path(folder, "model", "modules.json").read_text())
+        >>> [module["type"] for module in modules]
+        ['sentence_transformers.models.Transformer', 'sentence_transformers.models.Pooling']
+    """
+    fault = served_otherwise(model)
+    if fault:
+        raise ValueError(f"model would be served as other vectors: {fault}")
+    target = folder_target(path, name="path", overwrite=overwrite)
+    if model.truncate_dim is not None:
+        logger.warning(
+            "Servers do not cut vectors to the model's truncate_dim: ask for 'dimensions': %d in each request.",
+            model.truncate_dim,
+        )
+    if default_prompt(model):
+        logger.warning(
+            "Servers do not read which prompt is the default: start them with --default-prompt-name %s.",
+            model.default_prompt_name,
+        )
+    with target.write() as folder:
+        save_served(model, folder)
 
 
 def load_sentence_transformer(

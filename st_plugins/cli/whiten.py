@@ -67,6 +67,7 @@ def whiten(
     from st_plugins import recipes
     from st_plugins.cli.console import print_before_after, print_warnings
     from st_plugins.core.host import check_prompt
+    from st_plugins.core.serving import save_served, served_otherwise
     from st_plugins.core.writing.atomic import folder_target
     from st_plugins.data.own import read_texts
     from st_plugins.evaluation.comparison import compare as compare_results
@@ -109,8 +110,12 @@ def whiten(
         else (evaluator.evaluate(whitened, "after whitening"), evaluator.evaluate(loaded, "before"))
     )
     result = whitened if keep_plugin else folding.fold(whitened)
+    otherwise = served_otherwise(result)
     with target.write() as folder:
-        result.save(str(folder))
+        if otherwise:
+            result.save(str(folder))
+        else:
+            save_served(result, folder)
     if after is None or before is None:
         say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
     else:
@@ -122,7 +127,10 @@ def whiten(
                 "for smaller vectors without what hurts here, rotation without centering or scaling: st-plugins "
                 f"compress {shlex.quote(model)} --texts {shlex.quote(str(texts))} --output-dimension {width}"
             )
-    print_warnings(terminal(), [warning] if warning else [])
+    warnings = [warning] if warning else []
+    if otherwise and not keep_plugin:
+        warnings.append(f"embedding servers would give other vectors: {otherwise}")
+    print_warnings(terminal(), warnings)
     how = "load it with st_plugins.load" if keep_plugin else "plain SentenceTransformer loads it"
     say(f"wrote {output}: {result.get_embedding_dimension()} dimensions, whitened on {len(sentences):,} texts; {how}")
 

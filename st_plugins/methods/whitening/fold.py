@@ -19,11 +19,12 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
     """Return the same model made of stock modules: every run of affine modules with a Whitening in it becomes a Dense.
 
     A whitening is ``y = W (x - μ)``, hence a Dense with weight ``W``, bias ``-W μ`` and no activation; with the Dense
-    layers before and after it (identity activation only) it multiplies out to a single one. The product is taken in
-    float64. A Whitening with ``normalize=True`` becomes that Dense and a stock Normalize. Everything else stays where
-    it is, and prompts, similarity function and truncation carry over. A Dense that comes after a Normalize is served
-    as other vectors by servers that apply linear layers right after the pooling: a warning says so, and `whiten` does
-    not make such a model.
+    layers before and after it (identity activation only) it multiplies out to a single one, which has no bias where
+    nothing is added (``center=False``). The product is taken in float64. A Whitening with ``normalize=True`` becomes
+    that Dense and a stock Normalize. Everything else stays where it is, and prompts, similarity function and
+    truncation carry over. A Dense that comes after a Normalize is served as other vectors by servers that apply linear
+    layers right after the pooling: a warning says so, and `whiten` does not make such a model. `save_for_servers`
+    writes the folded model so that they read it.
 
     Args:
         model: The model; left as it is.
@@ -115,6 +116,7 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
     dense = Dense(
         weight.shape[1],
         weight.shape[0],
+        bias=bool(bias.any()),
         activation_function=nn.Identity(),
         init_weight=weight.to(dtype),
         init_bias=bias.to(dtype),
