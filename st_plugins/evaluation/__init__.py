@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from st_plugins.evaluation.comparison import Comparison, compare
+from st_plugins.evaluation.leaderboard import (
+    leaderboard_scores,
+    read_leaderboard,
+    write_leaderboard,
+)
 from st_plugins.evaluation.report import write_reports
 from st_plugins.evaluation.result import BinaryScores, Difference, FloorResult, Score, SuiteResult, TaskResult
 from st_plugins.evaluation.statistics import bootstrap, difference, holm, resample_counts, spearman
@@ -21,7 +26,10 @@ __all__ = [
     "compare",
     "difference",
     "holm",
+    "leaderboard_scores",
+    "read_leaderboard",
     "resample_counts",
     "spearman",
+    "write_leaderboard",
     "write_reports",
 ]
