@@ -1,0 +1,176 @@
+"""The ways to make vectors smaller, and what each costs on texts that it was not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from st_plugins.compression.choice.fidelity import Held, Measured, recognized, unit
+from st_plugins.compression.choice.sample import Map, Sample, applied, as_held
+from st_plugins.compression.quantization import BITS, Quantization, bytes_of
+from st_plugins.methods.whitening.moments import Moments
+from st_plugins.methods.whitening.transform import derive
+
+Array = NDArray[np.floating]
+
+TRUNCATION, ROTATION = "truncation", "rotation"
+# How a direction is weighed: whether the mean is subtracted, the power of 1 / √λ, and the shrinkage of the covariance.
+_SHAPES: dict[str, tuple[bool, float, bool]] = {
+    ROTATION: (False, 0.0, False),
+    "centered rotation": (True, 0.0, False),
+    "soft whitening": (False, 0.5, False),
+    "whitening": (True, 1.0, False),
+    "shrunk whitening": (True, 1.0, True),
+}
+METHODS = (TRUNCATION, *_SHAPES)
+OTHER_SHAPES = tuple(name for name in _SHAPES if name != ROTATION)
+"""Methods that give other similarities than the model's, in all dimensions too."""
+# By how much copies must find each other more surely before the model's own similarities are given up. Of encoders
+# trained to compare texts no other shape gained more than 0.02, of raw encoders it gained 0.05 and more.
+MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way: what is done to a vector, how many numbers are kept, and in how many bits each."""
+
+    method: str
+    dimension: int
+    precision: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a stored vector."""
+        return bytes_of(self.precision, self.dimension)
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.dimension} x {self.precision}"
+
+
+class Maps:
+    """The maps of all candidates that are fitted on the same moments; a shape's directions are found once."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+        self._found: dict[str, Map] = {}
+
+    def of(self, candidate: Candidate) -> Map:
+        """Return the map of a candidate."""
+        width, kept = self.moments.dimension, candidate.dimension
+        if candidate.method == TRUNCATION:
+            return np.zeros(width), np.eye(kept, width)
+        mean, weight = self.directions(candidate.method)
+        if kept > len(weight):
+            raise ValueError(
+                f"{candidate.method} to {kept} dimensions needs as many directions, but the texts have {len(weight)}; "
+                "give more texts, or fewer dimensions"
+            )
+        weight = weight[:kept]
+        # A sign is worth its bit only where all dimensions vary alike; a random rotation makes them.
+        return mean, random_rotation(kept) @ weight if candidate.precision == "binary" else weight
+
+    def directions(self, method: str) -> Map:
+        """Return a shape's map that keeps all directions, those of largest variance first."""
+        if method not in self._found:
+            center, power, shrunk = _SHAPES[method]
+            shrinkage = self.moments.ledoit_wolf(center=center) if shrunk else 0.0
+            # A rotation is one also where the texts do not vary; of the others only what was seen can be scaled.
+            kept = self.moments.dimension if power == 0 else None
+            transform = derive(self.moments, kept, shrinkage, None, center=center, power=power)
+            self._found[method] = transform.mean, transform.weight
+        return self._found[method]
+
+
+def random_rotation(dimension: int, seed: int = 0) -> Array:
+    """Return a random orthogonal matrix, always the same one."""
+    drawn = torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    basis, triangle = np.linalg.qr(drawn.numpy())
+    return basis * np.sign(np.diag(triangle))
+
+
+class Trial:
+    """Candidates tried on a sample, each fitted on one group and judged on the other."""
+
+    def __init__(self, sample: Sample, copies: Sequence[tuple[Array, Array]] = ()) -> None:
+        sample.check()
+        self.sample, self.copies = sample, copies
+        # What judges a group is fitted on the other one.
+        self.maps = Maps(sample.moments[1]), Maps(sample.moments[0])
+        self.recognized = self._recognized()
+        best = max(OTHER_SHAPES, key=lambda name: self.recognized.get(name, 0.0))
+        own = self.recognized.get(ROTATION, 0.0)
+        self.shape = best if self.recognized.get(best, 0.0) > own + MARGIN else ROTATION
+        self._held: dict[str, tuple[Held, Held]] = {}
+        self._found: dict[tuple[Candidate, bool], Measured] = {}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that come into question when nobody names one."""
+        return (TRUNCATION, ROTATION) if self.shape == ROTATION else (self.shape,)
+
+    def measure(self, candidate: Candidate, *, errors: bool = False) -> Measured:
+        """Return what a candidate keeps of the similarities that its shape has in all dimensions."""
+        key = candidate, errors
+        if key not in self._found:
+            parts = [self._on(candidate, group, errors) for group in (0, 1)]
+            loss, kept = (float(np.mean([getattr(part, name) for part in parts])) for name in ("loss", "neighbors"))
+            spread = [
+                float(np.sqrt(np.sum(np.square([getattr(part, name) for part in parts]))) / 2)
+                for name in ("loss_error", "neighbors_error")
+            ]
+            self._found[key] = Measured(loss, spread[0], kept, spread[1])
+        return self._found[key]
+
+    def best(self, candidates: Iterable[Candidate]) -> Candidate:
+        """Return the candidate that keeps the order of similarities best; the first of equal ones."""
+        return min(candidates, key=lambda one: self.measure(one).loss)
+
+    def _on(self, candidate: Candidate, group: int, errors: bool) -> Measured:
+        vectors, mapped = self.sample.held[group], self.maps[group].of(candidate)
+        # The ranges are fitted where the map is.
+        quantization = Quantization.fit(candidate.precision, unit(applied(self.sample.held[1 - group], mapped)))
+        new = quantization.vectors(quantization.quantize(unit(applied(vectors, mapped))))
+        return self._reference(candidate.method)[group].measure(new, errors=errors)
+
+    def _reference(self, method: str) -> tuple[Held, Held]:
+        """Return the held-out texts as a shape has them in all dimensions."""
+        shape = method if method in OTHER_SHAPES else ROTATION
+        if shape not in self._held:
+            first, second = self.sample.held
+            if shape != ROTATION:
+                first, second = (
+                    applied(rows, maps.directions(shape))
+                    for rows, maps in zip((first, second), self.maps, strict=True)
+                )
+            self._held[shape] = as_held(first), as_held(second)
+        return self._held[shape]
+
+    def _recognized(self) -> dict[str, float]:
+        """Return how surely copies find each other in each shape; nothing without copies."""
+        if not self.copies:
+            return {}
+        return {
+            shape: float(
+                np.mean(
+                    [
+                        recognized(*(applied(rows, maps.directions(shape)) for rows in copies))
+                        for copies, maps in zip(self.copies, self.maps, strict=True)
+                    ]
+                )
+            )
+            for shape in _SHAPES
+        }
+
+
+def of_size(dimension: int, size: int, methods: Iterable[str], precisions: Iterable[str]) -> list[Candidate]:
+    """Return the candidates that fill so many bytes, at most, with as many dimensions as there is room for."""
+    found = []
+    for precision in precisions:
+        kept = min(dimension, size * 8 // BITS[precision])
+        # All dimensions, neither cut nor packed, need no map; a cut is a truncation or a rotation.
+        found += [Candidate(method, kept, precision) for method in methods if kept]
+    return found
