@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Router, Transformer
-from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, WeightedLayerPooling
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
+from torch import nn
 
 from st_plugins.core.all_layers import return_all_layers
-from st_plugins.core.host import check_prompt, gives_unit_length, rebuild
-from st_plugins.core.texts import check_texts
+from st_plugins.core.appending import closed, encoded, opened, width_of
+from st_plugins.core.host import gives_unit_length, rebuild
 from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
 from st_plugins.methods.layer_mix.layer_mix import LayerMix, recipe_weights
 from st_plugins.methods.whitening.whitening import Whitening, check_center, check_output_dimension, check_power
-
-_MODALITIES = ("text", "image", "audio", "video", "message")  # routes that the host chooses by what it is given
-_BLOCK = 4096  # texts encoded before they are added to the statistics and forgotten
 
 
 def whiten(
@@ -87,7 +82,7 @@ def whiten(
     check_output_dimension(output_dimension)
     check_center(center)
     check_power(power)
-    texts, result, tail, dimension = _prepared(model, texts, 2, "a covariance", prompt, route)
+    texts, result, tail, dimension = opened(model, texts, 2, "a covariance", prompt, route)
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
     different = len(set(texts))
@@ -103,14 +98,14 @@ def whiten(
     normalize = (normalize or gives_unit_length(model[-1])) and not tail
     options: dict[str, Any] = {"shrinkage": shrinkage, "rcond": rcond, "normalize": normalize}
     whitening = Whitening(dimension, output_dimension, center=center, power=power, **options)
-    for block in _encoded(result, texts, batch_size, "Whitening", show_progress_bar, prompt, route):
+    for block in encoded(result, texts, batch_size, "Whitening", show_progress_bar, prompt, route):
         whitening.partial_fit(block, source)
     whitening.affine()  # a rank that does not suffice is reported here, not at the first encode()
     # Directions are sorted by variance, so truncation goes on meaning something, unless more was asked for here.
     truncated = model.truncate_dim
     if truncated is not None and (output_dimension is None or output_dimension <= truncated):
         result.truncate_dim = truncated
-    return _closed(result, whitening, tail)
+    return closed(result, whitening, tail)
 
 
 def fit_flow(
@@ -169,11 +164,11 @@ def fit_flow(
     Reference:
         Li et al., arXiv 2011.05864; see `NormalizingFlow`.
     """
-    texts, result, tail, dimension = _prepared(model, texts, 3, "a flow", prompt, route)
+    texts, result, tail, dimension = opened(model, texts, 3, "a flow", prompt, route)
     normalize = options.pop("normalize", False) or gives_unit_length(model[-1])
     options["normalize"] = normalize and not tail
     module = NormalizingFlow.from_preset(preset, dimension, **options).to(result.device)
-    embeddings = list(_encoded(result, texts, batch_size, "Encoding", show_progress_bar, prompt, route))
+    embeddings = list(encoded(result, texts, batch_size, "Encoding", show_progress_bar, prompt, route))
     module.fit(
         embeddings,
         source,
@@ -183,7 +178,7 @@ def fit_flow(
         show_progress_bar=show_progress_bar,
     )
     result.truncate_dim = model.truncate_dim
-    return _closed(result, module, tail)
+    return closed(result, module, tail)
 
 
 def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
@@ -217,7 +212,7 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
         Su et al., arXiv 2103.15316, section 4.1, after Li et al., arXiv 2011.05864.
     """
     transformer, rest = _split(model)
-    dimension = _dimension(transformer)
+    dimension = width_of(transformer)
     layers = int(transformer.model.config.num_hidden_layers)
     # The host's module divides by the sum of the weights; as a parameter it is saved.
     weights = nn.Parameter(2 * recipe_weights("first-last", layers)[1:])
@@ -234,72 +229,8 @@ def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
     """Return the model with another stock pooling, "cls" or "mean" for example."""
     transformer, rest = _split(model)
     stock: Any = Pooling
-    changed = stock(_dimension(transformer), pooling_mode=mode, include_prompt=_include_prompt(model))
+    changed = stock(width_of(transformer), pooling_mode=mode, include_prompt=_include_prompt(model))
     return rebuild(model, [transformer, changed, *rest])
-
-
-def _prepared(
-    model: SentenceTransformer, texts: Sequence[str], least: int, what: str, prompt: str | None, route: str | None
-) -> tuple[list[str], SentenceTransformer, list[nn.Module], int]:
-    """Check what is to be fitted on; return it, a copy of the model to fit behind, what comes last, and the width."""
-    check_prompt(prompt)
-    texts = check_texts(texts, "texts")
-    if len(texts) < least:
-        raise ValueError(f"texts has {len(texts)} entries, but {what} needs at least {least}; give more text")
-    if len(set(texts)) < 2:
-        raise ValueError(f"the {len(texts)} texts are all equal, but {what} needs different ones")
-    routers = [module for module in model.modules() if isinstance(module, Router)]
-    named = {name for router in routers for name in router.sub_modules if name not in _MODALITIES}
-    routes = sorted(named | {task for router in routers for task, _ in router.route_mappings if task})
-    if routes and route not in routes:
-        raise ValueError(
-            f"route is {route!r}, but the model has the routes {', '.join(map(repr, routes))}: say with which of them "
-            "the texts are encoded"
-        )
-    if route is not None and not routes:
-        raise ValueError(f"route is {route!r}, but the model has no routes; leave it out")
-    # What is fitted goes before a Normalize at the end, with a Dropout around it, which encodes nothing.
-    modules = list(model)
-    head = list(modules)
-    while len(head) > 1 and isinstance(head[-1], Normalize | Dropout):
-        head.pop()
-    if not any(isinstance(module, Normalize) for module in modules[len(head) :]):
-        head = modules
-    result = rebuild(model, head)
-    result.truncate_dim = None  # else the end of each embedding would not be fitted on
-    return texts, result, [copy.deepcopy(module) for module in modules[len(head) :]], _dimension(result)
-
-
-def _closed(result: SentenceTransformer, module: nn.Module, tail: list[nn.Module]) -> SentenceTransformer:
-    for last in (module.to(result.device).eval(), *tail):
-        result.append(last)
-    return result
-
-
-def _encoded(
-    model: SentenceTransformer,
-    texts: list[str],
-    batch_size: int,
-    title: str,
-    show_progress_bar: bool | None,
-    prompt: str | None,
-    route: str | None,
-) -> Iterator[Tensor]:
-    """Yield the embeddings block by block under a progress bar."""
-    hidden = None if show_progress_bar is None else not show_progress_bar  # None: tqdm looks for a terminal
-    options: dict[str, Any] = {"batch_size": batch_size} | ({} if route is None else {"task": route})
-    with tqdm(total=len(texts), desc=title, unit="texts", disable=hidden) as bar:
-        for start in range(0, len(texts), _BLOCK):  # in their order, by which the fit names a bad row
-            block = texts[start : start + _BLOCK]
-            yield model.encode(block, prompt=prompt, show_progress_bar=False, convert_to_tensor=True, **options)
-            bar.update(len(block))
-
-
-def _dimension(module: Any) -> int:
-    dimension = module.get_embedding_dimension()
-    if dimension is None:
-        raise ValueError("the model does not say its embedding dimension; append a Pooling or Dense module to it")
-    return int(dimension)
 
 
 def _include_prompt(model: SentenceTransformer) -> bool:

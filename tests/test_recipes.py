@@ -42,7 +42,7 @@ def test_embeddings_become_white_and_the_input_stays(model: SentenceTransformer,
 def test_equals_fitting_on_the_encoded_sentences(
     model: SentenceTransformer, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("st_plugins.recipes._BLOCK", 7)
+    monkeypatch.setattr("st_plugins.core.appending._BLOCK", 7)
     duplicated = [*sentences, *sentences[:20]]
     whitened = whiten(model, duplicated, 5, shrinkage="ledoit-wolf", normalize=True)
     alone = Whitening(16, 5, shrinkage="ledoit-wolf", normalize=True).fit(model.encode(duplicated))
@@ -251,7 +251,7 @@ def test_progress_bar(model: SentenceTransformer, sentences: list[str], capsys: 
 def test_a_flow_is_fitted_on_the_encoded_sentences(
     model: SentenceTransformer, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("st_plugins.recipes._BLOCK", 7)
+    monkeypatch.setattr("st_plugins.core.appending._BLOCK", 7)
     before, state = model.encode(sentences), {k: v.clone() for k, v in model.state_dict().items()}
     flowed: Any = fit_flow(model, sentences, "code", epochs=2, depth=1, normalize=True, source="sixty sentences")
     assert [type(module).__name__ for module in flowed] == ["Transformer", "Pooling", "NormalizingFlow"]
