@@ -13,7 +13,7 @@ from torch import nn
 
 from st_plugins.core.all_layers import return_all_layers
 from st_plugins.core.appending import closed, encoded, opened, width_of
-from st_plugins.core.host import gives_unit_length, rebuild
+from st_plugins.core.host import check_encoder, gives_unit_length, rebuild
 from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
 from st_plugins.methods.layer_mix.layer_mix import LayerMix, recipe_weights
 from st_plugins.methods.whitening.whitening import Whitening, check_center, check_output_dimension, check_power
@@ -67,7 +67,7 @@ def whiten(
         The new model.
 
     Raises:
-        TypeError: ``texts`` is one string, or something in it is no string.
+        TypeError: ``texts`` is one string, something in it is no string, or ``model`` is no SentenceTransformer.
         ValueError: There are too few texts, ``output_dimension`` exceeds the model's dimension or the rank, or the
             model has routes and ``route`` names none of them.
 
@@ -151,7 +151,7 @@ def fit_flow(
         The new model.
 
     Raises:
-        TypeError: ``texts`` is one string, or something in it is no string.
+        TypeError: ``texts`` is one string, something in it is no string, or ``model`` is no SentenceTransformer.
         ValueError: There are too few texts, they all have the same embedding, or an option is not allowed.
 
     Example:
@@ -240,6 +240,7 @@ def _include_prompt(model: SentenceTransformer) -> bool:
 
 def _split(model: SentenceTransformer) -> tuple[Any, list[nn.Module]]:
     """Return the Transformer, and what follows its pooling."""
+    check_encoder(model)
     transformer, *others = list(model)
     if not isinstance(transformer, Transformer):
         raise ValueError(f"the first module must be a Transformer, got {type(transformer).__name__}")

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from st_plugins.core.host import check_prompt, rebuild
+from st_plugins.core.host import check_encoder, check_prompt, rebuild
 from st_plugins.core.texts import check_texts
 
 _MODALITIES = ("text", "image", "audio", "video", "message")  # routes that the host chooses by what it is given
@@ -23,6 +23,7 @@ def opened(
     model: SentenceTransformer, texts: Sequence[str], least: int, what: str, prompt: str | None, route: str | None
 ) -> tuple[list[str], SentenceTransformer, list[nn.Module], int]:
     """Check what is to be fitted on; return it, a copy of the model to fit behind, what comes last, and the width."""
+    check_encoder(model)
     check_prompt(prompt)
     texts = check_texts(texts, "texts")
     if len(texts) < least:

@@ -50,6 +50,14 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
     return built
 
 
+def check_encoder(model: Any) -> None:
+    """Refuse what is no SentenceTransformer, the path of one for example."""
+    if not isinstance(model, SentenceTransformer):
+        raise TypeError(
+            f"model must be a SentenceTransformer, got {type(model).__name__}; load it first: st_plugins.load(path)"
+        )
+
+
 def gives_unit_length(module: nn.Module) -> bool:
     """Return whether a module, as the last one, gives embeddings of unit length."""
     if isinstance(module, Router):

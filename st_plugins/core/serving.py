@@ -12,7 +12,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from st_plugins.core.host import positions
+from st_plugins.core.host import check_encoder, positions
 
 # The rules are those of text-embeddings-inference (huggingface, July 2026, commit 0d124dc): `modules.json` in
 # backends/src/lib.rs, the pooling and the length in router/src/lib.rs, Dense in backends/candle/src/models/dense.rs.
@@ -29,6 +29,7 @@ _NO_LIMIT = 10**9  # tokenizers without a limit of their own say 1e30
 
 def served_otherwise(model: SentenceTransformer) -> str | None:
     """Say why servers would give other vectors than the host does, or None where they give the same."""
+    check_encoder(model)
     modules = list(model)
     normalized = False
     for module in modules:

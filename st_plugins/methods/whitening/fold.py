@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from torch import Tensor, nn
 
-from st_plugins.core.host import rebuild
+from st_plugins.core.host import check_encoder, rebuild
 from st_plugins.methods.whitening.whitening import Whitening
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
         much is lost.
 
     Raises:
+        TypeError: ``model`` is no SentenceTransformer.
         ValueError: A Whitening sits inside another module (a Router, say), or the model is float16 and the folded
             weights do not fit into that type.
 
@@ -50,6 +51,7 @@ def fold(model: SentenceTransformer) -> SentenceTransformer:
         >>> bool(np.abs(folded.encode(texts) - whitened.encode(texts)).max() < 1e-4)
         True
     """
+    check_encoder(model)
     nested = sum(isinstance(module, Whitening) for module in model.modules())
     nested -= sum(isinstance(module, Whitening) for module in model)
     if nested:

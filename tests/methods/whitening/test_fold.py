@@ -15,9 +15,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import nn
 
+from st_plugins.io import save_for_servers
 from st_plugins.methods.whitening.fold import fold
 from st_plugins.modules import Whitening
-from st_plugins.recipes import whiten
+from st_plugins.recipes import first_last_avg, whiten
 
 
 def whitening(width: int, output: int, *, normalize: bool = False, seed: int = 0) -> Whitening:
@@ -70,6 +71,56 @@ def test_every_affine_run_becomes_one_dense(
             parameter.zero_()
     assert all(torch.equal(value, state[key]) for key, value in pipeline.state_dict().items())
     assert np.array_equal(pipeline.encode(sentences), before)
+
+
+def test_a_model_that_ends_in_dense_layers_keeps_one_of_each_run(
+    model: SentenceTransformer, sentences: list[str]
+) -> None:
+    torch.manual_seed(3)
+    tails: list[tuple[list[nn.Module], list[str]]] = [
+        ([dense(16, 12)], ["Dense"]),
+        ([dense(16, 12), dense(12, 12, bias=False, residual=True), Normalize()], ["Dense", "Normalize"]),
+        ([dense(16, 12, nn.Tanh()), Normalize()], ["Dense", "Dense", "Normalize"]),
+    ]
+    for tail, expected in tails:
+        pipeline = SentenceTransformer(modules=[*model, *tail], device="cpu").eval()
+        for way in ({}, {"center": False, "power": 0.0}, {"center": False, "shrinkage": 0.1}):
+            whitened = whiten(pipeline, sentences, 3, **way)  # type: ignore[arg-type]
+            folded = fold(whitened)
+            assert names(folded)[2:] == expected
+            np.testing.assert_allclose(folded.encode(sentences), whitened.encode(sentences), atol=1e-4)
+
+
+def test_a_rotated_matryoshka_model_is_cut_by_the_host_as_before(
+    model: SentenceTransformer, sentences: list[str], tmp_path: Path
+) -> None:
+    model.truncate_dim = 5
+    rotated = whiten(model, sentences, center=False, power=0)
+    folded = fold(rotated)
+    folded.save(str(tmp_path), create_model_card=False)
+    again = SentenceTransformer(str(tmp_path), device="cpu")
+    whole = again.encode(sentences, truncate_dim=15)
+    assert again.truncate_dim == 5 and whole.shape == (60, 15)
+    np.testing.assert_allclose(again.encode(sentences), whole[:, :5], atol=1e-6)
+    np.testing.assert_allclose(
+        again.encode(sentences), fold(whiten(model, sentences, 5, center=False, power=0)).encode(sentences), atol=1e-5
+    )
+
+
+def test_one_map_after_a_router_is_folded(model: SentenceTransformer, sentences: list[str]) -> None:
+    router = Router.for_query_document([*model], [*model, Normalize()])
+    routed = SentenceTransformer(modules=[router], device="cpu").eval()
+    whitened = whiten(routed, sentences, 4, route="query", center=False, power=0)
+    folded = fold(whitened)
+    assert names(folded) == ["Router", "Dense"]
+    np.testing.assert_allclose(folded.encode_query(sentences), whitened.encode_query(sentences), atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["a/path", None, nn.Linear(2, 2)])
+def test_what_is_no_model_is_named(wrong: Any, tmp_path: Path) -> None:
+    for use in (fold, lambda x: whiten(x, ["a", "b"]), lambda x: save_for_servers(x, tmp_path / "m"), first_last_avg):
+        with pytest.raises(TypeError, match=f"SentenceTransformer, got {type(wrong).__name__}; load it first"):
+            use(wrong)
 
 
 def test_weight_and_bias_are_the_papers(model: SentenceTransformer) -> None:
