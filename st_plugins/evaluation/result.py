@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SCHEMA_VERSION = 1
+
+Read = TypeVar("Read")
 
 # JSON has no numbers for these.
 _UNDEFINED_OR_INFINITE = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -192,7 +195,7 @@ class SuiteResult:
 
     def to_json(self) -> str:
         """Return the result as JSON text; undefined numbers become ``null``, infinite ones ``"inf"``."""
-        return json.dumps(_without_nan(asdict(self)), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return json.dumps(without_nan(asdict(self)), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> SuiteResult:
@@ -207,41 +210,33 @@ class SuiteResult:
         Raises:
             ValueError: The text is not JSON, or was written by a newer layout of this package.
         """
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a result.json: {error}") from None
-        if not isinstance(raw, dict) or "tasks" not in raw:
-            raise ValueError("not a result.json of st_plugins: there is no 'tasks' in it")
-        if raw.get("schema_version", 0) > SCHEMA_VERSION:
-            raise ValueError(
-                f"result.json has schema_version {raw['schema_version']}, this release reads up to {SCHEMA_VERSION}; "
-                "update st-plugins"
-            )
+        raw = read_json(text, SCHEMA_VERSION)
+        if "average" not in raw:
+            raise ValueError("a result of other tasks than STS; read it with TasksResult, or read_result")
         # Only floats get NaN for null: elsewhere null means None. Older results lack the last fields.
         tasks = []
         for task in raw["tasks"]:
             for key in ("spearman", "pearson"):
-                task[key] = _scores(task[key])
-            task["subsets"] = {name: _nan_for_null(subset) for name, subset in task["subsets"].items()}
+                task[key] = scores_of(task[key])
+            task["subsets"] = {name: nan_for_null(subset) for name, subset in task["subsets"].items()}
             if task["similarities"] is not None:
                 task["similarities"] = [math.nan if value is None else value for value in task["similarities"]]
             if task.get("highest", math.nan) is None:
                 task["highest"] = math.nan
             if task.get("binary") is not None:
-                scores = {key: Score(**_nan_for_null(task["binary"][key])) for key in ("auc", "average_precision")}
+                scores = {key: Score(**nan_for_null(task["binary"][key])) for key in ("auc", "average_precision")}
                 task["binary"] = BinaryScores(**{**task["binary"], **scores})
             tasks.append(TaskResult(**task))
         floor = raw["floor"]
         if floor is not None:
             for key in ("raw", "whitened"):
-                floor[key] = _scores(floor[key])
+                floor[key] = scores_of(floor[key])
             for key in ("above_raw", "above_whitened"):
-                floor[key] = {name: Difference(**_nan_for_null(value)) for name, value in floor[key].items()}
+                floor[key] = {name: Difference(**nan_for_null(value)) for name, value in floor[key].items()}
             raw["floor"] = FloorResult(**floor)
         raw["tasks"] = tasks
-        raw["average"] = _scores(raw["average"])
-        raw["geometry"] = _nan_for_null(raw["geometry"])
+        raw["average"] = scores_of(raw["average"])
+        raw["geometry"] = nan_for_null(raw["geometry"])
         return cls(**raw)
 
     @classmethod
@@ -258,21 +253,44 @@ class SuiteResult:
             FileNotFoundError: There is no such file.
             ValueError: The file is not a result of this package.
         """
-        path = Path(path)
-        path = path / "result.json" if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(f"result file {str(path)!r} does not exist; 'st-plugins evaluate' writes one")
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from None
+        return read_as(cls.from_json, path)
 
 
-def _scores(raw: dict[str, dict[str, float | None]]) -> dict[str, Score]:
-    return {name: Score(**_nan_for_null(value)) for name, value in raw.items()}
+def read_as(from_json: Callable[[str], Read], path: str | Path) -> Read:
+    """Read a ``result.json``, or the one inside a folder; what is wrong with it is said with its path."""
+    path = Path(path)
+    path = path / "result.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"result file {str(path)!r} does not exist; 'st-plugins evaluate' writes one")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _nan_for_null(raw: dict[str, Any]) -> dict[str, Any]:
+def read_json(text: str, version: int) -> dict[str, Any]:
+    """Return what a ``result.json`` of at most this layout holds."""
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a result.json: {error}") from None
+    if not isinstance(raw, dict) or "tasks" not in raw:
+        raise ValueError("not a result.json of st_plugins: there is no 'tasks' in it")
+    if raw.get("schema_version", 0) > version:
+        raise ValueError(
+            f"result.json has schema_version {raw['schema_version']}, this release reads up to {version}; "
+            "update st-plugins"
+        )
+    return raw
+
+
+def scores_of(raw: dict[str, dict[str, float | None]]) -> dict[str, Score]:
+    """Return scores as they were before they were written."""
+    return {name: Score(**nan_for_null(value)) for name, value in raw.items()}
+
+
+def nan_for_null(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return numbers as they were before they were written."""
     return {key: _UNDEFINED_OR_INFINITE.get(value, value) if _is_plain(value) else value for key, value in raw.items()}
 
 
@@ -280,11 +298,12 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return plain values as JSON can hold them: undefined numbers as None, infinite ones as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value

@@ -151,7 +151,7 @@ def bootstrap(gold: Array, systems: Array, counts: NDArray[np.uint8]) -> tuple[A
     systems = systems - systems.mean(axis=1, keepdims=True)
     rank_gold = _Ranker(gold)
     rankers = [_Ranker(system) for system in systems]
-    for block, total, rows in _blocks(counts):
+    for block, total, rows in blocks(counts):
         gold_ranks = _moments(rank_gold(block), block, total)
         gold_values = _moments(gold, block, total)
         for index, (system, ranker) in enumerate(zip(systems, rankers, strict=True)):
@@ -169,7 +169,7 @@ def binary_bootstrap(
     ranker = _Ranker(similarities)
     falling = _Ranker(-similarities)
     last = np.append(falling.starts[1:], len(similarities)) - 1  # of each group of equal similarities, best first
-    for block, total, rows in _blocks(counts):
+    for block, total, rows in blocks(counts):
         hits = block * positive
         found = hits.sum(axis=1)
         others = total - found
@@ -184,7 +184,7 @@ def binary_bootstrap(
     return auc, precision
 
 
-def _blocks(counts: NDArray[np.uint8]) -> Iterator[tuple[Array, Array, slice]]:
+def blocks(counts: NDArray[np.uint8]) -> Iterator[tuple[Array, Array, slice]]:
     """Yield counts as float64 blocks with their sums (at least 1, an empty resample gives NaN anyway)."""
     step = max(1, _BLOCK_VALUES // counts.shape[1])
     for start in range(0, len(counts), step):

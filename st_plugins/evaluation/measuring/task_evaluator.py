@@ -1,0 +1,190 @@
+"""What the evaluators of single tasks have in common: each distinct text encoded once, and what is recorded of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from st_plugins.core.files import library_versions
+from st_plugins.core.host import check_length, check_prompt
+from st_plugins.core.writing.rows import append_row
+from st_plugins.evaluation.measuring.encoding import distinct, encode_ways
+from st_plugins.evaluation.measuring.floor import token_ids
+from st_plugins.evaluation.measuring.record import describe_model, measured
+from st_plugins.evaluation.measuring.scoring import SIMILARITIES
+from st_plugins.evaluation.measuring.ways import own_ways, parse_routes, ways_of
+from st_plugins.evaluation.task_result import MeasuredTask, TasksResult
+
+Vectors = NDArray[np.float32]
+
+_MANY = 100_000  # texts whose tokens are not kept, only for their order in length and for texts that look alike
+
+
+class TaskEvaluator(BaseEvaluator):
+    """Measure a model on one task."""
+
+    # Names of the two columns, by which queries and documents are known.
+    columns: tuple[str, str] = ("text", "text")
+    _main: str  # name of the main metric
+
+    def __init__(
+        self,
+        task: str,
+        texts: Sequence[Sequence[str]],
+        *,
+        batch_size: int,
+        similarity: str | None,
+        confidence: float,
+        bootstrap_samples: int,
+        seed: int,
+        name: str,
+        prompt: str | None,
+        prompt_name: str | None,
+        routes: str | Sequence[str] | None,
+        show_progress_bar: bool | None,
+    ) -> None:
+        super().__init__()
+        if similarity is not None and similarity not in SIMILARITIES:
+            raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
+        check_sampling(confidence, bootstrap_samples, seed)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        check_prompt(prompt, prompt_name)
+        self.task = task
+        self.batch_size = batch_size
+        self.similarity = similarity
+        self.confidence = confidence
+        self.bootstrap_samples = bootstrap_samples
+        self.seed = seed
+        self.name = name or task
+        self.prompt = prompt
+        self.prompt_name = prompt_name
+        self.routes = parse_routes(routes)
+        self.show_progress_bar = show_progress_bar
+        self.texts, self._rows = distinct(texts)
+        self.last_result: TasksResult | None = None
+        self.primary_metric = self._key(self._main, similarity or "cosine")
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("confidence", "bootstrap_samples", "seed")}
+
+    @abstractmethod
+    def _score(self, vectors: list[Vectors], similarity: str) -> MeasuredTask:
+        """Score the vectors of each list of texts."""
+
+    def _key(self, metric: str, similarity: str) -> str:
+        """Return the host's name of a metric."""
+        return f"{similarity}_{metric}"
+
+    def __call__(  # type: ignore[override]  # as in the host, a sentence evaluator takes a SentenceTransformer
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Evaluate during or after training, and return the metrics under the host's names.
+
+        Args:
+            model: The model.
+            output_path: Folder to append ``NAME_results.csv`` to, as the host's evaluators do.
+            epoch: Current epoch, -1 for a test run.
+            steps: Current step, -1 for the end of an epoch.
+
+        Returns:
+            The metrics. The full result is kept in ``last_result``.
+        """
+        found = self.evaluate(model).tasks[0]
+        similarity = self.similarity or str(model.similarity_fn_name)
+        metrics = {self._key(name, similarity): score.value for name, score in found.scores.items()}
+        self.primary_metric = self._key(self._main, similarity)
+        if output_path is not None:
+            file = Path(output_path, f"{self.name}_results.csv")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            append_row(file, ["epoch", "steps", *metrics], [epoch, steps, *metrics.values()])
+        prefixed: dict[str, float] = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, prefixed, epoch, steps)
+        return prefixed
+
+    def evaluate(
+        self, model: SentenceTransformer, model_name: str | None = None, *, own: Mapping[str, Any] | None = None
+    ) -> TasksResult:
+        """Evaluate and return everything that was found.
+
+        Args:
+            model: The model.
+            model_name: Name or path to show in the report.
+            own: Settings of the model before you changed them, to be recorded beside those that were used:
+                ``max_seq_length``, ``truncate_dim``, ``dtype``.
+
+        Returns:
+            The result; ``st_plugins.evaluation.write_reports`` puts it on disk.
+
+        Raises:
+            ValueError: The model gave a NaN or infinite embedding, has no such route or prompt, or its
+                ``max_seq_length`` is more than its encoder can read.
+        """
+        check_length(model)
+        similarity = self.similarity or str(model.similarity_fn_name)
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f"the model's similarity is {similarity!r}; give one of {', '.join(SIMILARITIES)} (similarity=)"
+            )
+        *ways, warning = ways_of(model, self.task, self.columns, self.routes, self.prompt, self.prompt_name)
+        tokens = self._tokens(model)
+        lengths = [len(text) for text in (self.texts if tokens is None else tokens)]
+        show = len(self.texts) > 2000 if self.show_progress_bar is None else self.show_progress_bar
+        wanted = list(zip(ways, self._rows, strict=False))  # texts that are no pairs have one side
+        encoded = encode_ways(model, self.texts, wanted, lengths, tokens, self.batch_size, show)
+        task = self._score([encoded.embeddings[encoded.place[way][rows]] for way, rows in wanted], similarity)
+        sides = (ways[0], ways[-1])
+        task.measured = measured(
+            model,
+            own or {},
+            similarity,
+            None,
+            {self.task: sides},
+            {self.task: own_ways(model, self.columns, sides)},
+        )
+        task.warnings += [warning] if warning else []
+        self.last_result = TasksResult(
+            model=describe_model(model, model_name),
+            settings=self._sampling | {"batch_size": self.batch_size},
+            tasks=[task],
+            versions=library_versions(),
+            warnings=list(task.warnings),
+        )
+        return self.last_result
+
+    def _tokens(self, model: SentenceTransformer) -> list[list[int]] | None:
+        if len(self.texts) > _MANY:
+            return None
+        try:
+            return token_ids(model, self.texts)
+        except TypeError:
+            return None
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the settings that the host writes into the model card.
+
+        Returns:
+            Plain values by name.
+        """
+        return {
+            "task": self.task,
+            "similarity": self.similarity or "the model's own",
+            "prompt": self.prompt or self.prompt_name,
+            **self._sampling,
+        }
+
+
+def check_sampling(confidence: float, bootstrap_samples: int, seed: int) -> None:
+    """Refuse settings of a bootstrap that make none."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
+    if bootstrap_samples < 0 or seed < 0:
+        raise ValueError(f"bootstrap_samples={bootstrap_samples} and seed={seed} must be at least 0")
