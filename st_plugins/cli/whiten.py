@@ -121,7 +121,7 @@ def whiten(
     else:
         comparison = compare_results(after, before, seed=seed)
         print_before_after(terminal(), before, after, comparison)
-        if comparison.average.verdict == "worse":
+        if comparison.average.verdict == "worse" and (center or power > 0):
             width = result.get_embedding_dimension()
             say(
                 "for smaller vectors without what hurts here, rotation without centering or scaling: st-plugins "
