@@ -14,6 +14,7 @@ from rich.text import Text
 
 from st_plugins import __version__
 from st_plugins.cli.compare import compare
+from st_plugins.cli.compress import compress
 from st_plugins.cli.demo import demo
 from st_plugins.cli.evaluate import evaluate
 from st_plugins.cli.explain import explain
@@ -32,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Tell the truth about a sentence-embedding model, and improve it.",
 )
-for command in (evaluate, compare, whiten, geometry, explain):
+for command in (evaluate, compare, compress, whiten, geometry, explain):
     app.command()(command)
 train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Adapt a model to your texts.")
 app.add_typer(train, name="train")

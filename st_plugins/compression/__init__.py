@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from st_plugins.compression.choice.certificate import Certificate
+from st_plugins.compression.compress import compress
+from st_plugins.compression.compressed import Compressed, Option
 from st_plugins.compression.quantization import Quantization
 
-__all__ = ["Quantization"]
+__all__ = ["Certificate", "Compressed", "Option", "Quantization", "compress"]

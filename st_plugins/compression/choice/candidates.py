@@ -27,6 +27,8 @@ _SHAPES: dict[str, tuple[bool, float, bool]] = {
     "shrunk whitening": (True, 1.0, True),
 }
 METHODS = (TRUNCATION, *_SHAPES)
+Limits = dict[str, int]
+"""Methods, and how many dimensions each has to give."""
 OTHER_SHAPES = tuple(name for name in _SHAPES if name != ROTATION)
 """Methods that give other similarities than the model's, in all dimensions too."""
 # By how much copies must find each other more surely before the model's own similarities are given up. Of encoders
@@ -108,9 +110,16 @@ class Trial:
         self._found: dict[tuple[Candidate, bool], Measured] = {}
 
     @property
-    def methods(self) -> tuple[str, ...]:
+    def limits(self) -> Limits:
         """The methods that come into question when nobody names one."""
-        return (TRUNCATION, ROTATION) if self.shape == ROTATION else (self.shape,)
+        methods = (TRUNCATION, ROTATION) if self.shape == ROTATION else (self.shape,)
+        return {method: self.most(method) for method in methods}
+
+    def most(self, method: str) -> int:
+        """Return how many directions there are for a method."""
+        if method == TRUNCATION:
+            return self.sample.dimension
+        return min(len(maps.directions(method)[1]) for maps in self.maps)
 
     def measure(self, candidate: Candidate, *, errors: bool = False) -> Measured:
         """Return what a candidate keeps of the similarities that its shape has in all dimensions."""
@@ -166,11 +175,10 @@ class Trial:
         }
 
 
-def of_size(dimension: int, size: int, methods: Iterable[str], precisions: Iterable[str]) -> list[Candidate]:
+def of_size(limits: Limits, size: int, precisions: Iterable[str]) -> list[Candidate]:
     """Return the candidates that fill so many bytes, at most, with as many dimensions as there is room for."""
     found = []
     for precision in precisions:
-        kept = min(dimension, size * 8 // BITS[precision])
-        # All dimensions, neither cut nor packed, need no map; a cut is a truncation or a rotation.
-        found += [Candidate(method, kept, precision) for method in methods if kept]
+        room = size * 8 // BITS[precision]
+        found += [Candidate(method, min(room, most), precision) for method, most in limits.items() if min(room, most)]
     return found

@@ -26,6 +26,7 @@ from st_plugins.core.loading.hub import local_folder
 from st_plugins.core.loading.sizes import check_model_sizes, check_sizes
 
 MODULES, HOST_CONFIG = "modules.json", "config_sentence_transformers.json"
+_OLDER = "sentence_transformers.models"
 _ALLOWED = ("sentence_transformers.", "st_plugins.")
 _TENSORS, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _ADAPTER, _ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -243,6 +244,8 @@ def module_class(kind: str, folder: Path) -> type[Module]:
 
 def _imported(kind: str) -> Any:
     package, _, name = kind.rpartition(".")
+    # The host's older names, which servers look for; importing them from there is deprecated.
+    package = "sentence_transformers.sentence_transformer.modules" if package == _OLDER else package
     return getattr(importlib.import_module(package), name)
 
 

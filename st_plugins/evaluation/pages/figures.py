@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import importlib.util
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,17 +51,33 @@ class Picture:
 
 def pictures(result: SuiteResult) -> list[Picture] | None:
     """Draw all figures for which the result holds the numbers."""
-    try:
-        import matplotlib
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         return None
+    with _style():
+        drawn = [_score_bars(result), _histogram(result), _spectrum(result)]
+        drawn += [_scatter(task) for task in result.tasks[:_MAX_SCATTERS]]
+    return [picture for picture in drawn if picture is not None]
+
+
+def picture(
+    group: str, caption: str, alt: str, width: float, height: float, paint: Callable[[Any], None]
+) -> Picture | None:
+    """Draw one figure in the style of the reports; None without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    with _style():
+        return Picture(group, caption, alt, _draw(width, height, paint))
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser chooses the font
         matplotlib.rcdefaults()  # the user's own style must not change the report
         matplotlib.rcParams.update(_RC)
-        drawn = [_score_bars(result), _histogram(result), _spectrum(result)]
-        drawn += [_scatter(task) for task in result.tasks[:_MAX_SCATTERS]]
-    return [picture for picture in drawn if picture is not None]
+        yield
 
 
 def _draw(width: float, height: float, paint: Callable[[Any], None]) -> str:
