@@ -208,7 +208,7 @@ def test_whitening_that_hurts_is_said(
     rotated = ("whiten", model_folder, "--texts", texts, "--no-center", "--power", "0", "--output-dimension", "16")
     code, out, _ = run(*rotated, "--output", str(tmp_path / "rotated"), "--pairs", str(path))
     assert code == 0 and "HURTS" not in out and "compress" not in out
-    code, out, _ = run(*rotated[:-1], "1", "--output", str(tmp_path / "one"), "--pairs", str(path))
+    code, out, _ = run(*rotated[:-1], "2", "--output", str(tmp_path / "two"), "--pairs", str(path))
     assert code == 0 and "HURTS" in out and "compress" not in out  # which would be the same again
     kept = SentenceTransformer(str(tmp_path / "rotated"), device="cpu")
     assert [type(module).__name__ for module in kept] == ["Transformer", "Pooling", "Dense"]
