@@ -18,8 +18,10 @@ from st_plugins.evaluation.pages.tables import (
     pipelines_table,
     score_table,
 )
+from st_plugins.evaluation.pages.task_pages import terminal_table, thresholds_in_words
 from st_plugins.evaluation.pages.words import TIES_MATTER, highest_in_words
 from st_plugins.evaluation.result import Difference, SuiteResult
+from st_plugins.evaluation.task_result import TasksResult
 from st_plugins.report.table import percent
 from st_plugins.report.terminal import foreign, shown
 
@@ -29,8 +31,14 @@ _WHITENING_ADVICE = (
 )
 
 
-def print_result(console: Console, result: SuiteResult) -> None:
-    """Print one evaluation: scores beside the floor, geometry, warnings."""
+def print_result(console: Console, result: SuiteResult | TasksResult) -> None:
+    """Print one evaluation: scores, of STS beside the floor and with the geometry, and warnings."""
+    if isinstance(result, TasksResult):
+        console.print(terminal_table(result).to_terminal())
+        for text in thresholds_in_words(result):
+            console.print(foreign(text), soft_wrap=True)
+        print_warnings(console, result.warnings)
+        return
     console.print(score_table(result).to_terminal())
     binary = binary_table(result)
     if binary.rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from st_plugins.evaluation.classification import ClassificationEvaluator, score_classification, training_rows
 from st_plugins.evaluation.clustering import ClusteringEvaluator, score_clustering
-from st_plugins.evaluation.comparison import Comparison, compare
+from st_plugins.evaluation.comparison import Comparison, compare, compare_tasks
 from st_plugins.evaluation.leaderboard import (
     leaderboard_scores,
     read_leaderboard,
@@ -35,6 +35,7 @@ __all__ = [
     "TasksResult",
     "bootstrap",
     "compare",
+    "compare_tasks",
     "difference",
     "holm",
     "leaderboard_scores",

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from st_plugins.core.writing.atomic import Target, file_target
+from st_plugins.evaluation.pages import task_pages
 from st_plugins.evaluation.pages.figures import Picture, pictures
 from st_plugins.evaluation.pages.tables import tables
 from st_plugins.evaluation.pages.words import header, how_to_read, summary
 from st_plugins.evaluation.result import Difference, Score, SuiteResult
+from st_plugins.evaluation.task_result import TasksResult
 from st_plugins.report.page import GENERATOR, escape, page, section
 from st_plugins.report.table import Table, markdown_text
 
@@ -20,10 +22,10 @@ _COLUMNS = ["model", "system", "task", "subset", "pairs"]
 _COLUMNS += [f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")]
 _COLUMNS += ["p_value", "verdict", "highest_spearman"]
 _COLUMNS += [f"{metric}{end}" for metric in ("auc", "average_precision") for end in ("", "_low", "_high")]
-_MARKS = {  # by which a file of an earlier report is known
+_MARKS = {  # by which a file of an earlier report is known, of STS or of other tasks
     "result.json": b'"schema_version": ',
-    "result.csv": ",".join(_COLUMNS).encode(),
-    "result.md": b"# STS evaluation: ",
+    "result.csv": b"model,system,task,",
+    "result.md": b"\n## How to read this\n",
     "report.html": GENERATOR,
 }
 
@@ -40,7 +42,7 @@ def report_targets(
 
 
 def write_reports(
-    result: SuiteResult, folder: str | Path | Sequence[Target], *, overwrite: bool = False
+    result: SuiteResult | TasksResult, folder: str | Path | Sequence[Target], *, overwrite: bool = False
 ) -> list[Path]:
     """Write the four report files.
 
@@ -78,51 +80,61 @@ def write_reports(
     return [target.path for target in targets]
 
 
-def markdown(result: SuiteResult) -> str:
+def markdown(result: SuiteResult | TasksResult) -> str:
     """Return the report as Markdown. It holds no date: the same result gives the same text."""
     # No date, no path: the same result gives the same text.
     lines = header(result)
-    parts = [f"# STS evaluation: {markdown_text(lines['Model'])}"]
+    heading, told, shown, explained = _content(result)
+    parts = [f"# {heading}: {markdown_text(lines['Model'])}"]
     if result.settings.get("banner"):
         parts.append(f"> **{markdown_text(str(result.settings['banner']))}**")
-    parts.append(markdown_text(summary(result)))
+    parts.append(markdown_text(told))
     parts.append("\n".join(f"- {name}: {markdown_text(line)}" for name, line in lines.items()))
-    parts += [table.to_markdown() for table in tables(result)]
+    parts += [table.to_markdown() for table in shown]
     if result.warnings:
         parts.append("## Warnings\n\n" + "\n".join(f"- {markdown_text(warning)}" for warning in result.warnings))
-    parts.append("## How to read this\n\n" + "\n\n".join(markdown_text(text) for text in how_to_read(result)))
+    parts.append("## How to read this\n\n" + "\n\n".join(markdown_text(text) for text in explained))
     return "\n\n".join(parts) + "\n"
 
 
-def html(result: SuiteResult) -> str:
+def html(result: SuiteResult | TasksResult) -> str:
     """Return the whole page."""
     lines = header(result)
-    title = f"STS evaluation: {lines['Model']}"
-    main, *others = tables(result)
+    heading, told, (main, *others), explained = _content(result)
+    title = f"{heading}: {lines['Model']}"
     body = [f"<h1>{escape(title)}</h1>"]
     if result.settings.get("banner"):
         body.insert(0, f'<p class="banner" role="note">{escape(str(result.settings["banner"]))}</p>')
-    body.append(f'<p class="summary">{escape(summary(result))}</p>')
+    body.append(f'<p class="summary">{escape(told)}</p>')
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(line)}</dd>" for name, line in lines.items())
     body.append(f"<dl>{facts}</dl>")
     if result.warnings:
         items = "".join(f"<li>{escape(warning)}</li>" for warning in result.warnings)
         body.append(section("Warnings", f"<ul>{items}</ul>"))
     body.append(main.to_html())
-    body.append(_figures(pictures(result)))
-    body.append(section("How to read this", "".join(f"<p>{escape(text)}</p>" for text in how_to_read(result))))
+    body.append(_figures(pictures(result), isinstance(result, TasksResult)))
+    body.append(section("How to read this", "".join(f"<p>{escape(text)}</p>" for text in explained)))
     body += [table.to_html() for table in others]
     return page(title, body)
 
 
-def _figures(drawn: list[Picture] | None) -> str:
+def _content(result: SuiteResult | TasksResult) -> tuple[str, str, list[Table], list[str]]:
+    """Return heading, summary, tables, and how to read them."""
+    if isinstance(result, TasksResult):
+        told = task_pages.summary(result), task_pages.tables(result), task_pages.how_to_read(result)
+        return "Evaluation", *told
+    return "STS evaluation", summary(result), tables(result), how_to_read(result)
+
+
+def _figures(drawn: list[Picture] | None, tasks: bool) -> str:
     if drawn is None:
         return section(
             "Figures",
             '<p>matplotlib is not installed: <code>pip install "st-plugins[report]"</code> adds figures.</p>',
         )
     content = ""
-    for group, title in (("overview", "Figures"), ("scatter", "Similarity against gold score")):
+    groups = [("overview", "Figures"), ("scatter", "Similarity against gold score")]
+    for group, title in groups[:1] if tasks else groups:
         images = "\n".join(_figure(picture) for picture in drawn if picture.group == group)
         if images:
             content += section(title, f'<div class="{group}">\n{images}\n</div>')
@@ -138,8 +150,10 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def csv_text(result: SuiteResult) -> str:
+def csv_text(result: SuiteResult | TasksResult) -> str:
     """Return every score at full precision, in [-1, 1], as a CSV table."""
+    if isinstance(result, TasksResult):
+        return task_pages.csv_table(result).to_csv()
     # An empty field does not apply, "nan" is an undefined number. The correlation of a sub-dataset stands under "all".
     rows: list[dict[str, Any]] = []
     for task in result.tasks:

@@ -7,13 +7,15 @@ import contextlib
 import importlib.util
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from st_plugins.evaluation.pages.tables import METRICS
 from st_plugins.evaluation.result import Score, SuiteResult, TaskResult
+from st_plugins.evaluation.task_result import TasksResult
 from st_plugins.report.table import percent
 
 MAX_POINTS = 1500
@@ -49,11 +51,13 @@ class Picture:
     uri: str
 
 
-def pictures(result: SuiteResult) -> list[Picture] | None:
+def pictures(result: SuiteResult | TasksResult) -> list[Picture] | None:
     """Draw all figures for which the result holds the numbers."""
     if importlib.util.find_spec("matplotlib") is None:
         return None
     with _style():
+        if isinstance(result, TasksResult):
+            return [_task_bars(result)]
         drawn = [_score_bars(result), _histogram(result), _spectrum(result)]
         drawn += [_scatter(task) for task in result.tasks[:_MAX_SCATTERS]]
     return [picture for picture in drawn if picture is not None]
@@ -108,6 +112,14 @@ def _score_bars(result: SuiteResult) -> Picture:
     if result.floor is not None:
         series.append(("floor, raw", _GREY, [result.floor.raw[key] for key in keys]))
         series.append(("floor, whitened", _DARK_GREY, [result.floor.whitened[key] for key in keys]))
+    caption = "Model beside the floor. The thin lines are the bootstrap intervals."
+    return score_bars(titles, series, 'Spearman × 100 ("all"), with interval', caption)
+
+
+def score_bars(
+    titles: Sequence[str], series: Sequence[tuple[str, str, Sequence[Score]]], label_below: str, caption: str
+) -> Picture:
+    """Draw a bar with its interval for each title and each of the labeled and colored series."""
     step = 0.8 / len(series)
 
     def paint(axes: Any) -> None:
@@ -123,7 +135,7 @@ def _score_bars(result: SuiteResult) -> Picture:
         axes.set_yticks(range(len(titles)), [_literal(title) for title in titles])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(titles) - 0.5, -0.5)  # first task on top; undefined rows keep their place
-        axes.set_xlabel('Spearman × 100 ("all"), with interval')
+        axes.set_xlabel(label_below)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
 
     alt = "Bars of the scores: " + "; ".join(
@@ -131,9 +143,15 @@ def _score_bars(result: SuiteResult) -> Picture:
         + ", ".join(f"{title} {percent(score.value)}" for title, score in zip(titles, scores, strict=True))
         for label, _, scores in series
     )
-    caption = "Model beside the floor. The thin lines are the bootstrap intervals."
     uri = _draw(5.0, 1.1 + (0.2 + 0.13 * len(series)) * len(titles), paint)
     return Picture("overview", caption, alt, uri)
+
+
+def _task_bars(result: TasksResult) -> Picture:
+    titles = [f"{_label(task.title)} ({METRICS.get(task.main, task.main)})" for task in result.tasks]
+    series = [("model", _BLUE, [task.score for task in result.tasks])]
+    caption = "The main metric of each task. The thin lines are the bootstrap intervals."
+    return score_bars(titles, series, "score × 100, with interval", caption)
 
 
 def _histogram(result: SuiteResult) -> Picture | None:

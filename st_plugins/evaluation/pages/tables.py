@@ -13,10 +13,24 @@ from typing import Any
 
 from st_plugins.evaluation.comparison import Comparison
 from st_plugins.evaluation.result import Difference, FloorResult, Score, SuiteResult
+from st_plugins.evaluation.task_result import TasksResult
 from st_plugins.report.table import UNDEFINED, Cell, Table, number, percent
 from st_plugins.report.terminal import shown
 
 Rows = list[list[str | Cell]]
+
+# The metrics of the tasks that are not STS, as they are printed.
+METRICS = {
+    "ndcg_at_10": "nDCG@10",
+    "recall_at_10": "recall@10",
+    "recall_at_100": "recall@100",
+    "mrr_at_10": "MRR@10",
+    "map_at_100": "MAP@100",
+    "average_precision": "average precision",
+    "auc": "AUC",
+    "f1": "F1",
+    "v_measure": "V-measure",
+}
 
 _BINARY_NOTE = (
     "AUC is the chance that a positive pair is more similar than a negative one (by chance 50). Average precision is "
@@ -77,7 +91,7 @@ def tables(result: SuiteResult) -> list[Table]:
         _subsets(result),
         _geometry(result),
         _provenance(result),
-        _facts(result),
+        facts_table(result),
     ]
     return [table for table in found if table.rows]
 
@@ -161,7 +175,8 @@ def comparison_table(comparison: Comparison, titles: Mapping[str, str]) -> Table
         first, second = comparison.scores[name]
         rows.append(
             [
-                titles.get(name, "Avg." if name == "avg" else name),
+                titles.get(name, "Avg." if name == "avg" else name)
+                + (f" ({METRICS.get(metric, metric)})" if (metric := comparison.metrics.get(name)) else ""),
                 percent(first),
                 percent(second),
                 percent(-found.value, sign=True),
@@ -170,7 +185,9 @@ def comparison_table(comparison: Comparison, titles: Mapping[str, str]) -> Table
                 {"better": "A is better", "worse": "B is better"}.get(found.verdict, found.verdict),
             ]
         )
-    title = f"A = {shown(comparison.first)}\nB = {shown(comparison.second)}\nSpearman x 100, convention 'all'"
+    measured = ", ".join(dict.fromkeys(METRICS.get(metric, metric) for metric in comparison.metrics.values()))
+    measured = f"{measured} x 100" if measured else "Spearman x 100, convention 'all'"
+    title = f"A = {shown(comparison.first)}\nB = {shown(comparison.second)}\n{measured}"
     return Table(title, ["task", "A", "B", "B - A", "interval of B - A", "p", "verdict"], rows, words=["verdict"])
 
 
@@ -235,7 +252,8 @@ def _provenance(result: SuiteResult) -> Table:
     return Table("Provenance", ["Task", "Pairs", "Source", "SHA-256 of the pairs"], rows, folded=True)
 
 
-def _facts(result: SuiteResult) -> Table:
+def facts_table(result: SuiteResult | TasksResult) -> Table:
+    """Return what is known of the model and of the settings."""
     rows: Rows = []
     for key, value in sorted(result.model.items()):
         if key == "modules":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from st_plugins.evaluation.measuring.record import setting_in_words
 from st_plugins.evaluation.pages.tables import score_cell, value_text, words
 from st_plugins.evaluation.result import Score, SuiteResult
+from st_plugins.evaluation.task_result import TasksResult
 from st_plugins.report.table import number, percent
 
 TIES_MATTER = 0.995  # half a point; the ties of the graded tasks cost less
@@ -29,9 +31,12 @@ def summary(result: SuiteResult) -> str:
     return f"{text} That is {score_cell(distance)} {side} the whitened floor: {above.verdict}."
 
 
-def header(result: SuiteResult) -> dict[str, str]:
+def header(result: SuiteResult | TasksResult) -> dict[str, str]:
     """Return what was evaluated and with what, one short line each."""
     model = result.model
+    measured = result.settings.get("measured") or {}
+    if isinstance(result, TasksResult):  # each task has its own
+        measured = _joined([task.measured for task in result.tasks])
     lines = {"Model": str(model.get("name", "unnamed"))}
     parts = [_module_name(module) for module in model.get("modules") or []]
     if model.get("pooling") is not None:
@@ -44,9 +49,10 @@ def header(result: SuiteResult) -> dict[str, str]:
         parts.append(f"at most {model['max_seq_length']} tokens")
     if parts:
         lines["Modules"] = ", ".join(parts)
-    if result.settings.get("similarity"):
-        lines["Similarity"] = str(result.settings["similarity"])
-    lines |= _measured(result.settings.get("measured") or {})
+    similarity = result.settings.get("similarity") or measured.get("similarity", {}).get("used")
+    if similarity:
+        lines["Similarity"] = str(similarity)
+    lines |= _measured(measured)
     lines["Versions"] = ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
     return lines
 
@@ -66,6 +72,16 @@ def _measured(settings: dict[str, Any]) -> dict[str, str]:
     if changed:
         lines["Not the model's own"] = ", ".join(changed)
     return lines
+
+
+def _joined(tasks: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Put together how the tasks of one model were measured: prompts and routes differ from task to task."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in (item for task in tasks for item in task.items()):
+        kept = found.setdefault(name, dict(value))
+        for key in value:
+            kept[key] = kept[key] | value[key] if isinstance(value[key], Mapping) else value[key]
+    return found
 
 
 def how_to_read(result: SuiteResult) -> list[str]:
