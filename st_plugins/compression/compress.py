@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Dense
 from torch import nn
 from tqdm.auto import tqdm
 
-from st_plugins.compression.choice.candidates import Candidate, Maps, Trial, of_size
+from st_plugins.compression.choice.candidates import OTHER_SHAPES, Candidate, Maps, Trial, of_size
 from st_plugins.compression.choice.certificate import Certificate
 from st_plugins.compression.choice.copies import mutilated
 from st_plugins.compression.choice.fidelity import unit
@@ -170,7 +170,7 @@ def _choose(wanted: Wanted, trial: Trial, best: Callable[[Iterable[Candidate]], 
 
 
 def _option(candidate: Candidate, trial: Trial) -> Option:
-    certificate = Certificate.of(trial.measure(candidate, errors=True))
+    certificate = Certificate.of(trial.measure(candidate, errors=True), changed=candidate.method in OTHER_SHAPES)
     return Option(candidate.bytes, candidate.method, candidate.dimension, candidate.precision, certificate)
 
 
