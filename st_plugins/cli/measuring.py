@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,8 +15,10 @@ from st_plugins.cli.options import DeviceOption, LengthOption, PromptNameOption,
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator
     from st_plugins.evaluation.result import SuiteResult
     from st_plugins.evaluation.suite import STSSuiteEvaluator
+    from st_plugins.evaluation.task_result import TasksResult
 
 
 class Dtype(str, Enum):
@@ -38,9 +41,9 @@ class Scored:
         Path | None,
         typer.Option(help="Your own scored pairs (TSV, CSV or JSONL) instead of tasks.", show_default=False),
     ] = None
-    first: Annotated[str, typer.Option(help="Column of the first text in --pairs.")] = "sentence1"
-    second: Annotated[str, typer.Option(help="Column of the second text in --pairs.")] = "sentence2"
-    score: Annotated[str, typer.Option(help="Column of the gold score in --pairs.")] = "score"
+    first: Annotated[str, typer.Option(help="Column of the first text in a file of pairs.")] = "sentence1"
+    second: Annotated[str, typer.Option(help="Column of the second text in a file of pairs.")] = "sentence2"
+    score: Annotated[str, typer.Option(help="Column of the gold score in a file of pairs.")] = "score"
     split: Annotated[str, typer.Option(help="Split of the tasks.")] = "test"
 
     def refuse_unused(self, context: typer.Context) -> None:
@@ -122,6 +125,13 @@ class Loading:
         """Load and evaluate a model; its own length and precision are recorded beside those asked for."""
         model, own = self._loaded(name)
         return evaluator.evaluate(model, model_name=name, own=own)
+
+    def evaluate_all(self, evaluators: Sequence[TaskEvaluator], name: str) -> TasksResult:
+        """Load a model once and evaluate it on several tasks."""
+        from st_plugins.evaluation.task_result import TasksResult
+
+        model, own = self._loaded(name)
+        return TasksResult.joined([one.evaluate(model, model_name=name, own=own) for one in evaluators])
 
     def _loaded(self, name: str) -> tuple[SentenceTransformer, dict[str, Any]]:
         import torch

@@ -18,6 +18,7 @@ from typing import Any
 from st_plugins.core.writing.atomic import Target, file_target
 from st_plugins.data.tasks import TASKS
 from st_plugins.evaluation.result import Score, SuiteResult
+from st_plugins.evaluation.task_result import TasksResult
 from st_plugins.report.table import Table, percent
 from st_plugins.report.terminal import shown
 
@@ -44,6 +45,7 @@ _LANGUAGES = {"en": "eng-Latn", "zh": "cmn-Hans"}
 _UNKNOWN_LANGUAGE = "und"  # so ISO 639 calls it; with an empty list the leaderboard's reader finds no score
 _SIMILARITIES = {"cos_sim": "cosine", "cosine": "cosine", "dot": "dot", "euclidean": "euclidean",
                  "manhattan": "manhattan", "max": "max", "similarity": "similarity"}  # fmt: skip
+_SHORT = {"average_precision": "ap"}
 _NO_METRICS = ("evaluation_time", "mteb_version", "hf_subset", "languages")
 
 
@@ -81,7 +83,7 @@ class _Entry:
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def leaderboard_scores(result: SuiteResult) -> dict[str, dict[str, float]]:
+def leaderboard_scores(result: SuiteResult | TasksResult) -> dict[str, dict[str, float]]:
     """Return a result under the leaderboard's names of tasks and metrics.
 
     Args:
@@ -102,13 +104,15 @@ def leaderboard_scores(result: SuiteResult) -> dict[str, dict[str, float]]:
 
 
 def write_leaderboard(
-    result: SuiteResult, folder: str | Path | Sequence[Target], *, overwrite: bool = False
+    result: SuiteResult | TasksResult, folder: str | Path | Sequence[Target], *, overwrite: bool = False
 ) -> list[Path]:
     """Write a result as the leaderboard does: one JSON file a task.
 
     A task has the leaderboard's name only if its data are the leaderboard's: ``sickr``, the test pairs of SICK, stays
     ``sickr``, since SICK-R on the leaderboard is all pairs (``sickr_all``). Own tasks have their own names. What is
     not known (revision of the data, time) is left empty. Intervals stand in ``intervals``, which its reader ignores.
+    The main score of pair classification is ``cosine_ap``, where the leaderboard takes the best of several
+    similarities.
 
     Args:
         result: What an evaluation found.
@@ -213,9 +217,14 @@ def read_leaderboard(path: str | Path, split: str = "test") -> dict[str, dict[st
 
 
 def is_leaderboard(path: str | Path) -> bool:
-    """Return whether a path is a result file of the leaderboard, or a folder that holds one."""
+    """Return whether a path is a result file of the leaderboard, or a folder that holds one, and no model."""
     path = Path(path).expanduser()
-    return path.exists() and next(_results(path), None) is not None
+    # A folder of a model may hold anything, and large files.
+    if not path.exists() or any((path / file).exists() for file in ("result.json", "modules.json", "config.json")):
+        return False
+    with contextlib.suppress(ValueError):
+        return next(_results(path), None) is not None
+    return False
 
 
 def leaderboard_table(
@@ -252,12 +261,21 @@ def leaderboard_name(name: str, title: str, pairs: int, split: str) -> tuple[str
     return _NAMES[name] if same else name, known.hub.splits.get(split, split), _LANGUAGES[known.language]
 
 
-def _entries(result: SuiteResult) -> Iterator[_Entry]:
+def _entries(result: SuiteResult | TasksResult) -> Iterator[_Entry]:
     """Give the tasks of a result under the leaderboard's names."""
+    if isinstance(result, TasksResult):
+        for task in result.tasks:
+            scores, main = task.scores, task.main
+            if task.kind == "pair classification":
+                by = f"{task.settings['similarity']}_"
+                scores = {by + _SHORT.get(name, name): score for name, score in task.scores.items()}
+                main = "cosine_ap"
+            yield _Entry(task.name, "test", _UNKNOWN_LANGUAGE, main, scores)
+        return
     similarity = result.settings["similarity"]
-    for task in result.tasks:
-        scores = {f"{similarity}_{kind}": getattr(task, kind)["all"] for kind in ("spearman", "pearson")}
-        named = leaderboard_name(task.name, task.title, task.pairs, str(result.settings["split"]))
+    for pairs in result.tasks:
+        scores = {f"{similarity}_{kind}": getattr(pairs, kind)["all"] for kind in ("spearman", "pearson")}
+        named = leaderboard_name(pairs.name, pairs.title, pairs.pairs, str(result.settings["split"]))
         yield _Entry(*named, "cosine_spearman", scores)
 
 

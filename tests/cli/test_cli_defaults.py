@@ -17,7 +17,8 @@ from st_plugins.cli import geometry as cli_geometry
 from st_plugins.cli import train_consert as cli_consert
 from st_plugins.cli import train_re2 as cli_re2
 from st_plugins.cli import whiten as cli_whiten
-from st_plugins.evaluation import STSSuiteEvaluator, compare
+from st_plugins.data import read_labeled_texts, read_retrieval
+from st_plugins.evaluation import PairClassificationEvaluator, RetrievalEvaluator, STSSuiteEvaluator, compare
 from st_plugins.explain import explain_pair, explain_text
 from st_plugins.geometry import describe
 from st_plugins.matching import RE2Config, RE2Matcher
@@ -28,6 +29,10 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], set[str]]] = [
     (cli_whiten.whiten, st_plugins.whiten, {"shrinkage"}),  # text on the command line: "0" or "ledoit-wolf"
     (cli_consert.consert, train_consert, {"views"}),  # text on the command line
     (cli_evaluate.evaluate, STSSuiteEvaluator, set()),
+    (cli_evaluate.evaluate, RetrievalEvaluator, set()),
+    (cli_evaluate.evaluate, PairClassificationEvaluator, set()),
+    (cli_evaluate.evaluate, read_labeled_texts, set()),
+    (cli_evaluate.evaluate, read_retrieval, set()),
     (cli_compare.compare, compare, set()),
     (cli_geometry.geometry, describe, set()),
     (cli_explain.explain, explain_text, set()),
