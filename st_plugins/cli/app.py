@@ -18,10 +18,12 @@ from st_plugins.cli.compress import compress
 from st_plugins.cli.demo import demo
 from st_plugins.cli.evaluate import evaluate
 from st_plugins.cli.explain import explain
+from st_plugins.cli.export import export
 from st_plugins.cli.geometry import geometry
 from st_plugins.cli.match import match
 from st_plugins.cli.train_consert import consert
 from st_plugins.cli.train_re2 import re2
+from st_plugins.cli.verify import verify
 from st_plugins.cli.whiten import whiten
 from st_plugins.report.terminal import say, shown, survive_encoding, terminal
 
@@ -39,7 +41,7 @@ train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Adapt a
 app.add_typer(train, name="train")
 for command in (consert, re2):
     train.command()(command)
-for command in (match, demo):
+for command in (match, export, verify, demo):
     app.command()(command)
 
 # Asked for after the command has failed, when its context is gone.

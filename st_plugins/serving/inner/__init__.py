@@ -1,0 +1,1 @@
+"""How a model becomes the graph of a file, and its weights bytes."""
