@@ -50,13 +50,13 @@ def compress(
 
     Say how large the vectors may be, how many dimensions they shall have, or how much may be lost. Of the ways to get
     there (truncation; rotation, which is PCA without centering; float32 to one bit a number) the one is taken that
-    best keeps the order of similarities among texts that it was not fitted on. These are texts of another kind, too:
-    the texts are split into two groups along the direction in which they differ most, and each group judges what was
-    fitted on the other.
+    best keeps the order of similarities among texts, and between mutilated copies, that it was not fitted on. These
+    are texts of another kind, too: the texts are split into two groups along the direction in which they differ most,
+    and each group judges what was fitted on the other.
 
-    The model's own similarities are kept. They are given up, for a centered rotation, soft or full whitening, only
-    where mutilated copies of texts find each other clearly better that way, as they do with raw encoders; then what is
-    lost is counted from the similarities that the new shape has in all dimensions.
+    The model's own similarities are kept. They are given up, for whitening, only where mutilated copies of texts find
+    each other clearly better centered or scaled, as they do with raw encoders; then what is lost is counted from the
+    similarities that whitening gives in all dimensions.
 
     The linear layer goes before the model's Normalize, so that unit length stays. Rotation and whitening are ordered:
     cutting the result further (``truncate_dim``) gives the best of its width again, except for ``binary``.
@@ -119,7 +119,7 @@ def compress(
         return mapped, Quantization.fit(candidate.precision, unit(applied(np.concatenate(sample.held), mapped)))
 
     def score(candidate: Candidate) -> float:
-        return -trial.measure(candidate).loss if judge is None else judge.score(_transform(*fitted(candidate)))
+        return -trial.score(candidate) if judge is None else judge.score(_transform(*fitted(candidate)))
 
     hidden = None if show_progress_bar is None else not show_progress_bar
     with tqdm(desc="Choosing", unit="ways", disable=hidden) as bar:

@@ -94,6 +94,16 @@ def _correlation(first: Array, second: Array) -> float:
     return float(a @ b) / scale if scale > 0 else 0.0
 
 
+def paired(first: Array, second: Array) -> Array:
+    """Return the cosine of each row of one side with that of the other."""
+    return np.asarray(np.einsum("id,id->i", unit(first), unit(second)))
+
+
+def rank_correlation(first: Array, second: Array) -> float:
+    """Return Spearman's correlation; 0 where one side does not vary."""
+    return _correlation(rankdata(first), rankdata(second))
+
+
 def recognized(first: Array, second: Array) -> float:
     """Return how surely two mutilated copies of a text find each other: the mean of 1 / rank, both ways."""
     similarities = unit(np.asarray(first, dtype=np.float32)) @ unit(np.asarray(second, dtype=np.float32)).T
