@@ -69,8 +69,9 @@ def test_one_class_or_one_vector_is_undefined() -> None:
     task = score_pairs(vectors, vectors[::-1], Pairs("toy", list("abcd"), list("dcba"), [1, 1, 1, 1]))
     assert all(math.isnan(score.value) for score in task.scores.values())
     assert "every score is undefined" in task.warnings[0]
-    same = np.ones((4, 3)) + np.random.default_rng(0).normal(size=(4, 3)) * 1e-9
-    task = score_pairs(same, same, Pairs("toy", list("abcd"), list("dcba"), [1, 1, 0, 0]))
+    same = np.ones((4, 3)) + np.random.default_rng(0).normal(size=(4, 3)) * 1e-7
+    pairs = Pairs("toy", list("abcd"), list("dcba"), [1, 1, 0, 0])
+    task = score_pairs(same, same[[1, 0, 3, 2]], pairs, similarity="euclidean")
     assert task.scores["auc"].value == 0.5
     assert "the same vector" in task.warnings[0]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers.base.evaluation import SequentialEvaluator
 
 from st_plugins.data import LabeledTexts, Pairs, RetrievalData
 from st_plugins.evaluation import (
@@ -73,3 +74,14 @@ def test_joined_refuses_what_does_not_belong_together() -> None:
         TasksResult.joined([result, RetrievalEvaluator(RETRIEVAL).evaluate(untrained_encoder(), "other")])
     with pytest.raises(ValueError, match="results is empty"):
         TasksResult.joined([])
+
+
+def test_the_host_runs_them_one_after_the_other_and_writes_a_row_each(tmp_path: Path) -> None:
+    evaluators = [RetrievalEvaluator(RETRIEVAL, name="dev"), PairClassificationEvaluator(PAIRS)]
+    host, model = SequentialEvaluator(evaluators), untrained_encoder()
+    for epoch in (0, 1):
+        metrics = host(model, output_path=str(tmp_path), epoch=epoch, steps=7)
+    assert {"dev_cosine_ndcg@10", "twins_cosine_ap", "sequential_score"} <= metrics.keys()
+    assert (evaluators[0].primary_metric, evaluators[1].primary_metric) == ("dev_cosine_ndcg@10", "twins_cosine_ap")
+    rows = (tmp_path / "dev_results.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,steps,cosine_ndcg@10") and [row[:4] for row in rows[1:]] == ["0,7,", "1,7,"]

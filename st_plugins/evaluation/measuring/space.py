@@ -18,7 +18,11 @@ _EQUAL = 1e-6  # of the largest value: what float32 and the place in a batch mak
 
 def is_collapsed(embeddings: NDArray[np.float32]) -> bool:
     """Say whether all texts have one embedding, but for rounding."""
-    return len(embeddings) > 1 and bool(np.ptp(embeddings, axis=0).max() <= _EQUAL * np.abs(embeddings).max())
+    if len(embeddings) < 2:
+        return False
+    # Without np.abs, which copies what may be a large corpus.
+    largest = max(embeddings.max(), -embeddings.min())
+    return bool(np.ptp(embeddings, axis=0).max() <= _EQUAL * largest)
 
 
 def space_of_pairs(

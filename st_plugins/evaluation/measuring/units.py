@@ -118,7 +118,8 @@ def check_vectors(vectors: NDArray[np.floating], rows: int, name: str, what: str
     found = np.asarray(vectors)
     if found.ndim != 2 or len(found) != rows:
         raise ValueError(f"{name} must have shape ({rows}, d), one row for each of the {what}, got {found.shape}")
-    if bad := non_finite_rows(found):
+    # A sum first, which needs no second array as large as a corpus.
+    if not np.isfinite(found.sum(dtype=np.float64)) and (bad := non_finite_rows(found)):
         raise ValueError(f"{name} holds NaN or infinity in {len(bad):,} rows, the first is row {bad[0]}; repair them")
     return found.astype(np.float32, copy=False)
 
