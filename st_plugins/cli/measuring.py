@@ -44,7 +44,7 @@ class Scored:
     first: Annotated[str, typer.Option(help="Column of the first text in a file of pairs.")] = "sentence1"
     second: Annotated[str, typer.Option(help="Column of the second text in a file of pairs.")] = "sentence2"
     score: Annotated[str, typer.Option(help="Column of the gold score in a file of pairs.")] = "score"
-    split: Annotated[str, typer.Option(help="Split of the tasks.")] = "test"
+    split: Annotated[str, typer.Option(help="Split of the tasks, or of the judgments of a retrieval task.")] = "test"
 
     def refuse_unused(self, context: typer.Context) -> None:
         """Refuse options that go with the pairs where tasks are measured, or the other way round."""

@@ -95,7 +95,7 @@ def read_retrieval(folder: str | Path, split: str = "test") -> RetrievalData:
         folder: A folder with ``corpus.jsonl`` (``_id``, ``text`` and maybe ``title``), ``queries.jsonl`` (``_id``,
             ``text``) and ``qrels/test.tsv`` (columns ``query-id``, ``corpus-id`` and ``score``); or with the same
             files as ``NAME_corpus.jsonl``, ``NAME_queries.jsonl`` and ``NAME_qrels.tsv``. Each may end in ``.gz``.
-        split: Which file in ``qrels``.
+        split: Which file in ``qrels``; the layout with names has only one set of judgments.
 
     Returns:
         The task. Ids are text: the number 1 and ``"1"`` are one id.
@@ -144,6 +144,8 @@ def _files(folder: Path, split: str) -> tuple[str, Path, Path, Path]:
         raise ValueError(
             f"retrieval folder {str(folder)!r} holds the tasks {', '.join(names)}; give each its own folder"
         )
+    if names and split != "test":
+        raise ValueError(f"split={split!r}: {folder / names[0]}_qrels.tsv has no splits; leave split out")
     if not names:
         raise FileNotFoundError(
             f"retrieval folder {str(folder)!r} has neither corpus.jsonl nor NAME_corpus.jsonl (each with or without "
@@ -210,10 +212,11 @@ def _qrels(table: Table, known: Mapping[str, tuple[Mapping[str, str], Path]]) ->
         # A judgment that is dropped without a word changes the scores.
         missing = [row for row, key in enumerate(columns[column]) if key not in texts]
         if missing:
+            said = f", nor are those of {len(missing) - 1:,} more lines" if len(missing) > 1 else ""
             raise table.error(
                 missing[0],
-                f"{column} {columns[column][missing[0]]!r} is not in {path}, nor are those of {len(missing) - 1:,} "
-                "other lines; complete that file, or remove these lines",
+                f"{column} {columns[column][missing[0]]!r} is not in {path}{said}; complete that file, or leave these "
+                "judgments out",
             )
     qrels: dict[str, dict[str, int]] = {}
     for row, (query, document, score) in enumerate(zip(*columns.values(), table.scores("score"), strict=True)):

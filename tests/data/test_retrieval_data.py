@@ -56,6 +56,8 @@ def test_packed_files_with_a_prefix_marks_and_carriage_returns_give_the_same(fol
         packed = gzip.compress(b"\xef\xbb\xbf" + text.encode())
         (other / f"pets_{name.replace('/test', '')}.gz").write_bytes(packed)
     assert read_retrieval(other).checksum == read_retrieval(folder).checksum
+    with pytest.raises(ValueError, match=r"split='dev': .* has no splits"):
+        read_retrieval(other, "dev")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_packed_files_with_a_prefix_marks_and_carriage_returns_give_the_same(fol
         ("queries.jsonl", '{"_id": "q1", "text": ', "queries.jsonl:1: not JSON"),
         ("queries.jsonl", "", "queries.jsonl:1: not JSON"),
         ("queries.jsonl", "[1]", "queries.jsonl:1: no _id and no text"),
-        ("qrels/test.tsv", QRELS + "q1\td9\t1\n", "test.tsv:5: corpus-id 'd9' is not in"),
+        ("qrels/test.tsv", QRELS + "q1\td9\t1\nq1\td8\t1\n", "corpus.jsonl, nor are those of 1 more lines"),
         ("qrels/test.tsv", QRELS + "q9\td1\t1\n", "test.tsv:5: query-id 'q9' is not in"),
         ("qrels/test.tsv", QRELS + "q1\td3\t0.5\n", "test.tsv:5: score 0.5 is not a whole number"),
         ("qrels/test.tsv", QRELS + "q1\td3\tyes\n", "test.tsv:5: score 'yes' is not a finite number"),
