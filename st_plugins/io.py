@@ -130,7 +130,7 @@ def save_for_servers(model: SentenceTransformer, path: str | Path, *, overwrite:
         )
     if default_prompt(model):
         logger.warning(
-            "Servers do not read which prompt is the default: start them with --default-prompt-name %s.",
+            "Servers do not read which prompt is the default: tell them when they start (default prompt name: %s).",
             model.default_prompt_name,
         )
     with target.write() as folder:

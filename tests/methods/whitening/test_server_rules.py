@@ -186,7 +186,7 @@ def test_prompts_truncation_and_length(
 ) -> None:
     model.prompts, model.default_prompt_name, model.truncate_dim = {"query": "the two men "}, "query", 3
     save_for_servers(model, tmp_path / "model")
-    assert "--default-prompt-name query" in caplog.text and "'dimensions': 3" in caplog.text
+    assert "default prompt name: query" in caplog.text and "'dimensions': 3" in caplog.text
     vector = served(tmp_path / "model", "the two men " + sentences[0])[:3]
     expected = model.encode(sentences[0], normalize_embeddings=True)
     np.testing.assert_allclose(vector / np.linalg.norm(vector), expected, atol=1e-5)
