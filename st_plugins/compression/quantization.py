@@ -16,6 +16,7 @@ from typing_extensions import Self
 from st_plugins.core.files import write_record, write_tensors
 from st_plugins.core.loading.files import read_object, read_tensors
 from st_plugins.core.rows import as_rows, refuse_non_finite
+from st_plugins.core.texts import check_texts
 
 Array = NDArray[np.floating]
 
@@ -25,6 +26,9 @@ RECORD, TENSORS = "quantization.json", "quantization.safetensors"
 # Widths of a step that lose least of a normally distributed number, in units of its root mean square, by the number of
 # levels (Max 1960, "Quantizing for minimum distortion", table II).
 _STEPS = {16: 0.3352, 4: 0.9957}
+_SMALLEST_STEP = 1e-30  # where nothing varies: zero is read back as nearly zero
+# What a stored number is held in, where it is not packed.
+_TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.int8}
 
 
 class Quantization:
@@ -57,14 +61,16 @@ class Quantization:
 
     def __init__(self, precision: str, dimension: int, ranges: Array | None = None) -> None:
         check_precision(precision)
-        self.precision, self.dimension = precision, dimension
+        if isinstance(dimension, bool) or not isinstance(dimension, int | np.integer) or dimension < 1:
+            raise ValueError(f"dimension={dimension!r} must be a whole number of at least 1")
+        self.precision, self.dimension = precision, int(dimension)
         self.ranges = None if ranges is None else np.asarray(ranges, dtype=np.float32)
         if (precision in ("int8", "int4", "int2")) != (ranges is not None):
             raise ValueError(f"ranges are {'missing' if ranges is None else 'given'}, but precision is {precision!r}")
         if self.ranges is not None and (
             self.ranges.shape != (2, dimension)
             or not np.isfinite(self.ranges).all()
-            or (self.ranges[1] < self.ranges[0]).any()
+            or not (self.ranges[0] < self.ranges[1]).all()
         ):
             raise ValueError(
                 f"ranges must be finite, ascending and of shape (2, {dimension}), got {self.ranges.shape}; fit them "
@@ -81,17 +87,24 @@ class Quantization:
 
         Returns:
             The quantization.
+
+        Raises:
+            ValueError: The precision is unknown, there is no vector, or a number is NaN or infinite.
         """
         check_precision(precision)
-        rows = np.asarray(embeddings, dtype=np.float64)
+        shape = np.shape(embeddings)
+        rows = np.asarray(as_rows(embeddings, shape[-1] if shape else 0, "Quantization"), dtype=np.float64)
+        if not rows.size:
+            raise ValueError(f"embeddings has shape {rows.shape}; ranges are fitted on at least one vector")
+        refuse_non_finite(rows, 0)
         ranges = None
         if precision == "int8":
             # With these ends the host's floor becomes rounding, and 0 stays 0.
-            step = np.full(rows.shape[1], max(float(np.abs(rows).max(initial=0.0)), 1e-30) / 127)
+            step = np.full(rows.shape[1], max(float(np.abs(rows).max()) / 127, _SMALLEST_STEP))
             ranges = np.stack([-128.5 * step, 126.5 * step])
         elif precision in ("int4", "int2"):
             levels = 1 << BITS[precision]
-            step = _STEPS[levels] * np.sqrt(np.square(rows).mean(axis=0))
+            step = np.maximum(_STEPS[levels] * np.sqrt(np.square(rows).mean(axis=0)), _SMALLEST_STEP)
             ranges = np.stack([-levels / 2 * step, levels / 2 * step])
         return cls(precision, rows.shape[1], ranges)
 
@@ -116,37 +129,60 @@ class Quantization:
         rows = np.asarray(as_rows(embeddings, self.dimension, "Quantization"))
         refuse_non_finite(rows, 0)
         if self.precision == "float16":
-            return rows.astype(np.float16)
+            largest = np.finfo(np.float16).max
+            return np.asarray(np.clip(rows, -largest, largest), dtype=np.float16)
         levels = {"int4": 16, "int2": 4}.get(self.precision, 0)
         if not levels or self.ranges is None:
             host: Any = quantize_embeddings
             return cast("NDArray[Any]", host(rows.astype(np.float32), precision=self.precision, ranges=self.ranges))
         codes = np.clip(np.floor((rows - self.ranges[0]) / self._step()), 0, levels - 1).astype(np.uint8)
         bits, each = BITS[self.precision], 8 // BITS[self.precision]
-        codes = np.pad(codes, ((0, 0), (0, -self.dimension % each))).reshape(len(codes), -1, each)
+        codes = np.pad(codes, ((0, 0), (0, -self.dimension % each))).reshape(len(codes), self.bytes_per_text, each)
         shifts = np.arange(each - 1, -1, -1, dtype=np.uint8) * bits
         packed: NDArray[np.uint8] = np.bitwise_or.reduce(codes << shifts, axis=2).astype(np.uint8)
         return packed
 
     def vectors(self, codes: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the vectors that what is stored stands for, ``(N, dimension)`` in float32; 1 and -1 for bits."""
+        """Return the vectors that what is stored stands for.
+
+        Args:
+            codes: What `quantize` gave.
+
+        Returns:
+            ``(N, dimension)`` in float32; 1 and -1 for bits.
+
+        Raises:
+            ValueError: The codes have another width or type than `quantize` gives.
+        """
         codes = np.asarray(codes)
+        kind = np.dtype(_TYPES.get(self.precision, np.uint8))
+        width = self.bytes_per_text // kind.itemsize
+        if codes.dtype != kind or codes.ndim != 2 or codes.shape[1] != width:
+            raise ValueError(
+                f"codes of {self.dimension} x {self.precision} are {kind} of shape (N, {width}), got {codes.dtype} of "
+                f"shape {codes.shape}; give what quantize returned"
+            )
         if self.precision == "binary":
             bits = np.unpackbits((codes.astype(np.int16) + 128).astype(np.uint8), axis=1)[:, : self.dimension]
             return 2 * bits.astype(np.float32) - 1
         if self.ranges is None:
             return codes.astype(np.float32)
         if self.precision == "int8":
-            return codes.astype(np.float32) * self._step()
-        width = BITS[self.precision]
-        shifts = np.arange(8 // width - 1, -1, -1, dtype=np.uint8) * width
-        unpacked: NDArray[np.uint8] = (codes[:, :, None] >> shifts) & np.uint8((1 << width) - 1)
-        found = unpacked.reshape(len(codes), -1)[:, : self.dimension].astype(np.float32)
-        return np.asarray(self.ranges[0] + (found + np.float32(0.5)) * self._step(), dtype=np.float32)
+            levels = codes.astype(np.float32) + np.float32(128)
+        else:
+            size = BITS[self.precision]
+            shifts = np.arange(8 // size - 1, -1, -1, dtype=np.uint8) * size
+            unpacked: NDArray[np.uint8] = (codes[:, :, None] >> shifts) & np.uint8((1 << size) - 1)
+            levels = unpacked.reshape(len(codes), width * (8 // size))[:, : self.dimension].astype(np.float32)
+        return np.asarray(self.ranges[0] + (levels + np.float32(0.5)) * self._step(), dtype=np.float32)
 
     def encode(self, model: SentenceTransformer, texts: Sequence[str], **arguments: Any) -> NDArray[Any]:
         """Encode texts and return what is stored of them; ``arguments`` are those of ``model.encode``."""
-        return self.quantize(model.encode(list(texts), **{**arguments, "convert_to_numpy": True}))
+        given: Any = {**arguments, "convert_to_numpy": True, "convert_to_tensor": False}
+        wanted = check_texts(texts, "texts")
+        # Of no texts the host does not say how wide their embeddings would be.
+        vectors = model.encode(wanted, **given) if wanted else np.zeros((0, self.dimension), np.float32)
+        return self.quantize(vectors)
 
     def save(self, folder: str | Path) -> None:
         """Write ``quantization.json`` into a model folder, and the ranges, where there are any, beside it."""
@@ -178,7 +214,7 @@ class Quantization:
         if Path(folder, TENSORS).is_file():
             ranges = read_tensors(Path(folder, TENSORS)).get("ranges")
         try:
-            return cls(str(stored["precision"]), int(stored["dimension"]), None if ranges is None else ranges.numpy())
+            return cls(stored["precision"], stored["dimension"], None if ranges is None else ranges.float().numpy())
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{record} does not describe a quantization: {error}") from None
 
@@ -188,8 +224,7 @@ class Quantization:
             return np.ones(self.dimension, np.float32)
         # The host's int8 has its 256 levels between 255 steps.
         steps = 255 if self.precision == "int8" else 1 << BITS[self.precision]
-        width = (self.ranges[1] - self.ranges[0]) / np.float32(steps)
-        return np.where(width > 0, width, np.float32(1)).astype(np.float32)
+        return np.asarray((self.ranges[1] - self.ranges[0]) / np.float32(steps), dtype=np.float32)
 
 
 def bytes_of(precision: str, dimension: int) -> int:
@@ -199,5 +234,5 @@ def bytes_of(precision: str, dimension: int) -> int:
 
 def check_precision(precision: str) -> None:
     """Refuse what is no precision."""
-    if precision not in BITS:
+    if not isinstance(precision, str) or precision not in BITS:
         raise ValueError(f"precision={precision!r} must be one of {', '.join(map(repr, BITS))}")
