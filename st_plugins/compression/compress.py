@@ -13,12 +13,11 @@ from sentence_transformers.base.modules import Dense
 from torch import nn
 from tqdm.auto import tqdm
 
-from st_plugins.compression.choice.candidates import OTHER_SHAPES, Candidate, Maps, Trial, of_size
+from st_plugins.compression.choice.candidates import OTHER_SHAPES, TRUNCATION, Candidate, Maps, Trial, of_size
 from st_plugins.compression.choice.certificate import Certificate
 from st_plugins.compression.choice.copies import mutilated
-from st_plugins.compression.choice.fidelity import unit
-from st_plugins.compression.choice.judge import Transform, judge_of
-from st_plugins.compression.choice.sample import LEAST, Map, Sample, applied
+from st_plugins.compression.choice.judge import Transform, check_labeled, judge_of
+from st_plugins.compression.choice.sample import LEAST, Map, Sample
 from st_plugins.compression.choice.wanted import Wanted
 from st_plugins.compression.compressed import Compressed, Option
 from st_plugins.compression.quantization import Quantization, bytes_of
@@ -107,19 +106,23 @@ def compress(
     texts = list(dict.fromkeys(texts))
     wanted = Wanted(width, output_dimension, bytes, precision, max_loss, method)
     options: Any = (show_progress_bar, prompt, route)
-    sample = Sample(width)
+    check_labeled(pairs, retrieval)
+    sample = Sample(width, normalized=bool(tail))
     for block in encoded(head, texts, batch_size, "Encoding", *options):
         sample.add(block.float().cpu().numpy())
     trial = Trial(sample, _copies(head, texts, sample, (batch_size, "Encoding copies", *options)))
-    judge = judge_of(head, pairs, retrieval, batch_size, prompt)
+    judge = judge_of(head, pairs, retrieval, batch_size, prompt, route)
     maps = Maps(sample.whole)
 
     def fitted(candidate: Candidate) -> tuple[Map, Quantization]:
         mapped = maps.of(candidate)
-        return mapped, Quantization.fit(candidate.precision, unit(applied(np.concatenate(sample.held), mapped)))
+        return mapped, Quantization.fit(candidate.precision, sample.given(np.concatenate(sample.held), mapped))
+
+    def stored(mapped: Map, quantization: Quantization) -> Transform:
+        return lambda vectors: quantization.vectors(quantization.quantize(sample.given(vectors, mapped)))
 
     def score(candidate: Candidate) -> float:
-        return -trial.score(candidate) if judge is None else judge.score(_transform(*fitted(candidate)))
+        return -trial.score(candidate) if judge is None else judge.score(stored(*fitted(candidate)))
 
     hidden = None if show_progress_bar is None else not show_progress_bar
     with tqdm(desc="Choosing", unit="ways", disable=hidden) as bar:
@@ -144,7 +147,7 @@ def compress(
         options=list(dict.fromkeys(ladder)),
         raw_bytes=bytes_of("float32", width),
         recognized=trial.recognized,
-        measured=None if judge is None else judge.loss(_transform(mapped, quantization)),
+        measured=None if judge is None else judge.loss(stored(mapped, quantization)),
         metric="" if judge is None else judge.metric,
         texts=len(texts),
         source=source,
@@ -152,7 +155,7 @@ def compress(
 
 
 def _choose(wanted: Wanted, trial: Trial, best: Callable[[Iterable[Candidate]], Option]) -> Option:
-    """Return the best way; of those that keep what was certificate the smallest."""
+    """Return the best way; where a loss is allowed, the smallest that stays below it."""
     limits = trial.limits
     if wanted.method != "auto":
         limits = {wanted.method: trial.most(wanted.method)}
@@ -166,21 +169,14 @@ def _choose(wanted: Wanted, trial: Trial, best: Callable[[Iterable[Candidate]], 
         if found is None
         else f": {found.words} ({found.bytes} bytes) loses up to {found.certificate.loss_bound:.2f}"
     )
-    raise ValueError(f"max_loss={wanted.max_loss:g} cannot be certificate{told}; allow more loss, or more bytes")
+    raise ValueError(f"max_loss={wanted.max_loss:g} cannot be promised{told}; allow more loss, or more bytes")
 
 
 def _option(candidate: Candidate, trial: Trial) -> Option:
     certificate = Certificate.of(trial.measure(candidate, errors=True), changed=candidate.method in OTHER_SHAPES)
+    if candidate == Candidate(TRUNCATION, trial.sample.dimension, "float32"):
+        certificate = Certificate(0.0, 0.0, 1.0, 1.0)  # the model itself
     return Option(candidate.bytes, candidate.method, candidate.dimension, candidate.precision, certificate)
-
-
-def _transform(mapped: Map, quantization: Quantization) -> Transform:
-    """Return the function from a model's vectors to those that are stored."""
-
-    def transform(vectors: Array) -> Array:
-        return quantization.vectors(quantization.quantize(unit(applied(vectors, mapped))))
-
-    return transform
 
 
 def _copies(head: SentenceTransformer, texts: list[str], sample: Sample, options: Any) -> list[tuple[Array, Array]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from st_plugins.compression.choice.fidelity import Held, Measured, paired, rank_correlation, recognized, unit
+from st_plugins.compression.choice.fidelity import Held, Measured, paired, rank_correlation, recognized
 from st_plugins.compression.choice.sample import Map, Sample, applied, as_held
 from st_plugins.compression.quantization import BITS, Quantization, bytes_of
 from st_plugins.methods.whitening.moments import Moments
@@ -142,7 +142,10 @@ class Trial:
         # Texts of a corpus are seldom paraphrases of each other, copies are: few bits keep what is near better than
         # what is far, few dimensions the other way round. The geometric mean lets neither drown the other.
         loss = self.measure(candidate).loss
-        return float(np.sqrt(loss * self._copy_loss(candidate))) if self.copies else loss
+        if not self.copies:
+            return loss
+        # Rounding takes a correlation of 1 beyond it.
+        return float(np.sqrt(max(loss, 0.0) * max(self._copy_loss(candidate), 0.0)))
 
     def best(self, candidates: Iterable[Candidate]) -> Candidate:
         """Return the candidate with the lowest score; the first of equal ones."""
@@ -167,8 +170,9 @@ class Trial:
         """Return what is stored of vectors of a group, read back."""
         mapped = self.maps[group].of(candidate)
         # The ranges are fitted where the map is.
-        quantization = Quantization.fit(candidate.precision, unit(applied(self.sample.held[1 - group], mapped)))
-        return quantization.vectors(quantization.quantize(unit(applied(vectors, mapped))))
+        given = self.sample.given
+        quantization = Quantization.fit(candidate.precision, given(self.sample.held[1 - group], mapped))
+        return quantization.vectors(quantization.quantize(given(vectors, mapped)))
 
     def _whole(self, method: str, group: int, vectors: Array) -> Array:
         """Return vectors of a group as a method's shape has them in all dimensions."""

@@ -13,8 +13,11 @@ _LEAST = 4  # words of a text of which half can be left out
 def mutilated(texts: Sequence[str], generator: torch.Generator) -> tuple[list[str], list[str]]:
     """Return two copies of each text, with a random half of its words each; texts of few words are left out."""
     split = [(text.split(), " ") for text in texts]
-    # Where words are not set apart, as in Chinese, letters stand for them.
-    split = [(words, gap) if len(words) >= _LEAST else (list(words[0]) if words else [], "") for words, gap in split]
+    # Where words are not set apart, as in Chinese, letters stand for them; scripts that have capitals set them apart.
+    split = [
+        (words, gap) if len(words) >= _LEAST or text.lower() != text.upper() else ([*"".join(words)], "")
+        for text, (words, gap) in zip(texts, split, strict=True)
+    ]
     chosen = [(words, gap) for words, gap in split if len(words) >= _LEAST][:TEXTS]
     first, second = ([_half(words, gap, generator) for words, gap in chosen] for _ in range(2))
     return first, second

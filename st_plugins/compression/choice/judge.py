@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.compression.choice.fidelity import unit
+from st_plugins.core.rows import refuse_non_finite
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.retrieval import RetrievalData
+from st_plugins.evaluation.measuring.ways import ways_of
 from st_plugins.evaluation.result import Difference
 from st_plugins.evaluation.retrieval import score_retrieval
 from st_plugins.evaluation.statistics import bootstrap, difference, resample_counts, spearman
@@ -23,23 +25,37 @@ Transform = Callable[[Array], Array]
 _SAMPLES = 1000
 
 
+def _encoded(
+    head: SentenceTransformer, texts: list[str], batch_size: int, arguments: dict[str, Any]
+) -> NDArray[np.float32]:
+    """Return the vectors of texts, each different one encoded once."""
+    place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    vectors = head.encode(list(place), batch_size=batch_size, show_progress_bar=False, **arguments)
+    refuse_non_finite(vectors, 0)
+    return np.asarray(vectors[[place[text] for text in texts]], dtype=np.float32)
+
+
 class PairJudge:
     """Spearman's correlation with the scores of pairs."""
 
     metric = "Spearman"
 
-    def __init__(self, head: SentenceTransformer, pairs: Pairs, batch_size: int, prompt: str | None) -> None:
-        texts = dict.fromkeys([*pairs.first, *pairs.second])
-        vectors = head.encode(list(texts), batch_size=batch_size, prompt=prompt, show_progress_bar=False)
-        place = {text: row for row, text in enumerate(texts)}
+    def __init__(
+        self, head: SentenceTransformer, pairs: Pairs, batch_size: int, prompt: str | None, route: str | None
+    ) -> None:
+        routes = None if route is None else (route, route)
+        first, second, _ = ways_of(head, pairs.title, pairs.columns, routes, prompt)
         self.pairs = pairs
+        # Questions and answers have routes and prompts of their own.
         self.sides = [
-            vectors[[place[text] for text in side]].astype(np.float32) for side in (pairs.first, pairs.second)
+            _encoded(head, texts, batch_size, way.arguments)
+            for texts, way in ((pairs.first, first), (pairs.second, second))
         ]
 
     def score(self, transform: Transform) -> float:
-        """Return the score of what a transform makes of the model's vectors."""
-        return spearman(self.pairs.scores, self._similarities(transform))
+        """Return the score of what a transform makes of the model's vectors; the lowest where it is undefined."""
+        found = spearman(self.pairs.scores, self._similarities(transform))
+        return found if np.isfinite(found) else -1.0
 
     def loss(self, transform: Transform) -> Difference:
         """Return what the transform loses, by a paired bootstrap over the pairs."""
@@ -83,16 +99,29 @@ class RetrievalJudge:
 Judge = PairJudge | RetrievalJudge
 
 
+def check_labeled(pairs: Pairs | None, retrieval: RetrievalData | None) -> None:
+    """Refuse labels that cannot choose."""
+    if pairs is not None and retrieval is not None:
+        raise ValueError("pairs and retrieval are given, but one of them has to choose; leave the other out")
+    if pairs is not None and not isinstance(pairs, Pairs):
+        raise TypeError(f"pairs must be Pairs, got {type(pairs).__name__}; st_plugins.data.read_pairs reads a file")
+    if pairs is not None and not np.ptp(pairs.scores):
+        raise ValueError(
+            f"pairs {pairs.name!r}: all scores are {pairs.scores[0]:g}, which says nothing; leave them out"
+        )
+    if retrieval is not None and not isinstance(retrieval, RetrievalData):
+        raise TypeError(f"retrieval must be RetrievalData, got {type(retrieval).__name__}; read_retrieval reads one")
+
+
 def judge_of(
     head: SentenceTransformer,
     pairs: Pairs | None,
     retrieval: RetrievalData | None,
     batch_size: int,
     prompt: str | None,
+    route: str | None,
 ) -> Judge | None:
     """Return the judge that the labels make, if there are any."""
-    if pairs is not None and retrieval is not None:
-        raise ValueError("pairs and retrieval are given, but one of them has to choose; leave the other out")
     if pairs is not None:
-        return PairJudge(head, pairs, batch_size, prompt)
+        return PairJudge(head, pairs, batch_size, prompt, route)
     return None if retrieval is None else RetrievalJudge(head, retrieval, batch_size)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from st_plugins.compression.choice.fidelity import Held, unit
+from st_plugins.core.rows import refuse_non_finite
 from st_plugins.methods.whitening.moments import Moments
 
 Array = NDArray[np.floating]
@@ -17,6 +18,7 @@ Map = tuple[Array, Array]
 
 KEPT = 1000  # texts of a group that the choice is judged on
 LEAST = 25  # below, ten neighbors and a rank correlation say nothing
+_ROWS = 4096  # added at a time: memory does not grow with the block
 
 
 @dataclass(eq=False)
@@ -28,6 +30,7 @@ class Sample:
     # talk about must not look better than it is.
 
     dimension: int
+    normalized: bool = True  # whether the model's vectors have unit length in the end
     moments: tuple[Moments, Moments] = field(init=False)
     _kept: list[tuple[Array, NDArray[np.float64], NDArray[np.intp]]] = field(init=False)
     _split: tuple[Array, float] | None = field(default=None, init=False)
@@ -45,7 +48,13 @@ class Sample:
         return sum(moments.count for moments in self.moments)
 
     def add(self, block: Array) -> Self:
-        """Add a block of embeddings; the first one decides how the groups are told apart."""
+        """Add a block of embeddings; the first rows decide how the groups are told apart."""
+        for first in range(0, len(block), _ROWS):
+            self._add(block[first : first + _ROWS])
+        return self
+
+    def _add(self, block: Array) -> None:
+        refuse_non_finite(block, self.count)
         direction, threshold = self._split = self._split or _halves(block)
         start, side = self.count, unit(block) @ direction > threshold
         # Each text draws a number, and those with the highest are kept: a fair sample, whatever the blocks.
@@ -53,13 +62,15 @@ class Sample:
         for group in (0, 1):
             rows = np.flatnonzero(side == bool(group))
             if len(rows):
-                self.moments[group].merge(Moments.of(block[rows], first_row=start))
+                part = block[rows]
+                self.moments[group].merge(Moments.of(part, first_row=start))
                 vectors, numbers, places = self._kept[group]
-                vectors = np.concatenate([vectors, np.asarray(block[rows], dtype=np.float32)])
                 numbers, places = np.append(numbers, drawn[rows]), np.append(places, start + rows)
                 best = np.sort(np.argsort(-numbers)[:KEPT])
-                self._kept[group] = vectors[best], numbers[best], places[best]
-        return self
+                # Only what stays is copied.
+                old, new = best[best < len(vectors)], best[best >= len(vectors)] - len(vectors)
+                kept = np.concatenate([vectors[old], np.asarray(part[new], dtype=np.float32)])
+                self._kept[group] = kept, numbers[best], places[best]
 
     def check(self) -> None:
         """Refuse texts that are too few to judge anything by."""
@@ -79,6 +90,11 @@ class Sample:
     def places(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Which of the texts these are, counted over all blocks."""
         return self._kept[0][2], self._kept[1][2]
+
+    def given(self, vectors: Array, mapped: Map) -> Array:
+        """Return the vectors that the model gives with a map in it."""
+        found = applied(vectors, mapped)
+        return unit(found) if self.normalized else found
 
     @property
     def whole(self) -> Moments:

@@ -29,6 +29,10 @@ class Wanted:
 
     def __post_init__(self) -> None:
         check_wanted(self.output_dimension, self.bytes, self.precision, self.max_loss, self.method)
+        # Whole numbers of NumPy cannot be written as JSON.
+        for name in ("output_dimension", "bytes"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, None if given is None else int(given))
         if self.output_dimension is not None and self.output_dimension > self.width:
             raise ValueError(
                 f"output_dimension is {self.output_dimension}, but the model's embeddings have only {self.width}"
@@ -79,7 +83,9 @@ def check_wanted(
 ) -> None:
     """Refuse what cannot be asked for, whatever the model."""
     if output_dimension is None and bytes is None and max_loss is None:
-        raise ValueError("say how small the vectors shall be: give bytes, output_dimension or max_loss")
+        raise ValueError(
+            "say how small the vectors shall be: give output_dimension, max_loss, or bytes=96 for example"
+        )
     check_output_dimension(output_dimension)
     if precision is not None:
         check_precision(precision)
