@@ -83,6 +83,8 @@ def compress(
 
     if pairs is None:
         refuse_unused(context, "without --pairs", "first", "second", "score")
+    elif retrieval is not None:
+        raise ValueError("--pairs and --retrieval are both given, but one of them has to choose; leave one out")
     check_wanted(output_dimension, bytes, precision, max_loss, method)
     check_model(model)
     check_prompt(prompt, prompt_name)
