@@ -46,7 +46,8 @@ def export_onnx(
         path: File to write.
         int8: Whether to write the Transformer's linear layers as whole numbers of eight bits, a scale for each of
             their outputs, with activations quantized as they come. Three quarters of those weights' bytes go, and on
-            processors with such instructions most of the time; the vectors change a little.
+            processors with such instructions most of the time; the vectors change a little, also with what else is
+            in their batch, whose range of activations they share.
         overwrite: Whether to replace a file that an earlier export wrote.
 
     Returns:
@@ -93,7 +94,6 @@ def export_onnx(
             from st_plugins.serving.inner.int8 import quantize
 
             quantize(plain, file)
-            plain.unlink()
             vectors = OnnxEncoder(file).encode(TEXTS, batch_size=4)
             found = agreement("torch", expected, str(path), vectors, exact=False)
             if not found.agrees:

@@ -234,9 +234,10 @@ def _onnx_backend_fault() -> str | None:
         # As the host imports it; versions that do not fit each other fail here, too.
         from optimum.onnxruntime import ORTModelForFeatureExtraction  # noqa: F401
     except (ImportError, RuntimeError) as error:
+        what = "not installed" if isinstance(error, ModuleNotFoundError) else "does not work with what is installed"
         return (
-            f"not installed ({error}): pip install 'sentence-transformers[onnx]', once optimum-onnx takes the "
-            "transformers that sentence-transformers needs"
+            f"{what} ({str(error).partition(' (')[0]}): pip install 'sentence-transformers[onnx]', once optimum-onnx "
+            "takes the transformers that sentence-transformers needs"
         )
     return None
 

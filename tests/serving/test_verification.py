@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 
 from st_plugins.cli import app as cli
 from st_plugins.miniature import corpus, untrained_encoder
-from st_plugins.serving import OnnxEncoder, Verification, verify
+from st_plugins.serving import OnnxEncoder, Verification, verification, verify
 from st_plugins.serving.verification import agreement
 
 Run = Callable[..., tuple[int, str, str]]
@@ -94,6 +96,27 @@ def test_a_server_takes_linear_layers_before_the_length(model: SentenceTransform
 def test_what_servers_do_not_know_is_said(make_model: Callable[..., SentenceTransformer], tmp_path: Path) -> None:
     found = verify(saved(make_model("bert", pooling_mode="max"), tmp_path), ["server"], ["a dog"])
     assert not found.agreements and "not by 'max'" in found.missing["server"]
+
+
+def test_the_backend_of_the_host_is_asked_where_it_works(
+    model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = saved(model, tmp_path), []
+
+    def host(path: str, **options: Any) -> SentenceTransformer:
+        asked.append((path, options["backend"]))
+        other: Any = copy.deepcopy(model)
+        other[0].model.embeddings.word_embeddings.weight.data *= 2
+        return other  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(verification, "SentenceTransformer", host)
+    monkeypatch.setitem(sys.modules, "optimum", types.ModuleType("optimum"))
+    monkeypatch.setitem(sys.modules, "optimum.onnxruntime", types.ModuleType("optimum.onnxruntime"))
+    found = verify(folder, ["onnx"])
+    assert "does not work with what is installed (cannot import name" in found.missing["onnx"]
+    sys.modules["optimum.onnxruntime"].ORTModelForFeatureExtraction = None  # type: ignore[attr-defined]
+    found = verify(folder, ["onnx"])
+    assert asked == [(folder, "onnx")] and [one.second for one in found.agreements] == ["onnx"] and not found.agrees
 
 
 def test_bad_arguments(model: SentenceTransformer, tmp_path: Path) -> None:
