@@ -124,14 +124,18 @@ class Loading:
     def evaluate(self, evaluator: STSSuiteEvaluator, name: str) -> SuiteResult:
         """Load and evaluate a model; its own length and precision are recorded beside those asked for."""
         model, own = self._loaded(name)
-        return evaluator.evaluate(model, model_name=name, own=own)
+        result = evaluator.evaluate(model, model_name=name, own=own)
+        result.warnings += _stored_otherwise(name)
+        return result
 
     def evaluate_all(self, evaluators: Sequence[TaskEvaluator], name: str) -> TasksResult:
         """Load a model once and evaluate it on several tasks."""
         from st_plugins.evaluation.task_result import TasksResult
 
         model, own = self._loaded(name)
-        return TasksResult.joined([one.evaluate(model, model_name=name, own=own) for one in evaluators])
+        result = TasksResult.joined([one.evaluate(model, model_name=name, own=own) for one in evaluators])
+        result.warnings += _stored_otherwise(name)
+        return result
 
     def _loaded(self, name: str) -> tuple[SentenceTransformer, dict[str, Any]]:
         import torch
@@ -149,6 +153,22 @@ class Loading:
             set_length(model, self.max_seq_length)
         check_length(model)
         return model, own
+
+
+def _stored_otherwise(name: str) -> list[str]:
+    """Say where a folder holds vectors that are to be stored in fewer bits than are measured."""
+    from st_plugins.compression.quantization import Quantization
+
+    try:
+        stored = Quantization.load(Path(name).expanduser())
+    except FileNotFoundError:
+        return []
+    if stored.precision == "float32":
+        return []
+    return [
+        f"the vectors of {name!r} are to be stored as {stored.precision} (quantization.json), but were measured in "
+        "floating point: what is stored loses more, as compression.html beside it says"
+    ]
 
 
 def check_model(name: str) -> None:

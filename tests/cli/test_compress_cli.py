@@ -94,3 +94,20 @@ def test_a_bad_output_is_refused_before_the_model_is_opened(run: Run, output: st
         code, said = run("--bytes", "6", *more, model=model, output=output)
         assert code == 1 and "--output" in said and "JSON" not in said, said
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("int8", True), ("float32", False)])
+def test_evaluate_says_that_it_does_not_measure_the_stored_bits(
+    run: Run, precision: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--output-dimension", "4", "--precision", precision)[0] == 0
+    words = ["evaluate", "out", "--pairs", "pairs.tsv", "--bootstrap-samples", "0", "--no-floor"]
+    monkeypatch.setattr(sys, "argv", ["st-plugins", *words, "--output", "report"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert (
+        stop.value.code in (0, None)
+        and ("to be stored as int8" in " ".join(capsys.readouterr().out.split())) == warned
+    )
+    warnings = json.loads(Path("report", "result.json").read_text(encoding="utf-8"))["warnings"]
+    assert any("to be stored as int8" in text for text in warnings) == warned
