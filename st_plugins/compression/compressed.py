@@ -249,7 +249,13 @@ class Compressed:
             axes.plot([self.bytes], [self.certificate.loss], marker="o", ms=11, mfc="none", color=_BLUE)
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            # Equal steps for equal ratios, but 0 is there too; its own labels are formulas, which stay text here.
             axes.set_yscale("symlog", linthresh=0.1)
+            highest = max(one.certificate.loss_bound for one in shown)
+            marks = [mark for mark in (0, 0.1, 0.3, 1, 3, 10, 30, 100) if mark <= max(highest, 0.3)]
+            axes.set_yticks(marks, [f"{mark:g}" for mark in marks])
+            axes.set_yticks([], minor=True)
+            axes.set_ylim(bottom=0)
             axes.set_xlabel("bytes of a vector")
             axes.set_ylabel("points of Spearman lost")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -170,6 +172,15 @@ def test_the_folder_is_plain_and_gives_the_same_vectors_and_bytes(tmp_path: Path
     with pytest.raises(FileExistsError):
         small.save(tmp_path / "mine", overwrite=True)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_the_picture_shows_numbers_from_zero_on() -> None:
+    page = compress(raw_like(), TEXTS, bytes=8, show_progress_bar=False).to_html()
+    encoded = re.search(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    assert encoded is not None
+    labels = re.findall(r">([^<>]+)</text>", base64.b64decode(encoded.group(1)).decode())
+    assert {"0", "0.1", "1", "8"} <= set(labels)
+    assert not [label for label in labels if "$" in label or label.startswith("−")]  # no formulas, no gains
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
