@@ -284,6 +284,7 @@ def size_table(found: Compressed) -> Table:
 _HOW_TO_READ = (
     "Points are Spearman's correlation with people's scores, times 100. The estimate and the bound come from how well "
     "the order of similarities is kept on your texts, by a rule that was fitted on development sets; the study of "
-    "compression counts on how many other sets the bound held. It says nothing of tasks that are not about "
+    "compression counts on how many other sets the bound held. It holds for texts like yours: on texts of a kind that "
+    "was not among them more may be lost. It says nothing of tasks that are not about "
     f"similarity. Precisions: {', '.join(f'{name} {bits} bits' for name, bits in BITS.items())} a number."
 )

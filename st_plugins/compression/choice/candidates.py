@@ -134,18 +134,19 @@ class Trial:
                 float(np.sqrt(np.sum(np.square([getattr(part, name) for part in parts]))) / 2)
                 for name in ("loss_error", "neighbors_error")
             ]
-            self._found[key] = Measured(loss, spread[0], kept, spread[1])
+            copies = self._copy_loss(candidate) if self.copies else 0.0
+            self._found[key] = Measured(loss, spread[0], kept, spread[1], copies)
         return self._found[key]
 
     def score(self, candidate: Candidate) -> float:
         """Return how badly a candidate keeps the order of similarities, of neighbors and of much closer copies."""
         # Texts of a corpus are seldom paraphrases of each other, copies are: few bits keep what is near better than
         # what is far, few dimensions the other way round. The geometric mean lets neither drown the other.
-        loss = self.measure(candidate).loss
+        found = self.measure(candidate)
         if not self.copies:
-            return loss
+            return found.loss
         # Rounding takes a correlation of 1 beyond it.
-        return float(np.sqrt(max(loss, 0.0) * max(self._copy_loss(candidate), 0.0)))
+        return float(np.sqrt(max(found.loss, 0.0) * max(found.copies, 0.0)))
 
     def best(self, candidates: Iterable[Candidate]) -> Candidate:
         """Return the candidate with the lowest score; the first of equal ones."""

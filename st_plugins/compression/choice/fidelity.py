@@ -29,6 +29,8 @@ class Measured:
     loss_error: float
     neighbors: float  # share of the ten nearest neighbors that are the same
     neighbors_error: float
+    # The same loss between two mutilated copies of each text; 0 where there are none.
+    copies: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
