@@ -84,6 +84,11 @@ def compare(
             scored.refuse_unused(context)
         for name, result in stored.items():
             if isinstance(result, TasksResult) != others.given:
+                if not Path(missing[0]).exists():
+                    raise ValueError(
+                        f"{missing[0]!r} is neither a stored result nor the folder of a model; if it is a model on "
+                        f"the hub, name the data that {name!r} was measured on, too"
+                    )
                 kind = "on other tasks than STS" if isinstance(result, TasksResult) else "on STS"
                 raise ValueError(f"{name!r} was measured {kind}; name the same data for {missing[0]!r}")
         for name in missing:

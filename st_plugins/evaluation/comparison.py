@@ -113,7 +113,10 @@ def compare(
         raise ValueError("one result is of STS, the other of other tasks; compare two of one kind")
     names = [task.name for task in first.tasks]
     if names != [task.name for task in second.tasks]:
-        raise ValueError(f"the results have different tasks: {names} and {[task.name for task in second.tasks]}")
+        raise ValueError(
+            f"the results have different tasks: {names} and {[task.name for task in second.tasks]}; measure both on "
+            "the same ones"
+        )
     notes = _measured_alike(first, second)
     # On the same resamples what both have in common (hard pairs, noisy gold scores) cancels.
     values, samples, metrics = {}, {}, {}

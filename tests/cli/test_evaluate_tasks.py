@@ -127,3 +127,13 @@ def test_what_is_wrong_is_one_line_said_before_the_model_is_loaded(
     code, _, err = run("evaluate", "m", *args)
     assert code == 1 and err.startswith("error: ") and words in err and err.count("\n") == 1, err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_that_cannot_be_compared_are_told_what_would_do(run: Run) -> None:
+    assert run("evaluate", "m", *PAIRS, *QUICK, "--output", "one")[0] == 0
+    assert run("evaluate", "m", *CLUSTERING, *QUICK, "--output", "two")[0] == 0
+    code, _, err = run("compare", "one", "two")
+    assert code == 1 and "different tasks" in err and "measure both on the same" in err
+    # What is to be compared is not there: other data would not help.
+    code, _, err = run("compare", "one", "nowhere")
+    assert code == 1 and "'nowhere' is neither a stored result nor the folder of a model" in err

@@ -155,6 +155,9 @@ def test_export_and_verify(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert OnnxEncoder(file).settings["max_seq_length"] == 64
     code, _, err = run("export", folder, "--onnx", str(tmp_path / "model" / "model.onnx"))
     assert code == 1 and "lies in the input model" in err
+    code, _, err = run("export", folder, "--onnx", str(tmp_path / "one.bin"))
+    assert code == 1 and "--onnx" in err and "one.bin' must end in .onnx" in err
+    assert not (tmp_path / "one.bin").exists()
     code, out, _ = run("export", folder, "--onnx", small, "--int8")
     assert code == 0 and re.search(r"mean cosine \d\.\d{4}, smallest \d\.\d{4} to torch", out)
 
