@@ -41,9 +41,7 @@ def export(
     check_model(model)
     # Only such names are files to `verify`.
     if onnx.suffix != ".onnx":
-        raise ValueError(
-            f"--onnx {str(onnx)!r} must end in .onnx; give {str(onnx.with_suffix('.onnx'))!r} for example"
-        )
+        raise ValueError(f"--onnx {str(onnx)!r} must end in .onnx; give 'my-model.onnx' for example")
     file_target(onnx, name="--onnx", overwrite=overwrite, inputs=(model,), mark=SETTINGS.encode())
     loaded = load_sentence_transformer(model, "cpu")
     if max_seq_length is not None:

@@ -158,6 +158,8 @@ def test_export_and_verify(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     code, _, err = run("export", folder, "--onnx", str(tmp_path / "one.bin"))
     assert code == 1 and "--onnx" in err and "one.bin' must end in .onnx" in err
     assert not (tmp_path / "one.bin").exists()
+    code, _, err = run("export", folder, "--onnx", ".")
+    assert code == 1 and "--onnx '.' must end in .onnx" in err
     code, out, _ = run("export", folder, "--onnx", small, "--int8")
     assert code == 0 and re.search(r"mean cosine \d\.\d{4}, smallest \d\.\d{4} to torch", out)
 
