@@ -123,7 +123,7 @@ class _File(InputModule):
         return width
 
     def save(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError("it is only measured")
+        raise TypeError("a file is measured here, not saved")
 
 
 if __name__ == "__main__":

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from st_plugins.core.onnx import OPSET, quiet_exporter
 from st_plugins.core.writing.atomic import file_target
 from st_plugins.methods.re2.layers import fold_weight_norm
 from st_plugins.methods.re2.network import RE2
 from st_plugins.methods.re2.token_table import TokenTable
-
-OPSET = 20
 
 
 def export_onnx(
@@ -48,7 +43,7 @@ def export_onnx(
     width = None if source is not None else network.embedding_dimension
     pairs = torch.export.Dim("pairs", min=1)
     tokens = {side: torch.export.Dim(f"{side}_tokens", min=1) for side in ("first", "second")}
-    with _quiet(), torch.no_grad(), target.write() as temporary:
+    with quiet_exporter(), torch.no_grad(), target.write() as temporary:
         torch.onnx.export(
             model,
             (*_inputs(width, 3, 5), *_inputs(width, 3, 4)),  # any sizes but 0 and 1, which the exporter would keep
@@ -75,22 +70,6 @@ class _Exported(nn.Module):
             first, second = self.table(first), self.table(second)
         logits: Tensor = self.network(first, first_mask, second, second_mask)
         return logits
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back the exporter's remarks on its own internals; errors are raised all the same."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _inputs(width: int | None, pairs: int, tokens: int) -> tuple[Tensor, Tensor]:

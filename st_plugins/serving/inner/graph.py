@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,8 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-OPSET = 20
+from st_plugins.core.onnx import OPSET, quiet_exporter
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _LARGEST = 2_000_000_000  # protobuf takes no message of 2 GiB
 
@@ -62,7 +59,7 @@ def write_graph(model: SentenceTransformer, file: Path) -> None:
     example = tuple(tensors[name].new_ones((3, 5)) for name in names)
     batch, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             torch.onnx.export(
                 _Whole(model, names),
                 example,
@@ -98,19 +95,3 @@ class _Whole(nn.Module):
             features = part(features)
         vectors: Tensor = features["sentence_embedding"]
         return vectors if self.width is None else vectors[:, : self.width]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back the exporter's remarks on its own internals; errors are raised all the same."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
