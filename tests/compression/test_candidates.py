@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.covariance import LedoitWolf
 
-from st_plugins.compression.choice.candidates import METHODS, Candidate, Maps, Trial, of_size, random_rotation
+from st_plugins.compression.choice.candidates import MARGIN, METHODS, Candidate, Maps, Trial, of_size, random_rotation
 from st_plugins.compression.choice.sample import Sample, applied
 from st_plugins.compression.choice.wanted import Wanted
 from st_plugins.compression.quantization import BITS, Quantization, bytes_of
@@ -114,7 +114,9 @@ def test_copies_decide_whether_the_similarities_are_kept() -> None:
     even = generator.normal(size=(300, WIDTH)).astype(np.float32)
     # Texts of a raw encoder share one long direction, along which copies differ as much as texts do.
     raw = even + 6 * np.eye(WIDTH, dtype=np.float32)[0] * (1 + generator.normal(size=(300, 1)).astype(np.float32))
-    for points, kept in ((even, True), (raw, False)):
+    # Those of a trained one may vary mostly along one direction too, if they are of one kind, but on both sides.
+    narrow = raw * generator.choice([-1, 1], size=(300, 1)).astype(np.float32)
+    for points, kept, gained in ((even, True, False), (raw, False, True), (narrow, True, True)):
         sample = Sample(WIDTH).add(points)
         scale = 0.6 * points.std(axis=0)
         copies = [
@@ -123,6 +125,7 @@ def test_copies_decide_whether_the_similarities_are_kept() -> None:
         ]
         trial = Trial(sample, copies)
         assert (trial.shape == "rotation") == kept, trial.recognized
+        assert (max(trial.recognized.values()) > trial.recognized["rotation"] + MARGIN) == gained
         assert ([*trial.limits] == ["truncation", "rotation"]) == kept
         assert trial.recognized.keys() == set(OTHERS)
     assert Trial(sample).shape == "rotation" and Trial(sample).recognized == {}
