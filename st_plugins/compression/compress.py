@@ -53,9 +53,10 @@ def compress(
     are texts of another kind, too: the texts are split into two groups along the direction in which they differ most,
     and each group judges what was fitted on the other.
 
-    The model's own similarities are kept. They are given up, for whitening, only where mutilated copies of texts find
-    each other clearly better centered or scaled, as they do with raw encoders; then what is lost is counted from the
-    similarities that whitening gives in all dimensions.
+    The model's own similarities are kept. They are given up, for whitening, only where all texts look alike and
+    mutilated copies of them find each other clearly better centered or scaled, as with raw encoders; then what is lost
+    is counted from the similarities that whitening gives in all dimensions. Cosine is what is judged, also of a model
+    made for dot products.
 
     The linear layer goes before the model's Normalize, so that unit length stays. Rotation and whitening are ordered:
     cutting the result further (``truncate_dim``) gives the best of its width again, except for ``binary``.

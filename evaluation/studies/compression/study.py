@@ -45,6 +45,7 @@ class Row(study.Row):
     method: str
     precision: str = "float32"  # of peers; ours chooses
     target: bool = False  # fitted on the texts of the tasks, which a user does not have
+    corpus: tuple[str, ...] = ()  # fitted on these texts instead of the study's
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +149,8 @@ class Study(study.Study[Row]):
 
     def sample(self, row: Row, seed: int) -> list[str]:
         """Return the texts that a row is fitted on."""
+        if row.corpus:
+            return draw_texts(list(row.corpus), self.place.data, self.corpus_size // self.samples, seed)
         if not row.target:
             return self.fit_texts[seed :: self.samples]
         reported = {text: None for task in self.reported for part in task.parts for text in part}
@@ -191,13 +194,13 @@ class Study(study.Study[Row]):
 
     def ours(self, row: Row, seed: int) -> Ours:
         """Fit and score ours at every size."""
-        key = row.target, seed
+        key = row.name, seed
         if key not in self._found:
             self._found[key] = self._fit_ours(row, seed)
         return self._found[key]
 
     @cached_property
-    def _found(self) -> dict[tuple[bool, int], Ours]:
+    def _found(self) -> dict[tuple[str, int], Ours]:
         return {}
 
     @cached_property

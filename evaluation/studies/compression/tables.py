@@ -42,11 +42,14 @@ def page(study: Any, results: Found) -> Page:
     titles = {key: title for key, title in first["tasks"].items() if key not in study.dev}
     lines = [f"# {study.title}", "", study.notes, "", "![Quality against bytes](quality.svg)", ""]
     lines += section("Average of the STS tasks", _TABLE, _table(cells, _AVERAGE, list(results), sizes))
-    lines += section("Ours against each peer", _VERDICT_TEXT, _verdicts(cells, peers))
-    lines += section("Where ours is separably worse than the best peer", _WORSE, _worse(cells, peers, own, titles))
-    if own and own[0] in results:
-        lines += section("What ours chose", _CHOICE, _choices(results[own[0]], sizes))
-        lines += section("The certificate", _CERTIFICATE, _certified(results[own[0]], study.dev))
+    if peers:
+        lines += section("Ours against each peer", _VERDICT_TEXT, _verdicts(cells, peers))
+        lines += section("Where ours is separably worse than the best peer", _WORSE, _worse(cells, peers, own, titles))
+    for name in own:
+        which = f": {name}" if len(own) > 1 else ""
+        if name in results:
+            lines += section(f"What ours chose{which}", _CHOICE, _choices(results[name], sizes))
+            lines += section(f"The certificate{which}", _CERTIFICATE, _certified(results[name], study.dev))
     for key, title in titles.items():
         if key != _AVERAGE:
             lines += [f"## {title}", "", *_table(cells, key, list(results), sizes), ""]
