@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from st_plugins.data.labeled_texts import LabeledTexts
-from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator, Vectors, check_sampling
+from st_plugins.evaluation.measuring.sentence_evaluator import check_sampling
+from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator, Vectors
 from st_plugins.evaluation.measuring.units import LEADERBOARD_SEED, check_vectors, check_widths, measured_task
 from st_plugins.evaluation.task_result import MeasuredTask
 

@@ -11,7 +11,8 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from st_plugins.data.labeled_texts import LabeledTexts
-from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator, Vectors, check_sampling
+from st_plugins.evaluation.measuring.sentence_evaluator import check_sampling
+from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator, Vectors
 from st_plugins.evaluation.measuring.units import (
     CLUSTERING,
     LABEL,

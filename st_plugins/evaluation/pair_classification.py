@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from st_plugins.data.pairs import Pairs
 from st_plugins.evaluation.measuring.scoring import pair_similarities
+from st_plugins.evaluation.measuring.sentence_evaluator import check_sampling
 from st_plugins.evaluation.measuring.space import is_collapsed
-from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator, Vectors, check_sampling
+from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator, Vectors
 from st_plugins.evaluation.measuring.units import check_vectors, check_widths, measured_task
 from st_plugins.evaluation.task_result import MeasuredTask
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator
 from typing_extensions import Self
 
 from st_plugins.core.files import library_versions
-from st_plugins.core.host import check_length, check_prompt
+from st_plugins.core.host import check_length
 from st_plugins.core.texts import check_texts
-from st_plugins.core.writing.rows import append_row
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.readers import pairs_of
 from st_plugins.evaluation.measuring.encoding import Encoded, distinct, encode_ways, watch_input
@@ -23,22 +21,22 @@ from st_plugins.evaluation.measuring.floor import floor_embeddings, floor_result
 from st_plugins.evaluation.measuring.record import describe_model, measured
 from st_plugins.evaluation.measuring.scoring import (
     CONVENTIONS,
-    SIMILARITIES,
     average,
     reversed_scale,
     score_task,
     system_similarities,
     task_result,
 )
+from st_plugins.evaluation.measuring.sentence_evaluator import SentenceEvaluator
 from st_plugins.evaluation.measuring.space import fit_distance, is_collapsed, space_of_pairs
-from st_plugins.evaluation.measuring.ways import Way, own_ways, parse_routes, ways_of
+from st_plugins.evaluation.measuring.ways import Way, own_ways, ways_of
 from st_plugins.evaluation.result import SuiteResult
 from st_plugins.methods.whitening.whitening import Whitening
 
 _RECORDED = ("confidence", "bootstrap_samples", "seed", "batch_size", "split", "target_whitening")
 
 
-class STSSuiteEvaluator(BaseEvaluator):
+class STSSuiteEvaluator(SentenceEvaluator):
     """Score a model on several STS tasks in one pass, with confidence intervals and a floor.
 
     Every distinct sentence of all tasks is encoded once, longest first; all scores come from that matrix. Metrics are
@@ -126,37 +124,29 @@ class STSSuiteEvaluator(BaseEvaluator):
         prompt_name: str | None = None,
         routes: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
-        if similarity is not None and similarity not in SIMILARITIES:
-            raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
-        if bootstrap_samples < 0 or batch_size < 1 or seed < 0:
-            raise ValueError(
-                f"bootstrap_samples={bootstrap_samples} and seed={seed} must be at least 0, batch_size={batch_size} 1"
-            )
+        super().__init__(
+            batch_size=batch_size,
+            similarity=similarity,
+            confidence=confidence,
+            bootstrap_samples=bootstrap_samples,
+            seed=seed,
+            name=name,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            routes=routes,
+            show_progress_bar=show_progress_bar,
+        )
         single = isinstance(floor_texts, str)  # a sequence of texts too, of one letter each
         several = None if floor_texts is None or single else check_texts(floor_texts, "floor_texts")
         if floor_texts is not None and len(several or ()) < 2:
             raise ValueError("floor_texts must be a list of at least two texts, or None for the evaluated texts")
-        check_prompt(prompt, prompt_name)
         self.pairs = pairs_of(tasks, data, split)
-        self.batch_size = batch_size
-        self.similarity = similarity
-        self.confidence = confidence
-        self.bootstrap_samples = bootstrap_samples
-        self.seed = seed
-        self.name = name
         self.split = split
         self.floor = floor
         self.floor_texts = several
         self.target_whitening = target_whitening
         self.geometry = geometry
         self.keep_similarities = keep_similarities
-        self.show_progress_bar = show_progress_bar
-        self.prompt = prompt
-        self.prompt_name = prompt_name
-        self.routes = parse_routes(routes)
         self.primary_metric = f"avg_spearman_{similarity or 'cosine'}"
         more = target_texts or {}
         unknown = sorted(set(more) - {pairs.name for pairs in self.pairs})
@@ -209,13 +199,8 @@ class STSSuiteEvaluator(BaseEvaluator):
         result = self.evaluate(model)
         metrics = self.metrics(result)
         self.primary_metric = f"avg_spearman_{result.settings['similarity']}"
-        if output_path is not None:
-            file = Path(output_path, f"sts_suite{'_' + self.name if self.name else ''}_results.csv")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            append_row(file, ["epoch", "steps", *metrics], [epoch, steps, *metrics.values()])
-        prefixed: dict[str, float] = self.prefix_name_to_metrics(metrics, self.name)
-        self.store_metrics_in_model_card_data(model, prefixed, epoch, steps)
-        return prefixed
+        file = f"sts_suite{'_' + self.name if self.name else ''}_results.csv"
+        return self._told(model, metrics, output_path, file, epoch, steps)
 
     def evaluate(
         self, model: SentenceTransformer, model_name: str | None = None, *, own: Mapping[str, Any] | None = None
@@ -236,11 +221,7 @@ class STSSuiteEvaluator(BaseEvaluator):
                 ``max_seq_length`` is more than its encoder can read.
         """
         check_length(model)
-        similarity = self.similarity or str(model.similarity_fn_name)
-        if similarity not in SIMILARITIES:
-            raise ValueError(
-                f"the model's similarity is {similarity!r}; give one of {', '.join(SIMILARITIES)} (similarity=)"
-            )
+        similarity = self._similarity_of(model)
         warnings: list[str] = []
         ways = self._ways(model, warnings)
         tokens = self._tokens(model, warnings)
@@ -322,14 +303,7 @@ class STSSuiteEvaluator(BaseEvaluator):
         Returns:
             Plain values by name.
         """
-        return {
-            "tasks": [pairs.name for pairs in self.pairs],
-            "similarity": self.similarity or "the model's own",
-            "prompt": self.prompt or self.prompt_name,
-            "confidence": self.confidence,
-            "bootstrap_samples": self.bootstrap_samples,
-            "seed": self.seed,
-        }
+        return {"tasks": [pairs.name for pairs in self.pairs], **self._settings()}
 
     @property
     def description(self) -> str:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator
 
 from st_plugins.core.files import library_versions
-from st_plugins.core.host import check_length, check_prompt
-from st_plugins.core.writing.rows import append_row
+from st_plugins.core.host import check_length
 from st_plugins.evaluation.measuring.encoding import distinct, encode_ways
 from st_plugins.evaluation.measuring.floor import token_ids
 from st_plugins.evaluation.measuring.record import describe_model, measured
-from st_plugins.evaluation.measuring.scoring import SIMILARITIES
-from st_plugins.evaluation.measuring.ways import own_ways, parse_routes, ways_of
+from st_plugins.evaluation.measuring.sentence_evaluator import SentenceEvaluator
+from st_plugins.evaluation.measuring.ways import own_ways, ways_of
 from st_plugins.evaluation.task_result import MeasuredTask, TasksResult
 
 Vectors = NDArray[np.float32]
@@ -27,7 +24,7 @@ Vectors = NDArray[np.float32]
 _MANY = 100_000  # texts whose tokens are not kept, only for their order in length and for texts that look alike
 
 
-class TaskEvaluator(BaseEvaluator):
+class TaskEvaluator(SentenceEvaluator):
     """Measure a model on one task."""
 
     # Names of the two columns, by which queries and documents are known.
@@ -39,38 +36,14 @@ class TaskEvaluator(BaseEvaluator):
         task: str,
         texts: Sequence[Sequence[str]],
         *,
-        batch_size: int,
-        similarity: str | None,
-        confidence: float,
-        bootstrap_samples: int,
-        seed: int,
         name: str,
-        prompt: str | None,
-        prompt_name: str | None,
-        routes: str | Sequence[str] | None,
-        show_progress_bar: bool | None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        if similarity is not None and similarity not in SIMILARITIES:
-            raise ValueError(f"similarity={similarity!r} is unknown; choose one of {', '.join(SIMILARITIES)}")
-        check_sampling(confidence, bootstrap_samples, seed)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
-        check_prompt(prompt, prompt_name)
+        super().__init__(name=name or task, **settings)
         self.task = task
-        self.batch_size = batch_size
-        self.similarity = similarity
-        self.confidence = confidence
-        self.bootstrap_samples = bootstrap_samples
-        self.seed = seed
-        self.name = name or task
-        self.prompt = prompt
-        self.prompt_name = prompt_name
-        self.routes = parse_routes(routes)
-        self.show_progress_bar = show_progress_bar
         self.texts, self._rows = distinct(texts)
         self.last_result: TasksResult | None = None
-        self.primary_metric = self._key(self._main, similarity or "cosine")
+        self.primary_metric = self._key(self._main, self.similarity or "cosine")
 
     @property
     def _sampling(self) -> dict[str, Any]:
@@ -99,16 +72,10 @@ class TaskEvaluator(BaseEvaluator):
             The metrics. The full result is kept in ``last_result``.
         """
         found = self.evaluate(model).tasks[0]
-        similarity = self.similarity or str(model.similarity_fn_name)
+        similarity = self._similarity_of(model)
         metrics = {self._key(name, similarity): score.value for name, score in found.scores.items()}
         self.primary_metric = self._key(self._main, similarity)
-        if output_path is not None:
-            file = Path(output_path, f"{self.name}_results.csv")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            append_row(file, ["epoch", "steps", *metrics], [epoch, steps, *metrics.values()])
-        prefixed: dict[str, float] = self.prefix_name_to_metrics(metrics, self.name)
-        self.store_metrics_in_model_card_data(model, prefixed, epoch, steps)
-        return prefixed
+        return self._told(model, metrics, output_path, f"{self.name}_results.csv", epoch, steps)
 
     def evaluate(
         self, model: SentenceTransformer, model_name: str | None = None, *, own: Mapping[str, Any] | None = None
@@ -129,11 +96,7 @@ class TaskEvaluator(BaseEvaluator):
                 ``max_seq_length`` is more than its encoder can read.
         """
         check_length(model)
-        similarity = self.similarity or str(model.similarity_fn_name)
-        if similarity not in SIMILARITIES:
-            raise ValueError(
-                f"the model's similarity is {similarity!r}; give one of {', '.join(SIMILARITIES)} (similarity=)"
-            )
+        similarity = self._similarity_of(model)
         *ways, warning = ways_of(model, self.task, self.columns, self.routes, self.prompt, self.prompt_name)
         tokens = self._tokens(model)
         lengths = [len(text) for text in (self.texts if tokens is None else tokens)]
@@ -174,17 +137,4 @@ class TaskEvaluator(BaseEvaluator):
         Returns:
             Plain values by name.
         """
-        return {
-            "task": self.task,
-            "similarity": self.similarity or "the model's own",
-            "prompt": self.prompt or self.prompt_name,
-            **self._sampling,
-        }
-
-
-def check_sampling(confidence: float, bootstrap_samples: int, seed: int) -> None:
-    """Refuse settings of a bootstrap that make none."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
-    if bootstrap_samples < 0 or seed < 0:
-        raise ValueError(f"bootstrap_samples={bootstrap_samples} and seed={seed} must be at least 0")
+        return {"task": self.task, **self._settings()}
