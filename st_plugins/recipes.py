@@ -105,7 +105,7 @@ def whiten(
     truncated = model.truncate_dim
     if truncated is not None and (output_dimension is None or output_dimension <= truncated):
         result.truncate_dim = truncated
-    return closed(result, whitening, tail)
+    return closed(result, [whitening, *tail])
 
 
 def fit_flow(
@@ -178,7 +178,7 @@ def fit_flow(
         show_progress_bar=show_progress_bar,
     )
     result.truncate_dim = model.truncate_dim
-    return closed(result, module, tail)
+    return closed(result, [module, *tail])
 
 
 def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:

@@ -67,7 +67,7 @@ def whiten(
     from st_plugins import recipes
     from st_plugins.cli.console import print_before_after, print_warnings
     from st_plugins.core.host import check_prompt
-    from st_plugins.core.serving import save_served, served_otherwise
+    from st_plugins.core.serving import save_plain
     from st_plugins.core.writing.atomic import folder_target
     from st_plugins.data.own import read_texts
     from st_plugins.evaluation.comparison import compare as compare_results
@@ -110,12 +110,8 @@ def whiten(
         else (evaluator.evaluate(whitened, "after whitening"), evaluator.evaluate(loaded, "before"))
     )
     result = whitened if keep_plugin else folding.fold(whitened)
-    otherwise = served_otherwise(result)
     with target.write() as folder:
-        if otherwise:
-            result.save(str(folder))
-        else:
-            save_served(result, folder)
+        otherwise = save_plain(result, folder)
     if after is None or before is None:
         say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
     else:

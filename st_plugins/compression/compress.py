@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense
-from torch import nn
 from tqdm.auto import tqdm
 
 from st_plugins.compression.choice.candidates import OTHER_SHAPES, TRUNCATION, Candidate, Maps, Trial, of_size
@@ -24,6 +22,7 @@ from st_plugins.compression.quantization import Quantization, bytes_of
 from st_plugins.core.appending import closed, encoded, opened
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.retrieval import RetrievalData
+from st_plugins.methods.whitening.fold import dense_of
 
 Array = NDArray[np.floating]
 
@@ -138,9 +137,11 @@ def compress(
         chosen = _choose(wanted, trial, best)
         ladder = [best(of_size(trial.limits, size, wanted.precisions)) for size in wanted.ladder]
     mapped, quantization = fitted(Candidate(chosen.method, chosen.dimension, chosen.precision))
-    result = head if chosen.whole(width) else closed(head, _dense(mapped, head), [])
-    for last in tail:
-        result.append(last)
+    added = [*tail]
+    if not chosen.whole(width):
+        mean, weight = map(torch.from_numpy, mapped)
+        added.insert(0, dense_of(weight, -weight @ mean, head.dtype or torch.float32))
+    result = closed(head, added)
     return Compressed(
         model=result,
         quantization=quantization,
@@ -192,17 +193,3 @@ def _copies(head: SentenceTransformer, texts: list[str], sample: Sample, options
         vectors = np.concatenate(both)
         found.append((vectors[: len(first)], vectors[len(first) :]))
     return found
-
-
-def _dense(mapped: Map, head: SentenceTransformer) -> nn.Module:
-    """Return a map as a stock layer without activation; it has a bias only where something is subtracted."""
-    mean, weight = (torch.from_numpy(np.ascontiguousarray(part)) for part in mapped)
-    dtype, bias = head.dtype or torch.float32, bool(mean.any())
-    return Dense(
-        weight.shape[1],
-        weight.shape[0],
-        bias=bias,
-        activation_function=nn.Identity(),
-        init_weight=weight.to(dtype),
-        init_bias=(-weight @ mean).to(dtype) if bias else None,
-    )

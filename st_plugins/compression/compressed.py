@@ -17,7 +17,7 @@ from st_plugins.compression.choice.certificate import Certificate
 from st_plugins.compression.quantization import BITS, Quantization
 from st_plugins.core.files import LIBRARY, library_versions
 from st_plugins.core.loading.files import read_object
-from st_plugins.core.serving import save_served, served_otherwise
+from st_plugins.core.serving import save_plain
 from st_plugins.core.writing.atomic import Target, folder_target
 from st_plugins.evaluation.pages.figures import Picture, picture
 from st_plugins.evaluation.result import Difference
@@ -143,10 +143,7 @@ class Compressed:
         """Write into a target that was looked at before."""
         record, text, html = self.to_json(), self.to_markdown(), self.to_html()
         with target.write() as folder:
-            if served_otherwise(self.model):
-                self.model.save(str(folder))
-            else:
-                save_served(self.model, folder)
+            save_plain(self.model, folder)
             self.quantization.save(folder)
             for name, content in ((RECORD, record), ("compression.md", text), ("compression.html", html)):
                 Path(folder, name).write_text(content, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -52,10 +52,10 @@ def opened(
     return texts, result, [copy.deepcopy(module) for module in modules[len(head) :]], width_of(result)
 
 
-def closed(result: SentenceTransformer, module: nn.Module, tail: list[nn.Module]) -> SentenceTransformer:
+def closed(result: SentenceTransformer, modules: Iterable[nn.Module]) -> SentenceTransformer:
     """Append what was fitted, and what comes last."""
-    for last in (module.to(result.device).eval(), *tail):
-        result.append(last)
+    for module in modules:
+        result.append(module.to(result.device).eval())
     return result
 
 

@@ -59,6 +59,16 @@ def served_otherwise(model: SentenceTransformer) -> str | None:
     return None
 
 
+def save_plain(model: SentenceTransformer, folder: Path) -> str | None:
+    """Save a model, for servers too where they give the same vectors; where they would not, say why."""
+    fault = served_otherwise(model)
+    if fault is None:
+        save_served(model, folder)
+    else:
+        model.save(str(folder))
+    return fault
+
+
 def save_served(model: SentenceTransformer, folder: Path) -> None:
     """Save a model that servers give the same vectors of, with the names and keys that they look for."""
     model.save(str(folder))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from st_plugins.compression.choice.fidelity import Held, Measured, paired, rank_correlation, recognized, unit
-from st_plugins.compression.choice.sample import Map, Sample, applied, as_held
+from st_plugins.compression.choice.sample import Map, Sample, applied
 from st_plugins.compression.quantization import BITS, Quantization, bytes_of
 from st_plugins.methods.whitening.moments import Moments
 from st_plugins.methods.whitening.transform import derive
@@ -188,7 +188,7 @@ class Trial:
         shape = method if method in OTHER_SHAPES else ROTATION
         if shape not in self._held:
             first, second = (self._whole(shape, group, rows) for group, rows in enumerate(self.sample.held))
-            self._held[shape] = as_held(first), as_held(second)
+            self._held[shape] = Held(first), Held(second)
         return self._held[shape]
 
     def _recognized(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from st_plugins.compression.choice.fidelity import Held, unit
+from st_plugins.compression.choice.fidelity import unit
 from st_plugins.core.rows import refuse_non_finite
 from st_plugins.methods.whitening.moments import Moments
 
@@ -116,8 +116,3 @@ def applied(vectors: Array, mapped: Map) -> Array:
     """Return what a map makes of vectors."""
     mean, weight = mapped
     return np.asarray((vectors - mean) @ weight.T)
-
-
-def as_held(vectors: Array) -> Held:
-    """Return held-out texts whose similarities are to be kept."""
-    return Held(np.asarray(vectors, dtype=np.float32))

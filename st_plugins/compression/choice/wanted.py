@@ -9,7 +9,6 @@ import numpy as np
 
 from st_plugins.compression.choice.candidates import METHODS, Candidate, Limits, of_size
 from st_plugins.compression.quantization import BITS, bytes_of, check_precision
-from st_plugins.methods.whitening.whitening import check_output_dimension
 
 _SMALLEST = 8  # dimensions
 # Shares of the dimensions that are tried where a size is looked for.
@@ -58,8 +57,8 @@ class Wanted:
             ways = [way for way in ways if way.dimension <= limits[way.method]]
             if not ways:
                 raise ValueError(
-                    f"output_dimension is {self.output_dimension}, but the texts have only "
-                    f"{max(limits.values())} directions for {self.method}; give more texts, or fewer dimensions"
+                    f"output_dimension is {self.output_dimension}, but the texts have only {max(limits.values())} "
+                    f"directions for {' and '.join(limits)}; give more texts, fewer dimensions, or method='rotation'"
                 )
         elif self.bytes is None:
             kept = sorted({max(min(_SMALLEST, self.width), round(self.width * part)) for part in _PARTS})
@@ -86,23 +85,30 @@ def check_wanted(
         raise ValueError(
             "say how small the vectors shall be: give output_dimension, max_loss, or bytes=96 for example"
         )
-    check_output_dimension(output_dimension)
+    if output_dimension is not None:
+        _check_whole("output_dimension", output_dimension)
+        if output_dimension < 1:
+            raise ValueError(f"output_dimension={output_dimension} must be at least 1")
     if precision is not None:
         check_precision(precision)
     if method != "auto" and method not in METHODS:
         raise ValueError(f"method={method!r} must be one of 'auto', {', '.join(map(repr, METHODS))}")
-    if max_loss is not None and not 0 < max_loss < math.inf:
+    if max_loss is not None and (isinstance(max_loss, bool) or not 0 < max_loss < math.inf):
         raise ValueError(f"max_loss={max_loss!r} must be a number of points above 0, such as 0.5")
     if bytes is None:
         return
-    if isinstance(bytes, bool) or not isinstance(bytes, int | np.integer):
-        raise TypeError(f"bytes must be a whole number, got {bytes!r}")
+    _check_whole("bytes", bytes)
     smallest = min(_precisions(precision, True), key=BITS.__getitem__)
     least = bytes_of(smallest, output_dimension or 1)
     if bytes < least:
         raise ValueError(
             f"bytes={bytes} cannot be reached: the nearest is {least}, {output_dimension or 1} x {smallest}"
         )
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
 def _precisions(precision: str | None, any_size: bool) -> tuple[str, ...]:

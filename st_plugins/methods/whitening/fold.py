@@ -100,6 +100,11 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
     for module in run[1:]:
         following, offset = affine_map(module)
         weight, bias = following @ weight, following @ bias + offset
+    return [dense_of(weight, bias, dtype)]
+
+
+def dense_of(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Dense:
+    """Return a stock Dense without activation in a model's type; without a bias where there is none to add."""
     largest = max(float(weight.abs().max()), float(bias.abs().max()))
     if not bool(weight.to(dtype).isfinite().all() and bias.to(dtype).isfinite().all()):
         raise ValueError(
@@ -115,15 +120,14 @@ def _folded(run: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
             dtype,
             lost,
         )
-    dense = Dense(
+    return Dense(
         weight.shape[1],
         weight.shape[0],
         bias=bool(bias.any()),
         activation_function=nn.Identity(),
         init_weight=weight.to(dtype),
         init_bias=bias.to(dtype),
-    )
-    return [dense.eval()]
+    ).eval()
 
 
 def affine_map(module: nn.Module) -> tuple[Tensor, Tensor]:
