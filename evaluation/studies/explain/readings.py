@@ -1,0 +1,120 @@
+"""What an explanation of a similarity says when it is read as links of words, or as what each token is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from evaluation.studies.explain.scoring import Array, Link, Pair, same_words
+from st_plugins.core.host import evaluating
+from st_plugins.explain import PairExplanation, explain_pair
+from st_plugins.explain.inner.reading import read
+from st_plugins.explain.spans import Token
+
+Covers = NDArray[np.bool_]
+
+
+class Linked(NamedTuple):
+    """Links of words, and how strong each pair of words is; -inf for words that the model did not read."""
+
+    links: frozenset[Link]
+    strengths: Array
+
+
+Reading = Callable[[SentenceTransformer, Sequence[Pair]], list[Linked]]
+
+
+def mutual_best(strengths: Array) -> Linked:
+    """Link words that are each other's strongest."""
+    rows, columns = strengths.argmax(axis=1), strengths.argmax(axis=0)
+    found = {(i, int(j)) for i, j in enumerate(rows) if columns[j] == i}
+    return Linked(frozenset(found), strengths)
+
+
+def covers(words: Sequence[str], tokens: Sequence[Token]) -> Covers:
+    """Return ``(words, tokens)``: which tokens have characters of which words, these joined by one space."""
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    starts = ends - [len(word) for word in words]
+    # A token without characters covers none: its span lies before the text.
+    spans = np.array([(token.start, token.end) if token.start is not None else (-1, -1) for token in tokens])
+    return np.asarray((spans[:, 0] < ends[:, None]) & (spans[:, 1] > starts[:, None]))
+
+
+def contributions(model: SentenceTransformer, pairs: Sequence[Pair]) -> list[Linked]:
+    """Read the contributions as they are printed."""
+    return [_summed(pair, found, found.tokens) for pair, found in _explained(model, pairs)]
+
+
+def _explained(model: SentenceTransformer, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, PairExplanation]]:
+    for pair in pairs:
+        yield pair, explain_pair(model, " ".join(pair.first), " ".join(pair.second))
+
+
+def _summed(pair: Pair, explanation: PairExplanation, tokens: Array) -> Linked:
+    """Add what pairs of tokens have up to pairs of words."""
+    first, second = covers(pair.first, explanation.first.tokens), covers(pair.second, explanation.second.tokens)
+    table = np.where(np.outer(first.any(axis=1), second.any(axis=1)), first @ tokens @ second.T, -np.inf)
+    return mutual_best(table)
+
+
+def same_word(model: SentenceTransformer, pairs: Sequence[Pair]) -> list[Linked]:
+    """Link equal words, whatever the model."""
+    found = []
+    for pair in pairs:
+        links, table = same_words(pair), np.zeros((len(pair.first), len(pair.second)))
+        table[tuple(zip(*links, strict=True))] = 1.0
+        found.append(Linked(links, table))
+    return found
+
+
+READINGS: dict[str, Reading] = {"contributions": contributions, "same word": same_word}
+
+
+def all_readings(model: SentenceTransformer, pairs: Sequence[Pair]) -> dict[str, list[Linked]]:
+    """Return what every view says of every pair, those of single layers included."""
+    found = {name: reading(model, pairs) for name, reading in READINGS.items()}
+    for pair in pairs:
+        (first, layers), (second, others) = (_layers(model, words) for words in (pair.first, pair.second))
+        for number, sides in enumerate(zip(layers, others, strict=True)):
+            center = np.concatenate(sides).mean(axis=0)
+            centers = [side - center for side in sides]
+            for name, vectors in (("cosine", sides), ("centered cosine", centers)):
+                one, other = map(_unit, vectors)
+                table = _strongest(_strongest(one @ other.T, first).T, second).T
+                found.setdefault(f"{name}, layer {number}", []).append(mutual_best(table))
+    return found
+
+
+def _layers(model: SentenceTransformer, words: Sequence[str]) -> tuple[Covers, list[Array]]:
+    """Return the token vectors of every layer, the word embeddings first, special tokens included."""
+    encoder: Any = model[0]
+    reading = read(model, " ".join(words))
+    if isinstance(encoder, StaticEmbedding):
+        hidden = [encoder.embedding.weight[reading.features["input_ids"]][None]]
+    else:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        given: Any = {name: reading.features[name].to(model.device) for name in names if name in reading.features}
+        with evaluating(model), torch.no_grad():
+            hidden = encoder.model(**given, output_hidden_states=True).hidden_states
+    return covers(words, reading.tokens), [layer[0].detach().cpu().double().numpy() for layer in hidden]
+
+
+def _unit(vectors: Array) -> Array:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+
+
+def _strongest(table: Array, covered: Covers) -> Array:
+    """Return for each word the strongest of its tokens, a row each."""
+    return np.stack([table[row].max(axis=0) if row.any() else np.full(table.shape[1], -np.inf) for row in covered])
+
+
+def saliencies(model: SentenceTransformer, first: str, second: str) -> dict[str, tuple[Array, Array]]:
+    """Return by view what each token of both texts is worth."""
+    found = explain_pair(model, first, second)
+    return {"contributions": (found.first_saliency, found.second_saliency)}

@@ -1,0 +1,165 @@
+"""The explain study: whether what explanations say of two texts is what people say, and what the model reacts to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from evaluation.engine import study
+from evaluation.engine.pipelines import Pipeline, build_model
+from evaluation.engine.scores import CONFIDENCE
+from evaluation.engine.study import Page, Record, Results
+from evaluation.studies.explain.readings import Linked, all_readings, saliencies
+from evaluation.studies.explain.scoring import Array, Pair, by_links, by_words, f1, official, pair_chunks, read_pairs
+from evaluation.studies.explain.tables import FAITHFUL, OURS, page
+from st_plugins.data import load_task
+from st_plugins.evaluation import difference, resample_counts
+from st_plugins.evaluation.statistics import interval
+from st_plugins.explain import Ranking, faithfulness
+
+Parts = dict[str, dict[str, Array]]
+"""What is summed over pairs, by score and view."""
+
+SETS = {
+    "images": "ists_images",
+    "headlines": "ists_headlines",
+    "mtref-dev": "mwa_mtref_dev",
+    "mtref-test": "mwa_mtref_test",
+    "wiki-test": "mwa_wiki_test",
+}
+DELETION = "deletion"
+FIRST = 150  # pairs of the published protocol
+_SAMPLES = 1000
+
+
+@dataclass(kw_only=True)
+class Study(study.Study[Pipeline]):
+    """A recipe; its rows are models, and its tasks the sets with people's links, and deletion."""
+
+    row_type: ClassVar[type[Pipeline]] = Pipeline
+    options: ClassVar[tuple[str, ...]] = ()
+
+    dev: str  # the set that single layers are chosen on
+    deleted: int = 100  # pairs of STS-B dev of which words are deleted
+    seeds: tuple[int, ...] = (0,)  # of the resamples, which is no choice
+
+    def check(self) -> None:
+        """Refuse values that cannot be meant."""
+        super().check()
+        study.check_choice("recipe:", "dev", self.dev, SETS)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks."""
+        return (*SETS, DELETION)
+
+    def measure(self, row: Pipeline, task: str, seed: int) -> Record:
+        """Score every view of a model on one set."""
+        model = build_model(row, self.place.models, seed).to(self.place.on)
+        if task == DELETION:
+            pairs = load_task("stsb", self.place.data, "dev")
+            # Drawn, because the file is sorted by where its pairs come from.
+            drawn = np.random.default_rng(0).permutation(len(pairs))[: self.deleted]
+            parts = deleted(model, [(pairs.first[place], pairs.second[place]) for place in drawn])
+            return _record(task, parts, FAITHFUL, _mean)
+        given = read_pairs(self.place.data / "explain" / f"{SETS[task]}.jsonl.gz")
+        return _record(task, judged(given, all_readings(model, given)), OURS, f1)
+
+    def page(self, results: Results, folder: Path) -> Page:
+        """Return the tables of all models."""
+        return page(self, results)
+
+
+def judged(pairs: Sequence[Pair], readings: Mapping[str, Sequence[Linked]]) -> Parts:
+    """Judge what every view says of the pairs by what people said."""
+    found: dict[str, dict[str, list[list[float]]]] = {}
+
+    def add(score: str, view: str, parts: list[float]) -> None:
+        found.setdefault(score, {}).setdefault(view, []).append(parts)
+
+    for view, linked in readings.items():
+        count = 0
+        for pair, (links, strengths) in zip(pairs, linked, strict=True):
+            if not pair.alignments:
+                add("sure", view, by_links(links, pair.sure))
+                add("sure and possible", view, by_links(links, pair.sure | pair.possible))
+                continue
+            strong = {link: float(strengths[link]) for link in links}
+            add("chunks", view, official(pair, pair_chunks(*pair.chunks, strong))["Ali"])
+            if pair.linked:
+                parts = by_words(links, pair.linked)
+                add("words", view, parts)
+                count += 1
+                if count <= FIRST:
+                    add(f"words, first {FIRST}", view, parts)
+    return {score: {view: np.array(parts) for view, parts in views.items()} for score, views in found.items()}
+
+
+def deleted(model: SentenceTransformer, pairs: Sequence[tuple[str, str]]) -> Parts:
+    """Delete from either text what a view says is worth most, while the other text stays, and average both."""
+    found: Parts = {}
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for pair in tqdm(pairs, desc="deletion", leave=False):
+        try:
+            sides = [_reactions(model, pair, side) for side in (0, 1)]
+        except ValueError:
+            continue  # one token: nothing can be deleted
+        for view in sides[0]:
+            comprehensiveness, sufficiency = np.mean([side[view] for side in sides], axis=0)
+            rows.setdefault(view, []).append((comprehensiveness, sufficiency))
+    for column, score in enumerate(("comprehensiveness", "sufficiency")):
+        found[score] = {view: np.array([(row[column], 1.0) for row in values]) for view, values in rows.items()}
+    return found
+
+
+def _reactions(model: SentenceTransformer, pair: tuple[str, str], side: int) -> dict[str, tuple[float, float]]:
+    """Return how the similarity reacts to deletion in one text, by view, gradient and chance included."""
+    fixed = torch.from_numpy(model.encode(pair[1 - side])).float()
+
+    def score(embeddings: Tensor) -> Tensor:
+        compared: Tensor = model.similarity(embeddings.float(), fixed.to(embeddings.device)[None])[:, 0]
+        return compared
+
+    rankings: dict[str, Ranking] = {}
+    for view, values in saliencies(model, *pair).items():
+        # Gradient and random orders are the same for all views: the first brings them.
+        new = not rankings
+        found = faithfulness(model, pair[side], values[side], score, gradient=new, repeats=10 if new else 1).rankings
+        rankings = {**found, **rankings, view: found["explanation"]}
+    del rankings["explanation"]
+    return {view: (one.mean_comprehensiveness, one.mean_sufficiency) for view, one in rankings.items()}
+
+
+def _mean(sums: Array) -> Array:
+    return sums[:, 0][None] / sums[:, 1]
+
+
+def _record(task: str, parts: Parts, base: str, statistic: Callable[[Array], Array]) -> Record:
+    """Return each view's scores with intervals over pairs, and how far it is above one of them, paired."""
+    scores: Record = {}
+    for score, views in parts.items():
+        size = len(next(iter(views.values())))
+        counts = resample_counts(size, _SAMPLES, f"{task}, {score}", seed=0).astype(np.float64)
+        whole = {view: statistic(rows.sum(axis=0, keepdims=True))[:, 0] for view, rows in views.items()}
+        drawn = {view: statistic(counts @ rows)[0] for view, rows in views.items()}
+        scores[score] = {"pairs": size, "views": {}}
+        for view, (value, *more) in whole.items():
+            found = interval(value, drawn[view], CONFIDENCE)
+            shown: Record = {"value": _rounded(found.value, found.low, found.high), "more": _rounded(*more)}
+            if base in views and view != base:
+                gain = difference(value - whole[base][0], drawn[view] - drawn[base], CONFIDENCE)
+                shown |= {"above": _rounded(gain.value, gain.low, gain.high), "verdict": gain.verdict}
+            scores[score]["views"][view] = shown
+    return {"base": base, "scores": scores}
+
+
+def _rounded(*values: float) -> list[float]:
+    return [round(float(value), 6) for value in values]
