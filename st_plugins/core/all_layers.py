@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+_INSTALLED = "_output_capturing_hooks_installed"
 _PROCESS = uuid.uuid4().hex  # another one in each process that imports this, not in a fork
 
 
@@ -37,6 +38,27 @@ def return_all_layers(transformer: Transformer) -> None:
     keeper.config_keys = [*type(transformer).config_keys, "config_kwargs"]
     if not any(isinstance(hook, _Layers) for hook in transformer._forward_pre_hooks.values()):
         transformer.register_forward_pre_hook(_Layers(transformer))
+
+
+def with_layers(transformer: Transformer, features: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Tensor]]:
+    """Run an encoder once, with the outputs of all its layers, (batch, n, d) each, beside what it returns."""
+    encoders = list(_encoders(transformer))
+    before = [getattr(encoder, _INSTALLED, False) for encoder in encoders]
+    # Asked for in the call the layers are computed, but the host hands them on only if the configuration says so, too.
+    configuration: Any = transformer.model.config
+    switch = getattr(configuration, "output_hidden_states", False)
+    configuration.output_hidden_states = True
+    try:
+        found = transformer(features, output_hidden_states=True)
+    finally:
+        configuration.output_hidden_states = switch
+        # A model that has been looked at once must still be copied and sent to other processes.
+        for encoder, installed in zip(encoders, before, strict=True):
+            if not installed:
+                _forget_recorders(encoder)
+    states = found.get("all_layer_embeddings")
+    # A backend without layers (ONNX) gives the token vectors, which are all there is.
+    return found, tuple(states) if states else (found["token_embeddings"],) if "token_embeddings" in found else ()
 
 
 def keep_layers(model: SentenceTransformer) -> None:
@@ -88,10 +110,10 @@ def _encoders(transformer: Transformer) -> Iterator[PreTrainedModel]:
 
 def _forget_recorders(encoder: PreTrainedModel) -> None:
     """Remove the local functions with which transformers records layers; the next call installs them again."""
-    if not getattr(encoder, "_output_capturing_hooks_installed", False):
+    if not getattr(encoder, _INSTALLED, False):
         return
     for module in encoder.modules():
         for key, hook in list(module._forward_hooks.items()):
             if getattr(hook, "__module__", "").startswith("transformers.") and "<locals>" in hook.__qualname__:
                 del module._forward_hooks[key]
-    encoder._output_capturing_hooks_installed = False  # type: ignore[assignment]
+    setattr(encoder, _INSTALLED, False)

@@ -6,6 +6,8 @@ deletion whether what they name matters, and :func:`gradient_saliency` is what i
 
 from __future__ import annotations
 
+from st_plugins.explain.align import align
+from st_plugins.explain.alignment import Alignment, Link, Phrase
 from st_plugins.explain.eraser import Faithfulness, Ranking, faithfulness, mean_faithfulness
 from st_plugins.explain.explanation import Explanation, explain_text
 from st_plugins.explain.gradient import gradient_saliency
@@ -15,14 +17,18 @@ from st_plugins.explain.spans import Side, Span, Token
 
 __all__ = [
     "AlignedPair",
+    "Alignment",
     "Explanation",
     "Faithfulness",
     "Gathered",
+    "Link",
     "PairExplanation",
+    "Phrase",
     "Ranking",
     "Side",
     "Span",
     "Token",
+    "align",
     "explain_pair",
     "explain_text",
     "faithfulness",

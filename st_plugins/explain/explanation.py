@@ -21,7 +21,8 @@ from st_plugins.core.files import JSONText
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
 from st_plugins.explain.inner.drawing import pieces, place, shown
-from st_plugins.explain.inner.take_apart import take_apart
+from st_plugins.explain.inner.seen import see
+from st_plugins.explain.inner.take_apart import check_apart, take_apart
 from st_plugins.explain.inner.units import By, check_by, check_count, gather
 from st_plugins.explain.spans import Side, Span, Unit
 from st_plugins.report.matrices import STYLE, Piece, legend_html, strip_html, strip_terminal
@@ -198,7 +199,8 @@ def explain_text(
     check_count(top_k, "top_k")
     if by is not None:
         check_by(by, "span")
-    parts = take_apart(model, text, top_k, prompt)
+    check_apart(model)
+    parts = take_apart(model, see(model, [text], prompt)[0], top_k)
     found = None
     if faithfulness:
         whole = parts.embedding.float()

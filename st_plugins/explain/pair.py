@@ -6,9 +6,11 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from st_plugins.explain.align import alignment_of
 from st_plugins.explain.eraser import Faithfulness, mean_faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
-from st_plugins.explain.inner.take_apart import Parts, take_apart
+from st_plugins.explain.inner.seen import see
+from st_plugins.explain.inner.take_apart import Parts, check_apart, take_apart
 from st_plugins.explain.inner.units import By, check_by, check_count
 from st_plugins.explain.pair_explanation import PairExplanation
 
@@ -83,8 +85,11 @@ def explain_pair(
             "model.similarity_fn_name to 'cosine' or 'dot'"
         )
     prompts = prompt if isinstance(prompt, tuple) else (prompt, prompt)
-    sides = [take_apart(model, *given) for given in zip((first, second), (max_spans,) * 2, prompts, strict=True)]
+    check_apart(model)
+    seen = [see(model, [text], own, layers=True)[0] for text, own in zip((first, second), prompts, strict=True)]
+    sides = [take_apart(model, text, max_spans) for text in seen]
     one, other = sides
+    shown = check_by(by, one.unit)
     norms = 1.0
     if function == "cosine":
         # The host divides by the norms of what it compares, and by a small number where they are zero.
@@ -104,7 +109,8 @@ def explain_pair(
         gap=float(one.alone.sum(0) @ other.alone.sum(0)) / norms - similarity,
         top_k=top_k,
         faithfulness=found,
-        by=check_by(by, one.unit),
+        by=shown,
+        alignment=alignment_of(seen[0], seen[1], "word" if shown == "span" else shown),
     )
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 from st_plugins.core.files import JSONText
+from st_plugins.explain.alignment import Alignment
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.inner.drawing import pieces, shown
 from st_plugins.explain.inner.units import By, check_by, gather
@@ -103,6 +104,7 @@ class PairExplanation(JSONText):
         faithfulness: What deletion says, mean of both texts, if asked for.
         by: What ``top_pairs`` and the pictures show: ``"word"``, ``"token"``, ``"sentence"``, or ``"span"``, the spans
             themselves. A word's contributions are sums over its tokens; the total stays the similarity.
+        alignment: Which words correspond, a reading of the layers that is no part of the sum.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
@@ -124,6 +126,7 @@ class PairExplanation(JSONText):
     top_k: int
     faithfulness: Faithfulness | None = None
     by: By = "token"
+    alignment: Alignment | None = None
 
     @property
     def tokens(self) -> NDArray[np.float64]:
@@ -175,6 +178,8 @@ class PairExplanation(JSONText):
         stored["contributions"] = np.array(stored["contributions"])
         if stored["faithfulness"] is not None:
             stored["faithfulness"] = Faithfulness.from_dict(stored["faithfulness"])
+        if stored["alignment"] is not None:
+            stored["alignment"] = Alignment._stored(stored["alignment"])
         return cls(**stored)
 
     def to_terminal(self) -> Group:

@@ -25,6 +25,10 @@ STYLE = """
 .strip mark { padding: .2em 0; border-radius: 2px; }
 .strip mark.added { font-size: .8em; }
 .strip mark.minus, .heat td.minus { text-decoration: underline dotted 1px; text-underline-offset: 3px; }
+.numbered { line-height: 2; max-width: none; overflow-wrap: anywhere; }
+.numbered .linked { border-bottom: 2px solid var(--good); }
+.numbered .apart { color: var(--soft); border-bottom: 2px dotted var(--soft); }
+.numbered sup { font-size: .65em; font-weight: 700; padding-left: 1px; }
 .heat { width: auto; font-size: .75rem; }
 .heat td { text-align: right; padding: .15rem .25rem; border: 1px solid var(--card); min-width: 2.3rem; }
 .heat thead th { writing-mode: vertical-rl; padding: .3rem .15rem; font-weight: 600;
@@ -46,6 +50,37 @@ class Piece(NamedTuple):
     text: str
     value: float | None = None  # text between the tokens has none, and no color
     added: bool = False  # special tokens and prompts do not stand in the text itself
+
+
+class Numbered(NamedTuple):
+    """A word of a text with the number of what it corresponds to."""
+
+    text: str
+    number: int | None = None  # text between the words has none; 0 is for a word that corresponds to nothing
+
+
+def numbered_html(strip: Sequence[Numbered]) -> str:
+    """Return a text as a paragraph of HTML, with numbers at what corresponds and dotted words at what does not."""
+    drawn = ""
+    for piece in strip:
+        text = escape(piece.text)
+        if piece.number is None:
+            drawn += text
+        elif piece.number:
+            drawn += f'<span class="linked">{text}<sup>{piece.number}</sup></span>'
+        else:
+            drawn += f'<span class="apart" title="no counterpart">{text}</span>'
+    return f'<p class="numbered">{drawn}</p>'
+
+
+def numbered_terminal(strip: Sequence[Numbered]) -> Text:
+    """Return a text for the terminal, with numbers at what corresponds and dim words at what does not."""
+    drawn = Text()
+    for piece in strip:
+        drawn.append(shown(piece.text), {None: None, 0: "dim"}.get(piece.number, "underline"))
+        if piece.number:
+            drawn.append(f"[{piece.number}]", "bold cyan")
+    return drawn
 
 
 def strip_terminal(strip: Sequence[Piece], limit: float | None = None) -> Text:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins.core.host import check_length, check_prompt
 from st_plugins.core.texts import check_texts
+from st_plugins.core.token_embeddings import TokenEmbeddings
 from st_plugins.explain.spans import Token
 
 _BETWEEN = " ‖ "
@@ -53,9 +54,22 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
         encoding = module.tokenizer.encode(prompt + texts[0], add_special_tokens=False)
         tokens = _tokens(texts[0], len(prompt), encoding.tokens, encoding.offsets, [0] * len(encoding.tokens))
         return _reading(texts, features, [tokens], cut=False)
+    if isinstance(module, TokenEmbeddings) and len(texts) == 1:
+        features = module.preprocess(texts, prompt=prompt)
+        count = int(features["attention_mask"].sum())
+        encoded = module.tokenizer(prompt + texts[0], add_special_tokens=False, return_offsets_mapping=True)
+        pieces: list[str] = module.tokenizer.convert_ids_to_tokens(encoded["input_ids"][:count])  # type: ignore[assignment]
+        tokens = _tokens(texts[0], len(prompt), pieces, encoded["offset_mapping"][:count], [0] * count)
+        return _reading(texts, features, [tokens], cut=count < len(encoded["input_ids"]))
+    if isinstance(module, Router):
+        raise ValueError(
+            "model starts with a Router, whose routes read texts in different ways; explain the model of one route, "
+            f"SentenceTransformer(modules=[*model[0].sub_modules[{next(iter(module.sub_modules))!r}], *model[1:]])"
+        )
     if not (isinstance(module, Transformer) and module.tokenizer is not None):
         raise ValueError(
-            f"model starts with a {type(module).__name__}, but explanations need a Transformer or a StaticEmbedding"
+            f"model starts with a {type(module).__name__}, but explanations need a Transformer, a StaticEmbedding or "
+            "TokenEmbeddings, which say which tokens they read"
         )
     features, parts = _transformer(model, module, texts, prompt)
     return _reading(texts, features, parts, cut=sum(map(len, parts)) >= (model.max_seq_length or float("inf")))

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
-from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_plugins.core.host import evaluating
-from st_plugins.explain.inner.reading import Reading, read
+from st_plugins.explain.inner.reading import Reading
+from st_plugins.explain.inner.seen import Seen
 from st_plugins.explain.inner.tail import Tail
 from st_plugins.explain.spans import Kind, Side, Span, Unit
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
@@ -40,18 +40,19 @@ class Parts:
     exact: bool  # whether vectors involve no choice
 
 
-def take_apart(model: SentenceTransformer, text: str | Sequence[str], limit: int, prompt: str | None = None) -> Parts:
-    """Take the embedding of one text apart into spans (SpanPooling) or tokens (mean poolings)."""
+def check_apart(model: SentenceTransformer) -> tuple[int, Tail]:
+    """Return where the pooling is and what comes after it; refuse what cannot be taken apart before the model runs."""
     modules = list(model)
-    # What cannot be taken apart is refused before the model runs.
     position = _pooling(modules)
-    tail = Tail(modules[position + 1 :], model.truncate_dim)
-    reading = read(model, text, prompt)
+    return position, Tail(modules[position + 1 :], model.truncate_dim)
+
+
+def take_apart(model: SentenceTransformer, seen: Seen, limit: int) -> Parts:
+    """Take the embedding of a text apart into spans (SpanPooling) or tokens (mean poolings)."""
+    position, tail = check_apart(model)
+    modules, reading = list(model), seen.reading
     with evaluating(model), torch.no_grad():
-        features = batch_to_device(dict(reading.features), model.device)
-        for module in modules[:position]:
-            features = module(features)
-        pooled = _pool(modules[position], features)
+        pooled = _pool(modules[position], dict(seen.features))
         # n tokens have n (n + 1) / 2 spans: only the heaviest get a vector, so that memory stays linear in the text.
         kept = np.sort(np.argsort(-pooled.weights, kind="stable")[:limit])
         vectors = pooled.vectors(kept).detach().double().cpu()

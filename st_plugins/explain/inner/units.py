@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from st_plugins.explain.inner.reading import Reading
 from st_plugins.explain.spans import Side, Span, Token
 
 By = Literal["word", "token", "sentence", "span"]
@@ -54,6 +55,12 @@ def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:
     if rest:
         rows.append(np.eye(len(side.spans))[-1])
     return (*units, *rest), np.array(rows)
+
+
+def text_units(reading: Reading, by: By) -> tuple[list[Span], list[list[int]]]:
+    """Return the words (or sentences, or tokens) that are text, no special token or prompt, and the tokens of each."""
+    found = [members for members in _groups(reading, by) if reading.tokens[members[0]].kind == "text"]
+    return [_unit(reading, members, 1.0) for members in found], found
 
 
 def unit_numbers(text: str, by: By) -> list[int]:
@@ -117,7 +124,7 @@ def _sentences(text: str) -> list[int]:
     return numbers
 
 
-def _groups(side: Side, by: By) -> Iterator[list[int]]:
+def _groups(side: Side | Reading, by: By) -> Iterator[list[int]]:
     """Yield the tokens of each unit; tokens that share one, and the pieces of a prompt, stay together."""
     numbers = unit_numbers(side.text, by) if by != "token" else []
     members: list[int] = []
@@ -151,7 +158,7 @@ def _ends(token: Token, numbers: list[int]) -> tuple[int | None, int | None]:
     return (covered[0], covered[-1]) if covered else (None, None)
 
 
-def _unit(side: Side, members: list[int], weight: float) -> Span:
+def _unit(side: Side | Reading, members: list[int], weight: float) -> Span:
     # The text from the first character to the last, with the spaces between, where the tokenizer says where they are.
     tokens = [side.tokens[member] for member in members]
     starts = [token.start for token in tokens if token.start is not None]
