@@ -169,7 +169,7 @@ PAIR = Pair(tuple("The man is playing the dogs guitar .".split()), tuple("a boy 
 
 
 def test_the_cosine_of_a_layer_is_the_best_of_a_words_tokens(model: SentenceTransformer) -> None:
-    found = readings.all_readings(model, [PAIR])
+    found = readings.views(model, PAIR)
     tokenizer, encoder = model.tokenizer, model[0].model
     given = [tokenizer(list(words), is_split_into_words=True) for words in (PAIR.first, PAIR.second)]
     tensors = [dict(one.convert_to_tensors("pt", prepend_batch_axis=True)) for one in given]
@@ -185,14 +185,14 @@ def test_the_cosine_of_a_layer_is_the_best_of_a_words_tokens(model: SentenceTran
                         u, v = one[x] - center, other[y] - center
                         cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
                         expected[i, j] = max(expected[i, j], cosine)
-            links, strengths = found[f"{name}, layer {layer}"][0]
+            links, strengths = found[f"{name}, layer {layer}"]
             np.testing.assert_allclose(strengths, expected, atol=1e-5)
             rows, columns = expected.argmax(axis=1), expected.argmax(axis=0)
             assert links == {(i, j) for i, j in enumerate(rows) if columns[j] == i}
 
 
 def test_contributions_add_up_to_words(model: SentenceTransformer) -> None:
-    (linked,) = readings.contributions(model, [PAIR])
+    linked = readings.views(model, PAIR)["contributions"]
     found = explain_pair(model, " ".join(PAIR.first), " ".join(PAIR.second))
     # Special tokens belong to no word; all else is in one.
     inside = [[token.kind == "text" for token in side.tokens] for side in (found.first, found.second)]
@@ -203,9 +203,9 @@ def test_contributions_add_up_to_words(model: SentenceTransformer) -> None:
 
 def test_words_that_the_model_does_not_read_have_no_link(model: SentenceTransformer) -> None:
     model.max_seq_length = 5
-    found = readings.all_readings(model, [PAIR])
+    found = readings.views(model, PAIR)
     for name in ("contributions", "cosine, layer 2"):
-        (linked,) = found[name]
+        linked = found[name]
         assert np.isneginf(linked.strengths[3:]).all() and np.isfinite(linked.strengths[:3, :3]).all()
         assert linked.links and all(i < 3 and j < 3 for i, j in linked.links)
 
@@ -231,8 +231,7 @@ def test_a_difference_is_that_of_the_same_resamples() -> None:
 
 def test_the_first_pairs_are_those_with_links() -> None:
     pairs = [_pair(Aligned((0,), (), "NOALI", 0)), *[_pair(Aligned((0,), (0,)))] * 160]
-    linked = [readings.Linked(frozenset({(0, 0)}), np.ones((5, 5)))] * 161
-    found = judged(pairs, {"x": linked})
+    found = judged(pairs, [{"x": readings.Linked(frozenset({(0, 0)}), np.ones((5, 5)))}] * 161)
     assert {score: len(views["x"]) for score, views in found.items()} == {
         "chunks": 161,
         "words": 160,
@@ -244,11 +243,12 @@ RECIPE = """
 study = "explain"
 title = "tiny"
 dev = "mtref-dev"
-deleted = 3
 notes = "As it is."
 [[row]]
 name = "tiny"
 model = "tiny"
+pairs = 4
+deleted = 3
 max_length = 0
 """
 
@@ -278,11 +278,13 @@ def test_recipe_in_page_out(sts_folder: Path, sentences: list[str], encoder_fold
     page = (tmp_path / "out/tiny/table.md").read_text(encoding="utf-8")
     record = json.loads((tmp_path / "out/tiny/images-tiny-seed0.json").read_text(encoding="utf-8"))
     views = record["scores"]["chunks"]["views"]
+    links = json.loads((tmp_path / "out/tiny/wiki-test-tiny-seed0.json").read_text(encoding="utf-8"))["scores"]["sure"]
+    assert links["pairs"] == 4
     value, low, high = (100 * number for number in views["same word"]["value"])
     assert low < value < high
-    assert f"| tiny | same word | {value:.1f} [{low:.1f}, {high:.1f}] |" in page
+    assert f"| tiny | 6 | same word | {value:.1f} [{low:.1f}, {high:.1f}] |" in page
     assert record["scores"]["words"]["pairs"] == 6 and "torch" in record["versions"] and "As it is." in page
-    assert "| tiny | gradient × input | " in page and "chosen on MTRef dev" in page and str(tmp_path) not in page
+    assert "| tiny | 3 | gradient × input | " in page and "chosen on MTRef dev" in page and str(tmp_path) not in page
     # The page needs neither models nor data.
     shutil.rmtree(tmp_path / "models")
     table(recipe, tmp_path / "out")

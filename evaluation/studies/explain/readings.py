@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +27,6 @@ class Linked(NamedTuple):
     strengths: Array
 
 
-Reading = Callable[[SentenceTransformer, Sequence[Pair]], list[Linked]]
-
-
 def mutual_best(strengths: Array) -> Linked:
     """Link words that are each other's strongest."""
     rows, columns = strengths.argmax(axis=1), strengths.argmax(axis=0)
@@ -46,48 +43,39 @@ def covers(words: Sequence[str], tokens: Sequence[Token]) -> Covers:
     return np.asarray((spans[:, 0] < ends[:, None]) & (spans[:, 1] > starts[:, None]))
 
 
-def contributions(model: SentenceTransformer, pairs: Sequence[Pair]) -> list[Linked]:
-    """Read the contributions as they are printed."""
-    return [_summed(pair, found, found.tokens) for pair, found in _explained(model, pairs)]
-
-
-def _explained(model: SentenceTransformer, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, PairExplanation]]:
-    for pair in pairs:
-        yield pair, explain_pair(model, " ".join(pair.first), " ".join(pair.second))
+def views(model: SentenceTransformer, pair: Pair) -> dict[str, Linked]:
+    """Return what every view says of a pair, those of single layers included."""
+    explanation = explain_pair(model, " ".join(pair.first), " ".join(pair.second))
+    return {
+        "contributions": _summed(pair, explanation, explanation.tokens),
+        "same word": _same_word(pair),
+        **_layer_views(model, pair),
+    }
 
 
 def _summed(pair: Pair, explanation: PairExplanation, tokens: Array) -> Linked:
     """Add what pairs of tokens have up to pairs of words."""
     first, second = covers(pair.first, explanation.first.tokens), covers(pair.second, explanation.second.tokens)
-    table = np.where(np.outer(first.any(axis=1), second.any(axis=1)), first @ tokens @ second.T, -np.inf)
-    return mutual_best(table)
+    return mutual_best(np.where(np.outer(first.any(1), second.any(1)), first @ tokens @ second.T, -np.inf))
 
 
-def same_word(model: SentenceTransformer, pairs: Sequence[Pair]) -> list[Linked]:
-    """Link equal words, whatever the model."""
-    found = []
-    for pair in pairs:
-        links, table = same_words(pair), np.zeros((len(pair.first), len(pair.second)))
-        table[tuple(zip(*links, strict=True))] = 1.0
-        found.append(Linked(links, table))
-    return found
+def _same_word(pair: Pair) -> Linked:
+    links, table = same_words(pair), np.zeros((len(pair.first), len(pair.second)))
+    for link in links:
+        table[link] = 1.0
+    return Linked(links, table)
 
 
-READINGS: dict[str, Reading] = {"contributions": contributions, "same word": same_word}
-
-
-def all_readings(model: SentenceTransformer, pairs: Sequence[Pair]) -> dict[str, list[Linked]]:
-    """Return what every view says of every pair, those of single layers included."""
-    found = {name: reading(model, pairs) for name, reading in READINGS.items()}
-    for pair in pairs:
-        (first, layers), (second, others) = (_layers(model, words) for words in (pair.first, pair.second))
-        for number, sides in enumerate(zip(layers, others, strict=True)):
-            center = np.concatenate(sides).mean(axis=0)
-            centers = [side - center for side in sides]
-            for name, vectors in (("cosine", sides), ("centered cosine", centers)):
-                one, other = map(_unit, vectors)
-                table = _strongest(_strongest(one @ other.T, first).T, second).T
-                found.setdefault(f"{name}, layer {number}", []).append(mutual_best(table))
+def _layer_views(model: SentenceTransformer, pair: Pair) -> dict[str, Linked]:
+    """Return the mutual best by the cosine of token vectors in each layer, as they are and centered."""
+    found = {}
+    (first, layers), (second, others) = (_layers(model, words) for words in (pair.first, pair.second))
+    for number, sides in enumerate(zip(layers, others, strict=True)):
+        center = np.concatenate(sides).mean(axis=0)
+        for name, vectors in (("cosine", sides), ("centered cosine", [side - center for side in sides])):
+            one, other = map(_unit, vectors)
+            table = _strongest(_strongest(one @ other.T, first).T, second).T
+            found[f"{name}, layer {number}"] = mutual_best(table)
     return found
 
 

@@ -17,7 +17,7 @@ from evaluation.engine import study
 from evaluation.engine.pipelines import Pipeline, build_model
 from evaluation.engine.scores import CONFIDENCE
 from evaluation.engine.study import Page, Record, Results
-from evaluation.studies.explain.readings import Linked, all_readings, saliencies
+from evaluation.studies.explain.readings import Linked, saliencies, views
 from evaluation.studies.explain.scoring import Array, Pair, by_links, by_words, f1, official, pair_chunks, read_pairs
 from evaluation.studies.explain.tables import FAITHFUL, OURS, page
 from st_plugins.data import load_task
@@ -40,15 +40,22 @@ FIRST = 150  # pairs of the published protocol
 _SAMPLES = 1000
 
 
+@dataclass(frozen=True)
+class Row(Pipeline):
+    """A model."""
+
+    pairs: int = 0  # of each set of MultiMWA, drawn; 0 for all
+    deleted: int = 100  # drawn pairs of STS-B dev of which words are deleted; 0 for none
+
+
 @dataclass(kw_only=True)
-class Study(study.Study[Pipeline]):
+class Study(study.Study[Row]):
     """A recipe; its rows are models, and its tasks the sets with people's links, and deletion."""
 
-    row_type: ClassVar[type[Pipeline]] = Pipeline
+    row_type: ClassVar[type[Row]] = Row
     options: ClassVar[tuple[str, ...]] = ()
 
     dev: str  # the set that single layers are chosen on
-    deleted: int = 100  # pairs of STS-B dev of which words are deleted
     seeds: tuple[int, ...] = (0,)  # of the resamples, which is no choice
 
     def check(self) -> None:
@@ -61,33 +68,40 @@ class Study(study.Study[Pipeline]):
         """The tasks."""
         return (*SETS, DELETION)
 
-    def measure(self, row: Pipeline, task: str, seed: int) -> Record:
+    def tasks_of(self, row: Row) -> Sequence[str]:
+        """Return the tasks that a row is measured on."""
+        return self.task_names if row.deleted else tuple(SETS)
+
+    def measure(self, row: Row, task: str, seed: int) -> Record:
         """Score every view of a model on one set."""
         model = build_model(row, self.place.models, seed).to(self.place.on)
         if task == DELETION:
             pairs = load_task("stsb", self.place.data, "dev")
             # Drawn, because the file is sorted by where its pairs come from.
-            drawn = np.random.default_rng(0).permutation(len(pairs))[: self.deleted]
+            drawn = np.random.default_rng(0).permutation(len(pairs))[: row.deleted]
             parts = deleted(model, [(pairs.first[place], pairs.second[place]) for place in drawn])
             return _record(task, parts, FAITHFUL, _mean)
         given = read_pairs(self.place.data / "explain" / f"{SETS[task]}.jsonl.gz")
-        return _record(task, judged(given, all_readings(model, given)), OURS, f1)
+        # Their order is random, so the first are as good as any.
+        given = given if given[0].alignments else given[: row.pairs or None]
+        return _record(task, judged(given, [views(model, pair) for pair in tqdm(given, task, leave=False)]), OURS, f1)
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the tables of all models."""
         return page(self, results)
 
 
-def judged(pairs: Sequence[Pair], readings: Mapping[str, Sequence[Linked]]) -> Parts:
+def judged(pairs: Sequence[Pair], linked: Sequence[Mapping[str, Linked]]) -> Parts:
     """Judge what every view says of the pairs by what people said."""
     found: dict[str, dict[str, list[list[float]]]] = {}
 
     def add(score: str, view: str, parts: list[float]) -> None:
         found.setdefault(score, {}).setdefault(view, []).append(parts)
 
-    for view, linked in readings.items():
-        count = 0
-        for pair, (links, strengths) in zip(pairs, linked, strict=True):
+    count = 0
+    for pair, said in zip(pairs, linked, strict=True):
+        count += bool(pair.linked)
+        for view, (links, strengths) in said.items():
             if not pair.alignments:
                 add("sure", view, by_links(links, pair.sure))
                 add("sure and possible", view, by_links(links, pair.sure | pair.possible))
@@ -95,12 +109,12 @@ def judged(pairs: Sequence[Pair], readings: Mapping[str, Sequence[Linked]]) -> P
             strong = {link: float(strengths[link]) for link in links}
             add("chunks", view, official(pair, pair_chunks(*pair.chunks, strong))["Ali"])
             if pair.linked:
-                parts = by_words(links, pair.linked)
-                add("words", view, parts)
-                count += 1
-                if count <= FIRST:
-                    add(f"words, first {FIRST}", view, parts)
-    return {score: {view: np.array(parts) for view, parts in views.items()} for score, views in found.items()}
+                add("words", view, by_words(links, pair.linked))
+            if pair.linked and count <= FIRST:
+                add(f"words, first {FIRST}", view, by_words(links, pair.linked))
+    return {
+        score: {view: np.array(rows) for view, rows in found_views.items()} for score, found_views in found.items()
+    }
 
 
 def deleted(model: SentenceTransformer, pairs: Sequence[tuple[str, str]]) -> Parts:
@@ -145,16 +159,16 @@ def _mean(sums: Array) -> Array:
 def _record(task: str, parts: Parts, base: str, statistic: Callable[[Array], Array]) -> Record:
     """Return each view's scores with intervals over pairs, and how far it is above one of them, paired."""
     scores: Record = {}
-    for score, views in parts.items():
-        size = len(next(iter(views.values())))
+    for score, by_view in parts.items():
+        size = len(next(iter(by_view.values())))
         counts = resample_counts(size, _SAMPLES, f"{task}, {score}", seed=0).astype(np.float64)
-        whole = {view: statistic(rows.sum(axis=0, keepdims=True))[:, 0] for view, rows in views.items()}
-        drawn = {view: statistic(counts @ rows)[0] for view, rows in views.items()}
+        whole = {view: statistic(rows.sum(axis=0, keepdims=True))[:, 0] for view, rows in by_view.items()}
+        drawn = {view: statistic(counts @ rows)[0] for view, rows in by_view.items()}
         scores[score] = {"pairs": size, "views": {}}
         for view, (value, *more) in whole.items():
             found = interval(value, drawn[view], CONFIDENCE)
             shown: Record = {"value": _rounded(found.value, found.low, found.high), "more": _rounded(*more)}
-            if base in views and view != base:
+            if base in by_view and view != base:
                 gain = difference(value - whole[base][0], drawn[view] - drawn[base], CONFIDENCE)
                 shown |= {"above": _rounded(gain.value, gain.low, gain.high), "verdict": gain.verdict}
             scores[score]["views"][view] = shown

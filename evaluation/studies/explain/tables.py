@@ -53,7 +53,7 @@ def page(study: Any, results: Results) -> Page:
         lines += section(title, text, _links(study, models, results, columns))
     lines += section("Layer by layer", _LAYER_TEXT, _layers(models, results, [*_WORDS, *_CHUNKS, *_LINKS]))
     if any((study.task_names[-1], name) in results for name in models):
-        lines += section("Deletion", _DELETION_TEXT.format(count=study.deleted), _deletion(study, models, results))
+        lines += section("Deletion", _DELETION_TEXT, _deletion(study, models, results))
     first = next(iter(results.values()))[0]
     return [*lines, stamp(first, "Measured"), ""], {}
 
@@ -62,6 +62,13 @@ def _views(results: Results, model: str, column: Column) -> Record:
     """Return what the views of a model scored; nothing if it was not measured."""
     found = results.get((column.task, model))
     return dict(found[0]["scores"].get(column.score, {}).get("views", {})) if found else {}
+
+
+def _pairs(results: Results, model: str, columns: list[Column]) -> str:
+    """Return how many pairs the columns are about."""
+    found = [results[column.task, model][0] for column in columns if (column.task, model) in results]
+    scores = [record["scores"][column.score] for record, column in zip(found, columns, strict=False)]
+    return ", ".join(str(count) for count in dict.fromkeys(score["pairs"] for score in scores))
 
 
 def _of_layers(views: Record, kind: str) -> list[str]:
@@ -97,14 +104,14 @@ def _rows(study: Any, results: Results, model: str, columns: list[Column]) -> di
 
 def _links(study: Any, models: list[str], results: Results, columns: list[Column]) -> list[str]:
     """Return F1 of all views, and how far ours is above each."""
-    lines = head("model | view", *(f"{column.title} | {OURS} minus it" for column in columns))
+    lines = head("model | >pairs | view", *(f"{column.title} | {OURS} minus it" for column in columns))
     for model in models:
         found = [_views(results, model, column) for column in columns]
         for title, shown in _rows(study, results, model, columns).items() if any(found) else ():
             cells = []
             for views, name in zip(found, shown, strict=True):
                 cells += _cells(views[name], -1) if name in views else ["", ""]
-            lines.append(line([model, title, *cells]))
+            lines.append(line([model, _pairs(results, model, columns), title, *cells]))
     return lines
 
 
@@ -136,12 +143,13 @@ def _deletion(study: Any, models: list[str], results: Results) -> list[str]:
     """Return how the similarity reacts when what a view names is deleted, or left alone."""
     scores = ("comprehensiveness", "sufficiency")
     titles = (f"{score} ({good}) | minus gradient × input" for score, good in zip(scores, _GOOD, strict=True))
-    lines = head("model | view", *titles)
+    lines = head("model | >pairs | view", *titles)
     for model in models:
-        found = [_views(results, model, Column("", study.task_names[-1], score)) for score in scores]
+        columns = [Column("", study.task_names[-1], score) for score in scores]
+        found = [_views(results, model, column) for column in columns]
         for name in found[0]:
             cells = [cell for views in found for cell in _cells(views[name], 1)]
-            lines.append(line([model, _NAMES.get(name, name), *cells]))
+            lines.append(line([model, _pairs(results, model, columns), _NAMES.get(name, name), *cells]))
     return lines
 
 
@@ -164,7 +172,7 @@ _LINK_TEXT = (
 )
 _LAYER_TEXT = "F1 x 100 of the cosine of token vectors, as they are / less the mean of both texts' tokens."
 _DELETION_TEXT = (
-    "Deletion as in ERASER on {count} pairs of STS-B dev, × 100: how much the similarity falls when the tokens that "
+    "Deletion as in ERASER on drawn pairs of STS-B dev, × 100: how much the similarity falls when the tokens that "
     "a view names first are deleted from one text (comprehensiveness), or are all that is left of it (sufficiency), "
     "mean over 1, 5, 10, 20 and 50 % of the tokens and over both texts. Ten random orders a text."
 )
