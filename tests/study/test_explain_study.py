@@ -19,7 +19,7 @@ from evaluation.__main__ import run, table
 from evaluation.engine.study import STUDIES, read_study
 from evaluation.studies.explain import readings, scoring
 from evaluation.studies.explain.scoring import MEASURES, Aligned, Pair, by_links, by_words, f1, official, pair_chunks
-from evaluation.studies.explain.study import _record, judged
+from evaluation.studies.explain.study import _record, deleted, judged
 from st_plugins.explain import explain_pair
 
 MakeModel = Callable[..., SentenceTransformer]
@@ -294,3 +294,16 @@ def test_recipe_in_page_out(sts_folder: Path, sentences: list[str], encoder_fold
 def test_committed_recipes_are_read() -> None:
     for path in (STUDIES / "explain/recipes").glob("*.toml"):
         assert len(read_study(path).rows) >= 1
+
+
+def test_deletion_is_the_mean_of_both_texts(model: SentenceTransformer) -> None:
+    pairs = [("a man is playing the guitar .", "the boy reads in a house"), ("the dog is happy", "a cat and a dog .")]
+    found = deleted(model, pairs)
+    for score in ("comprehensiveness", "sufficiency"):
+        for row, pair in enumerate(pairs):
+            expected = explain_pair(model, *pair, faithfulness=True).faithfulness
+            assert expected is not None
+            for view, name in {"contributions": "explanation", "gradient": "gradient", "random": "random"}.items():
+                ranking = expected.rankings[name]
+                value = getattr(ranking, f"mean_{score}")
+                assert found[score][view][row].tolist() == pytest.approx([value, 1.0], abs=1e-6), (score, view)

@@ -76,15 +76,17 @@ class Study(study.Study[Row]):
         """Score every view of a model on one set."""
         model = build_model(row, self.place.models, seed).to(self.place.on)
         if task == DELETION:
-            pairs = load_task("stsb", self.place.data, "dev")
-            # Drawn, because the file is sorted by where its pairs come from.
-            drawn = np.random.default_rng(0).permutation(len(pairs))[: row.deleted]
-            parts = deleted(model, [(pairs.first[place], pairs.second[place]) for place in drawn])
-            return _record(task, parts, FAITHFUL, _mean)
+            return _record(task, deleted(model, self.drawn(row.deleted)), FAITHFUL, _mean)
         given = read_pairs(self.place.data / "explain" / f"{SETS[task]}.jsonl.gz")
         # Their order is random, so the first are as good as any.
         given = given if given[0].alignments else given[: row.pairs or None]
         return _record(task, judged(given, [views(model, pair) for pair in tqdm(given, task, leave=False)]), OURS, f1)
+
+    def drawn(self, count: int) -> list[tuple[str, str]]:
+        """Draw pairs of STS-B dev, whose file is sorted by where they come from; of a single word nothing is left."""
+        loaded = load_task("stsb", self.place.data, "dev")
+        pairs = [pair for pair in zip(loaded.first, loaded.second, strict=True) if all(" " in text for text in pair)]
+        return [pairs[place] for place in np.random.default_rng(0).permutation(len(pairs))[:count]]
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the tables of all models."""
@@ -94,62 +96,64 @@ class Study(study.Study[Row]):
 def judged(pairs: Sequence[Pair], linked: Sequence[Mapping[str, Linked]]) -> Parts:
     """Judge what every view says of the pairs by what people said."""
     found: dict[str, dict[str, list[list[float]]]] = {}
-
-    def add(score: str, view: str, parts: list[float]) -> None:
-        found.setdefault(score, {}).setdefault(view, []).append(parts)
-
     count = 0
-    for pair, said in zip(pairs, linked, strict=True):
+    for pair, views_of_it in zip(pairs, linked, strict=True):
         count += bool(pair.linked)
-        for view, (links, strengths) in said.items():
-            if not pair.alignments:
-                add("sure", view, by_links(links, pair.sure))
-                add("sure and possible", view, by_links(links, pair.sure | pair.possible))
-                continue
-            strong = {link: float(strengths[link]) for link in links}
-            add("chunks", view, official(pair, pair_chunks(*pair.chunks, strong))["Ali"])
-            if pair.linked:
-                add("words", view, by_words(links, pair.linked))
-            if pair.linked and count <= FIRST:
-                add(f"words, first {FIRST}", view, by_words(links, pair.linked))
-    return {
-        score: {view: np.array(rows) for view, rows in found_views.items()} for score, found_views in found.items()
-    }
+        for view, said in views_of_it.items():
+            for score, parts in _judgments(pair, said, count <= FIRST).items():
+                found.setdefault(score, {}).setdefault(view, []).append(parts)
+    return {score: {view: np.array(rows) for view, rows in by_view.items()} for score, by_view in found.items()}
+
+
+def _judgments(pair: Pair, said: Linked, early: bool) -> dict[str, list[float]]:
+    """Return what one view scores on one pair; words only where people linked any."""
+    if not pair.alignments:
+        return {
+            "sure": by_links(said.links, pair.sure),
+            "sure and possible": by_links(said.links, pair.sure | pair.possible),
+        }
+    strong = {link: float(said.strengths[link]) for link in said.links}
+    found = {"chunks": official(pair, pair_chunks(*pair.chunks, strong))["Ali"]}
+    if pair.linked:
+        found["words"] = by_words(said.links, pair.linked)
+        found |= {f"words, first {FIRST}": found["words"]} if early else {}
+    return found
 
 
 def deleted(model: SentenceTransformer, pairs: Sequence[tuple[str, str]]) -> Parts:
     """Delete from either text what a view says is worth most, while the other text stays, and average both."""
-    found: Parts = {}
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for pair in tqdm(pairs, desc="deletion", leave=False):
-        try:
-            sides = [_reactions(model, pair, side) for side in (0, 1)]
-        except ValueError:
-            continue  # one token: nothing can be deleted
+    rows: dict[str, list[list[float]]] = {}
+    for pair in tqdm(pairs, desc=DELETION, leave=False):
+        worth = saliencies(model, *pair)
+        sides = [
+            _reactions(model, pair[side], pair[1 - side], {view: values[side] for view, values in worth.items()})
+            for side in (0, 1)
+        ]
         for view in sides[0]:
-            comprehensiveness, sufficiency = np.mean([side[view] for side in sides], axis=0)
-            rows.setdefault(view, []).append((comprehensiveness, sufficiency))
-    for column, score in enumerate(("comprehensiveness", "sufficiency")):
-        found[score] = {view: np.array([(row[column], 1.0) for row in values]) for view, values in rows.items()}
-    return found
+            rows.setdefault(view, []).append([*np.mean([side[view] for side in sides], axis=0), 1.0])
+    table = {view: np.array(values) for view, values in rows.items()}
+    columns = {"comprehensiveness": [0, 2], "sufficiency": [1, 2]}
+    return {score: {view: values[:, chosen] for view, values in table.items()} for score, chosen in columns.items()}
 
 
-def _reactions(model: SentenceTransformer, pair: tuple[str, str], side: int) -> dict[str, tuple[float, float]]:
+def _reactions(
+    model: SentenceTransformer, text: str, other: str, worth: Mapping[str, Array]
+) -> dict[str, list[float]]:
     """Return how the similarity reacts to deletion in one text, by view, gradient and chance included."""
-    fixed = torch.from_numpy(model.encode(pair[1 - side])).float()
+    fixed = torch.from_numpy(model.encode(other)).float()
 
     def score(embeddings: Tensor) -> Tensor:
         compared: Tensor = model.similarity(embeddings.float(), fixed.to(embeddings.device)[None])[:, 0]
         return compared
 
     rankings: dict[str, Ranking] = {}
-    for view, values in saliencies(model, *pair).items():
+    for view, values in worth.items():
         # Gradient and random orders are the same for all views: the first brings them.
         new = not rankings
-        found = faithfulness(model, pair[side], values[side], score, gradient=new, repeats=10 if new else 1).rankings
+        found = faithfulness(model, text, values, score, gradient=new, repeats=10 if new else 1).rankings
         rankings = {**found, **rankings, view: found["explanation"]}
     del rankings["explanation"]
-    return {view: (one.mean_comprehensiveness, one.mean_sufficiency) for view, one in rankings.items()}
+    return {view: [one.mean_comprehensiveness, one.mean_sufficiency] for view, one in rankings.items()}
 
 
 def _mean(sums: Array) -> Array:
