@@ -20,7 +20,7 @@ from evaluation.engine.study import STUDIES, read_study
 from evaluation.studies.explain import readings, scoring
 from evaluation.studies.explain.scoring import MEASURES, Aligned, Pair, by_links, by_words, f1, official, pair_chunks
 from evaluation.studies.explain.study import _record, deleted, judged
-from st_plugins.explain import explain_pair
+from st_plugins.explain import align, explain_pair
 
 MakeModel = Callable[..., SentenceTransformer]
 
@@ -307,3 +307,34 @@ def test_deletion_is_the_mean_of_both_texts(model: SentenceTransformer) -> None:
                 ranking = expected.rankings[name]
                 value = getattr(ranking, f"mean_{score}")
                 assert found[score][view][row].tolist() == pytest.approx([value, 1.0], abs=1e-6), (score, view)
+
+
+def test_the_alignment_s_links_are_those_of_words_between_spaces(model: SentenceTransformer) -> None:
+    pair = Pair(tuple("the dog-house is big .".split()), tuple("a house is big , is it ?".split()))
+    linked = readings.views(model, pair)["alignment"]
+    found = align(model, " ".join(pair.first), " ".join(pair.second))
+    # "dog-house" is three words for the alignment, and one here.
+    places = [0, 1, 1, 1, 2, 3, 4]
+    assert len(found.first) == len(places)
+    expected = np.zeros((5, 8))
+    for link, (i, j) in zip(found.links, found.places, strict=True):
+        expected[places[i], j] += link.strength
+    assert linked.links == {(places[i], j) for i, j in found.places} and len(found.links) > 2
+    np.testing.assert_allclose(linked.strengths, expected)
+
+
+def test_tokens_are_worth_the_strongest_link_of_their_word(model: SentenceTransformer) -> None:
+    first, second = "the dogs guitar is big", "a dog is big , is it ?"
+    worth = readings.saliencies(model, first, second)["alignment"]
+    found, explained = align(model, first, second), explain_pair(model, first, second)
+    for side, values in enumerate(worth):
+        tokens = (explained.first, explained.second)[side].tokens
+        for place, token in enumerate(tokens):
+            spans = [(one[side], one.strength) for one in found.links]
+            own = [
+                strength
+                for word, strength in spans
+                if token.start is not None and word.start <= token.start and token.end <= word.end
+            ]
+            assert values[place] == pytest.approx(max([0.0, *own]))
+        assert np.count_nonzero(values) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from evaluation.studies.explain.scoring import Array, Link, Pair, same_words
 from st_plugins.core.host import evaluating
-from st_plugins.explain import PairExplanation, explain_pair
+from st_plugins.explain import PairExplanation, Span, Token, align, explain_pair
 from st_plugins.explain.inner.reading import read
-from st_plugins.explain.spans import Token
 
 Covers = NDArray[np.bool_]
 
@@ -34,12 +34,13 @@ def mutual_best(strengths: Array) -> Linked:
     return Linked(frozenset(found), strengths)
 
 
-def covers(words: Sequence[str], tokens: Sequence[Token]) -> Covers:
+def covers(words: Sequence[str], tokens: Sequence[Token | Span]) -> Covers:
     """Return ``(words, tokens)``: which tokens have characters of which words, these joined by one space."""
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
     starts = ends - [len(word) for word in words]
     # A token without characters covers none: its span lies before the text.
     spans = np.array([(token.start, token.end) if token.start is not None else (-1, -1) for token in tokens])
+    spans = spans.reshape(-1, 2)
     return np.asarray((spans[:, 0] < ends[:, None]) & (spans[:, 1] > starts[:, None]))
 
 
@@ -50,6 +51,7 @@ def views(model: SentenceTransformer, pair: Pair) -> dict[str, Linked]:
         "contributions": _summed(pair, explanation, explanation.tokens),
         "same word": _same_word(pair),
         **_layer_views(model, pair),
+        "alignment": _aligned(model, pair),
     }
 
 
@@ -64,6 +66,20 @@ def _same_word(pair: Pair) -> Linked:
     for link in links:
         table[link] = 1.0
     return Linked(links, table)
+
+
+def _aligned(model: SentenceTransformer, pair: Pair) -> Linked:
+    """Take the alignment's own links; its words may be parts of a word here, which is all that is between spaces."""
+    found = align(model, " ".join(pair.first), " ".join(pair.second))
+    table = np.zeros((len(pair.first), len(pair.second)))
+    links: set[Link] = set()
+    first = covers(pair.first, [link.first for link in found.links])
+    second = covers(pair.second, [link.second for link in found.links])
+    for place, link in enumerate(found.links):
+        for i, j in product(np.flatnonzero(first[:, place]), np.flatnonzero(second[:, place])):
+            links.add((int(i), int(j)))
+            table[i, j] += link.strength
+    return Linked(frozenset(links), table)
 
 
 def _layer_views(model: SentenceTransformer, pair: Pair) -> dict[str, Linked]:
@@ -104,5 +120,11 @@ def _strongest(table: Array, covered: Covers) -> Array:
 
 def saliencies(model: SentenceTransformer, first: str, second: str) -> dict[str, tuple[Array, Array]]:
     """Return by view what each token of both texts is worth."""
-    found = explain_pair(model, first, second)
-    return {"contributions": (found.first_saliency, found.second_saliency)}
+    found, links = explain_pair(model, first, second), align(model, first, second).links
+    one, other = np.zeros(len(found.first.tokens)), np.zeros(len(found.second.tokens))
+    # A word is worth its strongest link, and so is each of its tokens.
+    for link in links:
+        for worth, word in ((one, link.first), (other, link.second)):
+            own = worth[word.first : word.last + 1]
+            np.maximum(own, link.strength, out=own)
+    return {"contributions": (found.first_saliency, found.second_saliency), "alignment": (one, other)}
