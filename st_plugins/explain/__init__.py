@@ -10,9 +10,10 @@ from st_plugins.explain.align import align
 from st_plugins.explain.alignment import Alignment, Link, Phrase
 from st_plugins.explain.eraser import Faithfulness, Ranking, faithfulness, mean_faithfulness
 from st_plugins.explain.explanation import Explanation, explain_text
+from st_plugins.explain.gathered import AlignedPair, Gathered
 from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.pair import explain_pair
-from st_plugins.explain.pair_explanation import AlignedPair, Gathered, PairExplanation
+from st_plugins.explain.pair_explanation import PairExplanation
 from st_plugins.explain.spans import Side, Span, Token
 
 __all__ = [

@@ -156,7 +156,8 @@ class Alignment(JSONText):
     def to_terminal(self) -> Group:
         """Return both texts with numbers at what corresponds, for ``rich.console.Console().print``."""
         strips: list[RenderableType] = [Padding(numbered_terminal(strip), (0, 0, 1, 0)) for strip in self._numbered()]
-        return Group(*strips, self._table().to_terminal(), foreign(self.summary()))
+        table = [self._table().to_terminal()] if self.links else []
+        return Group(*strips, *table, foreign(self.summary()))
 
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
@@ -166,9 +167,8 @@ class Alignment(JSONText):
         """Return the alignment as a card of a page."""
         texts = "".join(numbered_html(strip) for strip in self._numbered())
         note = f'<p class="note">{escape(MEANING.format(by=self.by))}</p>'
-        return section(f"Which {self.by}s correspond", f"<p>{escape(self.summary())}</p>{texts}{note}") + (
-            self._table().to_html()
-        )
+        drawn = section(f"Which {self.by}s correspond", f"<p>{escape(self.summary())}</p>{texts}{note}")
+        return drawn + (self._table().to_html() if self.links else "")
 
     def _numbered(self) -> tuple[list[Numbered], list[Numbered]]:
         found = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from st_plugins.explain.align import alignment_of
 from st_plugins.explain.eraser import Faithfulness, mean_faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
+from st_plugins.explain.gathered import View
+from st_plugins.explain.inner.about import about
 from st_plugins.explain.inner.seen import see
 from st_plugins.explain.inner.take_apart import Parts, check_apart, take_apart
 from st_plugins.explain.inner.units import By, check_by, check_count
@@ -26,6 +30,7 @@ def explain_pair(
     max_spans: int = 512,
     prompt: str | tuple[str, str] | None = None,
     by: By | None = None,
+    view: View = "interaction",
     faithfulness: bool = False,
 ) -> PairExplanation:
     """Split the similarity of two texts into contributions of their spans, exactly.
@@ -40,6 +45,15 @@ def explain_pair(
     mean and are shown as what they are. A token's vector has seen the whole text: a contribution says which
     positions the similarity is read from, not what it would be without the others; ``faithfulness`` measures that.
 
+    Most of a contribution is what a span adds by itself, to whatever it meets. With r and c the sums of rows and
+    columns, and α and β divided by their sums::
+
+        contribution(s, t) = β_t r_s + α_s c_t - α_s β_t Σr  +  interaction(s, t)
+
+    where the first three are the ``main_effects``, with the same total, and rows and columns of the ``interaction``
+    sum to zero: it is what two spans have in common beyond that. Which words correspond is said by neither, but by
+    the ``alignment``, see :func:`~st_plugins.explain.align`.
+
     Args:
         model: A model with SpanPooling, Pooling by ``"mean"``, ``"weightedmean"`` or ``"mean_sqrt_len_tokens"``, or a
             StaticEmbedding, and cosine or dot similarity; as it was afterwards.
@@ -52,6 +66,7 @@ def explain_pair(
         prompt: Goes before the texts, as in ``encode``, or one for each; None takes the model's default prompt.
         by: What to list and draw: ``"word"``, ``"token"`` or ``"sentence"``, with SpanPooling also ``"span"``. None
             takes spans where there are such, else words. ``contributions`` are those of spans or tokens in any case.
+        view: What to list and draw first: ``"interaction"`` or ``"contribution"``.
         faithfulness: Whether to measure by deletion how the similarity reacts when tokens of either text are removed.
 
     Returns:
@@ -59,7 +74,7 @@ def explain_pair(
 
     Raises:
         ValueError: The pooling, a module after it, or the similarity function is not supported, there is nothing to
-            explain in a text, or ``top_k`` or ``max_spans`` is below 1.
+            explain in a text, ``top_k`` or ``max_spans`` is below 1, or ``by`` or ``view`` is unknown.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
@@ -78,6 +93,8 @@ def explain_pair(
     check_count(max_spans, "max_spans")
     if by is not None:
         check_by(by, "span")
+    if view not in get_args(View):
+        raise ValueError(f"view={view!r} must be one of {', '.join(map(repr, get_args(View)))}")
     function = str(model.similarity_fn_name)
     if function not in ("cosine", "dot"):
         raise ValueError(
@@ -111,6 +128,8 @@ def explain_pair(
         faithfulness=found,
         by=shown,
         alignment=alignment_of(seen[0], seen[1], "word" if shown == "span" else shown),
+        view=view,
+        about=about(model, prompts),
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +16,18 @@ from typing_extensions import Self
 from st_plugins.core.files import JSONText
 from st_plugins.explain.alignment import Alignment
 from st_plugins.explain.eraser import Faithfulness
-from st_plugins.explain.inner.drawing import pieces, shown
+from st_plugins.explain.gathered import AlignedPair, Gathered, View
+from st_plugins.explain.inner.drawing import Matrix, about_html, gathered_matrix, pieces, shown
+from st_plugins.explain.inner.pair_page import APART, MEANING, NOWHERE, PAGE_WORDS, by_sentence, differences
 from st_plugins.explain.inner.units import By, check_by, gather
-from st_plugins.explain.spans import Side, Span, Unit
-from st_plugins.report.matrices import (
-    STYLE,
-    Piece,
-    legend_html,
-    matrix_html,
-    matrix_terminal,
-    strip_html,
-    strip_terminal,
-)
+from st_plugins.explain.spans import Side, Unit
+from st_plugins.report.matrices import STYLE, Piece, legend_html, matrix_terminal, strip_html, strip_terminal
 from st_plugins.report.page import escape, page, section
 from st_plugins.report.table import Table
 from st_plugins.report.terminal import foreign
 
-_TERMINAL_TOKENS, _PAGE_TOKENS = 12, 40
+_TERMINAL_TOKENS = 12
+_LONG = 60  # words of a text that one looks at sentence by sentence first
 _NOT_EXACT = (
     "Not exact: an activation follows the pooling. The contributions add up to the similarity, but how its effect is "
     "divided among them is a choice; if every part passed it by itself, the total would be off by {gap:+.4f}."
@@ -41,48 +36,6 @@ _CONTEXT = (
     "The vector of a token or span has seen the whole text. A contribution says which positions the similarity is "
     "read from; what it would be without them is what the deletion test measures."
 )
-
-
-class AlignedPair(NamedTuple):
-    """A span of each text, and what they add to the similarity.
-
-    Args:
-        first: Of the first text.
-        second: Of the second text.
-        contribution: Their entry of the contributions.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain import explain_pair
-        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> found.top_pairs[0].contribution >= found.top_pairs[1].contribution
-        True
-    """
-
-    first: Span
-    second: Span
-    contribution: float
-
-
-class Gathered(NamedTuple):
-    """Contributions of words, sentences or tokens.
-
-    Args:
-        first: Those of the first text.
-        second: Those of the second text.
-        contributions: ``(units of the first, units of the second)``, float64.
-
-    Example:
-        >>> from st_plugins.miniature import untrained_encoder
-        >>> from st_plugins.explain import explain_pair
-        >>> found = explain_pair(untrained_encoder(), "A happy dog sleeps.", "The cat is asleep.")
-        >>> round(float(found.gathered("sentence").contributions.sum() - found.contributions.sum()), 9) + 0.0
-        0.0
-    """
-
-    first: tuple[Span, ...]
-    second: tuple[Span, ...]
-    contributions: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +58,8 @@ class PairExplanation(JSONText):
         by: What ``top_pairs`` and the pictures show: ``"word"``, ``"token"``, ``"sentence"``, or ``"span"``, the spans
             themselves. A word's contributions are sums over its tokens; the total stays the similarity.
         alignment: Which words correspond, a reading of the layers that is no part of the sum.
+        view: What ``top_pairs`` and the pictures show first: ``"interaction"`` or ``"contribution"``.
+        about: The model, the date and the settings, by name.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
@@ -127,6 +82,23 @@ class PairExplanation(JSONText):
     faithfulness: Faithfulness | None = None
     by: By = "token"
     alignment: Alignment | None = None
+    view: View = "interaction"
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def main_effects(self) -> NDArray[np.float64]:
+        """``(S, T)``: what each span adds by itself, to whatever it meets; the same total as ``contributions``."""
+        # With weights α and β that sum to 1, row sums r, column sums c and the total s: β_t r_s + α_s c_t - α_s β_t s.
+        one, other = (_shares(side) for side in (self.first, self.second))
+        table = self.contributions
+        rows, columns = table.sum(1), table.sum(0)
+        effects = np.outer(rows, other) + np.outer(one, columns) - np.outer(one, other) * table.sum()
+        return np.asarray(effects)
+
+    @property
+    def interaction(self) -> NDArray[np.float64]:
+        """``(S, T)``: what two spans have in common beyond that; all rows and all columns sum to zero."""
+        return np.asarray(self.contributions - self.main_effects)
 
     @property
     def tokens(self) -> NDArray[np.float64]:
@@ -145,17 +117,20 @@ class PairExplanation(JSONText):
 
     @property
     def top_pairs(self) -> tuple[AlignedPair, ...]:
-        """The ``top_k`` pairs of words (see ``by``) that add most, in order, without special tokens and the rest."""
-        first, second, table = self.gathered()
-        rows, columns = (
-            [k for k, unit in enumerate(units) if unit.kind not in ("special", "rest")] for units in (first, second)
-        )
+        """The ``top_k`` pairs of words (see ``by``) with most in common, or that add most (see ``view``), in order."""
+        # Special tokens, the rest and the reference are no pairs of words.
+        first, second, contributions, interaction = self.gathered()
+        table = interaction if self.view == "interaction" else contributions
+        rows, columns = ([k for k, unit in enumerate(units) if unit.kind not in APART] for units in (first, second))
         listed = table[np.ix_(rows, columns)]
         # Stable: equal contributions come in the order of the texts.
         best = np.argsort(-listed, axis=None, kind="stable")[: self.top_k]
+        places = [
+            (rows[row], columns[column]) for row, column in zip(*np.unravel_index(best, listed.shape), strict=True)
+        ]
         return tuple(
-            AlignedPair(first[rows[row]], second[columns[column]], float(listed[row, column]))
-            for row, column in zip(*np.unravel_index(best, listed.shape), strict=True)
+            AlignedPair(first[row], second[column], float(contributions[row, column]), float(interaction[row, column]))
+            for row, column in places
         )
 
     def gathered(self, by: By | None = None) -> Gathered:
@@ -165,12 +140,13 @@ class PairExplanation(JSONText):
             by: To what; None takes the explanation's own ``by``.
 
         Returns:
-            The units of both texts, special tokens and the rest included, and their contributions, ``(units
-            of the first, units of the second)``; the total is the similarity.
+            The units of both texts, special tokens and the rest included, their contributions, whose total is the
+            similarity, and their interaction, ``(units of the first, units of the second)``.
         """
         by = self.by if by is None else check_by(by, self.unit)
         (first, table_a), (second, table_b) = gather(self.first, by), gather(self.second, by)
-        return Gathered(first, second, np.asarray(table_a @ self.contributions @ table_b.T))
+        tables = (np.asarray(table_a @ table @ table_b.T) for table in (self.contributions, self.interaction))
+        return Gathered(first, second, *tables)
 
     @classmethod
     def _stored(cls, stored: dict[str, Any]) -> Self:
@@ -183,17 +159,16 @@ class PairExplanation(JSONText):
         return cls(**stored)
 
     def to_terminal(self) -> Group:
-        """Return heat maps of both texts and the pairs that add most, for ``rich.console.Console().print``."""
+        """Return both texts, their alignment and the pairs that count, for ``rich.console.Console().print``."""
         strips, limit = self._strips()
         parts: list[RenderableType] = [foreign(self._summary()), Text()]
+        if self.alignment is not None:
+            parts += [self.alignment.to_terminal(), Text()]
+        parts += [foreign(f"What each {self._drawn} adds:"), Text()]
         parts += [Padding(strip_terminal(strip, limit), (0, 0, 1, 0)) for strip in strips]
-        matrix, unit = _matrix(self, _TERMINAL_TOKENS), self._drawn
-        title = f"{unit.capitalize()} by {unit}, × {matrix.scale:,g}"
         parts += [
-            self._table(f"The pairs of {self.by}s that add most to {self.similarity:.4f}").to_terminal(),
-            matrix_terminal(
-                matrix.rows, matrix.columns, matrix.values, shades=matrix.shades, title=title, scale=matrix.scale
-            ),
+            self._table().to_terminal(),
+            matrix_terminal(**self._matrix(self.view, _TERMINAL_TOKENS)._asdict()),
             *map(foreign, self._notes()),
         ]
         if self.faithfulness is not None:
@@ -203,34 +178,38 @@ class PairExplanation(JSONText):
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
         strips, limit = self._strips()
-        signed = bool(min(self.first_saliency.min(), self.second_saliency.min()) < 0)
-        matrix, unit = _matrix(self, _PAGE_TOKENS), self._drawn
-        negative = " Negative ones are brown and underlined." if matrix.values.min() < 0 else ""
-        note = f"Contributions × {matrix.scale:,g}: rows are the first text, columns the second.{negative}"
-        title = f"Contribution of each pair of {unit}s"
-        drawn = matrix_html(
-            matrix.rows, matrix.columns, matrix.values, shades=matrix.shades, title=title, scale=matrix.scale
-        )
-        legend = legend_html(matrix.top, bool(matrix.shades.min() < 0))
-        body = [
-            f"<h1>Why {self.similarity:.4f}?</h1>",
-            f'<p class="summary">{escape(self._summary())}</p>',
-            section(
-                f"What each {unit} adds",
-                "".join(strip_html(strip, limit) for strip in strips) + legend_html(limit, signed),
-            ),
-            self._table(f"The pairs of {self.by}s that add most").to_html(),
-            section(f"{unit.capitalize()} by {unit}", f'<p class="note">{note}</p>{drawn}{legend}'),
-        ]
+        unit, signed = self._drawn, any((piece.value or 0) < 0 for strip in strips for piece in strip)
+        drawn = "".join(strip_html(strip, limit) for strip in strips) + legend_html(limit, signed)
+        body = [f"<h1>Why {self.similarity:.4f}?</h1>", f'<p class="summary">{escape(self._summary())}</p>']
+        body += [] if self.alignment is None else [self.alignment.card()]
+        words = self.gathered("word")
+        if self.by != "sentence" and max(len(words.first), len(words.second)) > _LONG:
+            body.append(by_sentence(words, self.gathered("sentence")))
+        body += [section(f"What each {unit} adds", drawn), self._table().to_html()]
+        if self.alignment is not None:
+            body.append(differences(self.gathered(self.alignment.by), self.alignment))
+        views: tuple[View, View] = ("interaction", "contribution")
+        for view in views if self.view == views[0] else views[::-1]:
+            matrix = self._matrix(view, PAGE_WORDS)
+            note = f'<p class="note">{escape(MEANING[view].format(unit=unit))} Rows are the first text.</p>'
+            body.append(section(matrix.title, note + matrix.to_html(), folded=view != self.view))
         if self.faithfulness is not None:
             body.append(self.faithfulness.to_html())
-        body.append(section("How to read this", "".join(f"<p>{escape(line)}</p>" for line in self._notes())))
+        notes = "".join(f"<p>{escape(line)}</p>" for line in self._notes())
+        body.append(section("How to read this", notes + about_html(self.about)))
         return page(f"Why {self.similarity:.4f}?", body, STYLE)
 
     @property
     def _drawn(self) -> By:
         """What strips and matrix show: spans overlap, so theirs are tokens."""
         return "token" if self.by == "span" else self.by
+
+    def _matrix(self, view: View, most: int) -> Matrix:
+        """The units that count most in a view, in text order, with special tokens and the others as one more."""
+        by = self._drawn
+        gathered = self.gathered(by)
+        table = gathered.interaction if view == "interaction" else gathered.contributions
+        return gathered_matrix(gathered.first, gathered.second, table, most, f"{view.capitalize()}, {by} by {by}")
 
     def _strips(self) -> tuple[list[list[Piece]], float]:
         """Return both texts with their saliencies, and the number that gets full color in both."""
@@ -240,19 +219,25 @@ class PairExplanation(JSONText):
             (self.first, shares.first, shares.contributions.sum(1)),
             (self.second, shares.second, shares.contributions.sum(0)),
         ):
-            # The rest, which has no place in the text, is always the last.
-            single = [unit for unit in units if unit.kind != "rest"]
+            # The rest and the reference, which have no place in the text, are always the last.
+            single = [unit for unit in units if unit.kind not in NOWHERE]
             found.append((side.text, single, values[: len(single)]))
         limit = float(max(np.abs(values).max() for _, _, values in found))
         return [pieces(*one) for one in found], limit
 
-    def _table(self, title: str) -> Table:
-        rows = [[f"{pair.contribution:+.5f}", shown(pair.first), shown(pair.second)] for pair in self.top_pairs]
+    def _table(self) -> Table:
+        rows = [
+            [f"{pair.interaction:+.5f}", f"{pair.contribution:+.5f}", shown(pair.first), shown(pair.second)]
+            for pair in self.top_pairs
+        ]
         texts = ("first text", "second text")
-        return Table(title, ["contribution", *texts], rows, words=texts)
+        most = "have most in common" if self.view == "interaction" else "add most"
+        return Table(
+            f"The pairs of {self.by}s that {most}", ["interaction", "contribution", *texts], rows, words=texts
+        )
 
     def _summary(self) -> str:
-        first, second, table = self.gathered()
+        first, second, table, _ = self.gathered()
         total = float(table.sum())
         rows, columns = (np.array([unit.kind == "special" for unit in units]) for units in (first, second))
         apart = float(table[rows[:, None] | columns[None, :]].sum())
@@ -265,7 +250,12 @@ class PairExplanation(JSONText):
 
     def _notes(self) -> list[str]:
         lines = [] if self.exact else [_NOT_EXACT.format(gap=self.gap)]
-        lines.append(_CONTEXT)
+        shown = "interaction" if self.view == "interaction" else "contributions"
+        lines += [
+            f"Lists and the open matrix show the {shown}.",
+            MEANING[self.view].format(unit=self._drawn),
+            _CONTEXT,
+        ]
         for name, side in (("first", self.first), ("second", self.second)):
             if side.unread:
                 lines.append(f"The model cut off the last {side.unread:,} characters of the {name} text.")
@@ -277,44 +267,7 @@ class PairExplanation(JSONText):
         return lines
 
 
-class _Matrix(NamedTuple):
-    """Contributions of words; gathered ones have no shade, because their sums would outshine the others."""
-
-    rows: list[str]
-    columns: list[str]
-    values: NDArray[np.float64]
-    shades: NDArray[np.float64]
-    top: float
-    scale: float
-
-
-def _matrix(explanation: PairExplanation, most: int) -> _Matrix:
-    """Return the contributions of the words (or tokens) that count most, in text order, the others as one more."""
-    gathered = explanation.gathered(explanation._drawn)
-    units = (gathered.first, gathered.second)
-    table, labels, single = gathered.contributions, [], []
-    for axis in (0, 1):
-        # Columns are chosen when rows are gathered already: their sums are the same.
-        values, own = table.sum(1 - axis), units[axis]
-        kept = np.array([k for k, unit in enumerate(own) if unit.kind != "rest"])
-        # "1 more" would be no shorter than the token itself.
-        if len(kept) > most + 1:
-            kept = kept[np.sort(np.argsort(-np.abs(values[kept]), kind="stable")[:most])]
-        names = [own[k].text for k in kept]
-        left = np.setdiff1d(np.arange(len(own)), kept)
-        chosen = np.take(table, kept, axis)
-        if len(left):
-            chosen = np.concatenate([chosen, np.take(table, left, axis).sum(axis, keepdims=True)], axis)
-            names.append(f"{len(left)} more")
-        table = chosen
-        labels.append(names)
-        single.append(len(kept))
-    top = float(np.abs(table[: single[0], : single[1]]).max())
-    shades = np.zeros_like(table)
-    shades[: single[0], : single[1]] = table[: single[0], : single[1]] / (top or 1.0)
-    return _Matrix(labels[0], labels[1], table, shades, top, _scale(top))
-
-
-def _scale(top: float) -> float:
-    """The power of ten that gives the largest number two digits before the point."""
-    return 10.0 ** (math.floor(-math.log10(top)) + 2) if top > 0 else 1.0
+def _shares(side: Side) -> NDArray[np.float64]:
+    """Return the weights of the spans of a text, which sum to 1."""
+    weights = np.array([span.weight for span in side.spans])
+    return np.asarray(weights / weights.sum())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
@@ -223,6 +225,14 @@ def test_what_cannot_be_aligned_says_why(make_model: Make) -> None:
     routed = SentenceTransformer(modules=[Router.for_query_document([model[0]], [model[0]]), model[1]], device="cpu")
     with pytest.raises(ValueError, match=r"starts with a Router.*sub_modules\['query'\]"):
         align(routed, ONE, OTHER)
+
+
+def test_texts_with_nothing_in_common_are_shown_too(make_model: Make) -> None:
+    found = dataclasses.replace(align(make_model("bert"), "dog", "guitar"), links=())
+    assert found.phrases == () and found.without_counterpart == (found.first, found.second)
+    page, console = found.to_html(), rich.console.Console(record=True, width=80)
+    console.print(found.to_terminal())
+    assert "Without one in the first: dog." in page and "Without one in the first: dog." in console.export_text()
 
 
 def test_json_and_pictures(make_model: Make) -> None:

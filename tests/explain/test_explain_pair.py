@@ -276,12 +276,54 @@ def test_a_rest_keeps_the_total(make_model: Make, pooling: str) -> None:
 
 
 def test_top_pairs_are_the_largest(make_model: Make) -> None:
-    found = explain_pair(make_model("bert"), "a big dog", "the cat is sleeping", top_k=4)
-    ordinary = found.contributions[1:-1, 1:-1]  # [CLS] and [SEP] are not listed
-    largest = sorted(ordinary.ravel(), reverse=True)[:4]
-    assert [pair.contribution for pair in found.top_pairs] == pytest.approx(largest)
-    row, column = found.top_pairs[0].first.first, found.top_pairs[0].second.first
-    assert found.contributions[row, column] == largest[0]
+    for view in ("interaction", "contribution"):
+        found = explain_pair(make_model("bert"), "a big dog", "the cat is sleeping", top_k=4, view=view)
+        table = found.interaction if view == "interaction" else found.contributions
+        ordinary = table[1:-1, 1:-1]  # [CLS] and [SEP] are not listed
+        largest = sorted(ordinary.ravel(), reverse=True)[:4]
+        assert [getattr(pair, view) for pair in found.top_pairs] == pytest.approx(largest)
+        row, column = found.top_pairs[0].first.first, found.top_pairs[0].second.first
+        assert found.top_pairs[0].contribution == pytest.approx(found.contributions[row, column])
+        assert found.top_pairs[0].interaction == pytest.approx(found.interaction[row, column])
+    with pytest.raises(ValueError, match="view='sum' must be one of 'interaction', 'contribution'"):
+        explain_pair(make_model("bert"), "a dog", "a cat", view="sum")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interaction_is_the_product_of_what_is_left_of_the_means(make_model: Make, mode: str) -> None:
+    """A slow oracle: plain loops over tokens, each without the embedding that all of them make."""
+    model, texts = make_model("bert", pooling_mode=mode), ["a big dog is sleeping", "the cat is playing guitar ."]
+    parts, norms, weights = [], [], []
+    for text in texts:
+        tokens = model.encode(text, output_value="token_embeddings").double().tolist()
+        raw = [k + 1.0 for k in range(len(tokens))] if mode == "weightedmean" else [1.0] * len(tokens)
+        alphas = [value / sum(raw) for value in raw]
+        mean = [sum(a * token[k] for a, token in zip(alphas, tokens, strict=True)) for k in range(16)]
+        parts.append([[value - mean[k] for k, value in enumerate(token)] for token in tokens])
+        weights.append(alphas)
+        norms.append(math.hypot(*mean))
+    found = explain_pair(model, *texts)
+    for s, (x, alpha) in enumerate(zip(parts[0], weights[0], strict=True)):
+        for t, (y, beta) in enumerate(zip(parts[1], weights[1], strict=True)):
+            expected = alpha * beta * sum(p * q for p, q in zip(x, y, strict=True)) / norms[0] / norms[1]
+            assert found.interaction[s, t] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("tail", ["none", "dense", "whitening", "layer norm", "tanh"])
+@pytest.mark.parametrize("limit", [3, 512])
+def test_main_effects_and_interaction_add_up(make_model: Make, tail: str, limit: int) -> None:
+    for base in (make_model("bert"), _span_model(make_model)):
+        model = SentenceTransformer(modules=[*base, *_tail(tail)], device="cpu")
+        found = explain_pair(model, "a big dog is sleeping", "the cat is playing guitar .", max_spans=limit)
+        whole = found.main_effects + found.interaction
+        assert whole == pytest.approx(found.contributions, abs=1e-12)
+        assert found.main_effects.sum() == pytest.approx(found.similarity, abs=1e-5)
+        assert found.interaction.sum(0) == pytest.approx(0, abs=1e-12)
+        assert found.interaction.sum(1) == pytest.approx(0, abs=1e-12)
+        assert np.abs(found.interaction).max() > 1e-6
+        for by in ("word", "sentence"):
+            gathered = found.gathered(by)
+            assert gathered.interaction.sum(1) == pytest.approx(0, abs=1e-12)
 
 
 def test_tokens_spread_spans_evenly(make_model: Make) -> None:

@@ -67,7 +67,7 @@ def test_units_add_up(make_model: Make, kind: str, by: str) -> None:
             kinds = [unit.kind for unit in shown.first]
             assert kinds.count("prompt") == (prompt is not None)
         for text in (found.to_html(), PairExplanation.from_json(found.to_json()).to_html()):
-            assert f"{by.capitalize()} by {by}" in text
+            assert f"Interaction, {by} by {by}" in text and f"Contribution, {by} by {by}" in text
 
 
 def test_words_of_wordpieces(make_model: Make) -> None:

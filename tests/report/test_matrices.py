@@ -139,7 +139,7 @@ def test_terminal_shows_text_with_markup_as_it_is(make_model: Make) -> None:
     pair = explain_pair(model, "[bold]a dog[/bold]", "the cat [red]", top_k=3, faithfulness=True)
     printed = _printed(pair.to_terminal())
     assert "[bold]a dog[/bold]" in printed and "the cat [red]" in printed
-    assert f"{pair.similarity:.4f}" in printed and f"{pair.top_pairs[0].contribution:+.5f}" in printed
+    assert f"{pair.similarity:.4f}" in printed and f"{pair.top_pairs[0].interaction:+.5f}" in printed
     assert "Faithfulness" in printed
     single = explain_text(model, "[bold]a dog[/bold]", top_k=2)
     assert f"{single.spans[0].weight:.4f}" in _printed(single.to_terminal())
@@ -150,21 +150,20 @@ def test_terminal_shows_text_with_markup_as_it_is(make_model: Make) -> None:
 
 @pytest.mark.parametrize(("top", "scale"), [(0.118, 100), (0.0021, 10_000), (50.0, 1), (1.0, 100), (0.0, 1)])
 def test_numbers_have_two_digits(top: float, scale: float) -> None:
-    from st_plugins.explain.pair_explanation import _scale
+    from st_plugins.explain.inner.drawing import _scale
 
     assert _scale(top) == scale and (not top or 10 <= top * scale <= 100)
 
 
 def test_long_texts_gather_tokens_and_keep_the_total(make_model: Make) -> None:
-    from st_plugins.explain.pair_explanation import _matrix
-
     model = make_model("bert")
     model.max_seq_length = 32
     found = explain_pair(model, "a big dog " * 20, "the cat is " * 20)
-    rows, columns, values, shades, top, _ = _matrix(found, 5)
+    rows, columns, values, shades, *_ = found._matrix("contribution", 5)
+    top = np.abs(values[:5, :5]).max()
     assert rows[-1] == "27 more" and values.shape == (6, 6) and len(columns) == 6
     assert values.sum() == pytest.approx(found.similarity, abs=1e-5)
-    assert top == np.abs(values[:5, :5]).max() == top * np.abs(shades).max()
+    assert np.abs(shades).max() == 1 and shades[:5, :5] == pytest.approx(values[:5, :5] / top)
     assert not shades[5].any() and not shades[:, 5].any()
-    assert len(_matrix(found, 31)[0]) == 32  # "1 more" would be no shorter
+    assert len(found._matrix("contribution", 31)[0]) == 32  # "1 more" would be no shorter
     assert "cut off the last" in found.to_html()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from st_plugins.explain.spans import Span, Token
-from st_plugins.report.matrices import Piece
+from st_plugins.report.matrices import Piece, legend_html, matrix_html
+from st_plugins.report.page import escape
 
 
 def pieces(text: str, tokens: Sequence[Token | Span], values: Sequence[float] | NDArray[np.float64]) -> list[Piece]:
@@ -36,3 +39,59 @@ def shown(span: Span) -> str:
 def place(span: Span) -> str:
     """Return where in its text a span stands."""
     return "" if span.start is None else f"{span.start} - {span.end}"
+
+
+def about_html(about: Mapping[str, str]) -> str:
+    """Return the model, the date and the settings as a list of HTML."""
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in about.items())
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+class Matrix(NamedTuple):
+    """Numbers of words; gathered ones have no shade, because their sums would outshine the others."""
+
+    rows: list[str]
+    columns: list[str]
+    values: NDArray[np.float64]
+    shades: NDArray[np.float64]
+    title: str
+    scale: float
+
+    def to_html(self) -> str:
+        """Return the matrix with its legend as HTML."""
+        note = f'<p class="note">Numbers are × {self.scale:,g}.</p>' if self.scale != 1 else ""
+        single = self.shades != 0
+        top = float(np.abs(self.values[single]).max()) if single.any() else 1.0
+        return matrix_html(**self._asdict()) + legend_html(top, bool(self.shades.min(initial=0.0) < 0)) + note
+
+
+def gathered_matrix(
+    first: Sequence[Span], second: Sequence[Span], table: NDArray[np.float64], most: int, title: str
+) -> Matrix:
+    """Return the words that count most, in text order, and the others as one more."""
+    units, labels, single = (first, second), [], []
+    for axis in (0, 1):
+        # By what they have at all: the sums of an interaction are zero.
+        values, own = np.abs(table).sum(1 - axis), units[axis]
+        kept = np.array([k for k, unit in enumerate(own) if unit.kind not in ("rest", "reference")], dtype=int)
+        # "1 more" would be no shorter than the token itself.
+        if len(kept) > most + 1:
+            kept = kept[np.sort(np.argsort(-values[kept], kind="stable")[:most])]
+        names = [own[k].text for k in kept]
+        left = np.setdiff1d(np.arange(len(own)), kept)
+        chosen = np.take(table, kept, axis)
+        if len(left):
+            chosen = np.concatenate([chosen, np.take(table, left, axis).sum(axis, keepdims=True)], axis)
+            names.append(f"{len(left)} more")
+        table = chosen
+        labels.append(names)
+        single.append(len(kept))
+    top = float(np.abs(table[: single[0], : single[1]]).max(initial=0.0))
+    shades = np.zeros_like(table)
+    shades[: single[0], : single[1]] = table[: single[0], : single[1]] / (top or 1.0)
+    return Matrix(labels[0], labels[1], table, shades, title, _scale(top))
+
+
+def _scale(top: float) -> float:
+    """The power of ten that gives the largest number two digits before the point."""
+    return 10.0 ** (math.floor(-math.log10(top)) + 2) if top > 0 else 1.0

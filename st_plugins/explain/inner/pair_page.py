@@ -1,0 +1,99 @@
+"""Cards of the page of a pair: its sentences, and where sum and alignment differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from st_plugins.explain.alignment import Alignment
+from st_plugins.explain.gathered import Gathered
+from st_plugins.explain.inner.drawing import gathered_matrix
+from st_plugins.explain.spans import Span
+from st_plugins.report.page import escape, section
+
+NOWHERE = ("rest", "reference")  # parts without a place in the text
+APART = ("special", *NOWHERE)  # what is no word
+PAGE_WORDS = 40
+_SENTENCE_PAIRS = _LISTED = 5
+
+MEANING = {
+    "interaction": (
+        "The interaction is what two {unit}s have in common beyond what each adds by itself, to whatever it meets. "
+        "It sums to zero in every row and column; with what the {unit}s add by themselves it is the contribution."
+    ),
+    "contribution": (
+        "A contribution holds what each {unit} adds by itself, to whatever it meets, beside what the two have in "
+        "common: the largest are no alignment."
+    ),
+}
+
+
+def by_sentence(words: Gathered, sentences: Gathered) -> str:
+    """Return the sentences of two long texts that meet, each pair with its words to open, as a card."""
+    matrix = gathered_matrix(*sentences[:2], sentences.interaction, PAGE_WORDS, "Interaction, sentence by sentence")
+    opened = ""
+    for row, column in _largest(sentences)[:_SENTENCE_PAIRS]:
+        one, other = sentences.first[row], sentences.second[column]
+        rows, columns = _within(words.first, one), _within(words.second, other)
+        inner = gathered_matrix(
+            [words.first[k] for k in rows],
+            [words.second[k] for k in columns],
+            words.interaction[np.ix_(rows, columns)],
+            PAGE_WORDS,
+            "Interaction, word by word",
+        )
+        named = escape(f"{sentences.interaction[row, column]:+.4f}  {one.text} ‖ {other.text}")
+        opened += f"<details><summary>{named}</summary>{inner.to_html()}</details>"
+    note = f"{MEANING['interaction'].format(unit='sentence')} Open a pair for its words."
+    return section("Sentence by sentence", f'<p class="note">{escape(note)}</p>{opened}{matrix.to_html()}')
+
+
+def differences(found: Gathered, alignment: Alignment) -> str:
+    """Return which counterparts have nothing in common in the sum, and which pairs that have are none, as a card."""
+    places = [{(unit.first, unit.last): k for k, unit in enumerate(units)} for units in found[:2]]
+    linked: dict[tuple[int, int], str] = {}
+    for one, other, *_ in alignment.links:
+        # A pooling may leave words out that the layers have, those of a prompt for example.
+        row, column = places[0].get((one.first, one.last)), places[1].get((other.first, other.last))
+        if row is not None and column is not None:
+            linked[row, column] = _pair(one, other)
+    below = [named for place, named in linked.items() if found.interaction[place] < 0]
+    above = [_pair(found.first[i], found.second[j]) for i, j in _largest(found)[:_LISTED] if (i, j) not in linked]
+    lines = []
+    if below:
+        lines.append(
+            f"Counterparts that have less than nothing in common in the sum: {_listed(below)}. They correspond in the "
+            "middle layers; where the similarity is read from they point to different things."
+        )
+    if above:
+        lines.append(
+            f"Among the pairs with most in common in the sum, and no counterparts: {_listed(above)}. The last layer "
+            "has given them the same part of the meaning; a person would rather link other words."
+        )
+    if not lines:
+        return ""
+    lines.append("The alignment says what corresponds, the sum what the similarity is made of: two questions.")
+    return section("Where the two views differ", "".join(f"<p>{escape(line)}</p>" for line in lines))
+
+
+def _largest(found: Gathered) -> list[tuple[int, int]]:
+    """Return the places of the pairs with most in common, those with something, in order."""
+    table: NDArray[np.float64] = found.interaction.copy()
+    table[[unit.kind in APART for unit in found.first]] = 0
+    table[:, [unit.kind in APART for unit in found.second]] = 0
+    order = np.argsort(-table, axis=None, kind="stable")[: (table > 0).sum()]
+    return [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, table.shape), strict=True)]
+
+
+def _within(words: Sequence[Span], sentence: Span) -> list[int]:
+    return [k for k, word in enumerate(words) if sentence.first <= word.first and word.last <= sentence.last]
+
+
+def _pair(one: Span, other: Span) -> str:
+    return f"{one.text} ‖ {other.text}"
+
+
+def _listed(pairs: Sequence[str]) -> str:
+    return ", ".join(pairs[:_LISTED]) + (", …" if len(pairs) > _LISTED else "")
