@@ -101,8 +101,9 @@ def units_of(seen: Seen, by: By, layers: Sequence[int] | None = None) -> Units:
     words, members = text_units(seen.reading, by)
     states = seen.layers[chosen].double().cpu()
     if not bool(states.isfinite().all()):
+        text = seen.reading
         raise ValueError(
-            f"the model gave NaN or infinity for tokens of the text {seen.reading.text[:80]!r}; try float32, or check "
+            f"the model gave NaN or infinity for tokens of the {text.name} {text.text[:80]!r}; try float32, or check "
             "the model's weights"
         )
     vectors = torch.stack([states[:, own].mean(1) for own in members], 1)

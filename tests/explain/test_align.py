@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 
 from st_plugins.explain import Alignment, align, explain_pair
 from st_plugins.explain.inner.linking import NULL, SUPPORT, counterparts, evidence, inside_phrases, similarities
-from st_plugins.explain.inner.seen import see
+from st_plugins.explain.inner.seen import look, see
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.modules import LayerMix, TextRNNPooling, TokenEmbeddings
 from tests.conftest import ENCODERS
@@ -199,6 +199,20 @@ def test_a_batch_sees_what_each_text_shows_by_itself(make_model: Make) -> None:
             assert torch.allclose(one.layers, other.layers, atol=1e-5)
             assert one.features["token_embeddings"].shape == other.features["token_embeddings"].shape
             assert torch.allclose(one.features["token_embeddings"], other.features["token_embeddings"], atol=1e-5)
+            assert torch.allclose(one.embedding, other.embedding, atol=1e-5)
+            assert one.embedding.numpy() == pytest.approx(model.encode(one.reading.text), abs=1e-5)
+
+
+def test_looking_at_texts_leaves_model_and_gradients_alone_between_batches(make_model: Make) -> None:
+    model = make_model("bert").train()
+    model.truncate_dim = 5
+    rows = []
+    for row, seen in look(model, ["dog", ONE, OTHER], batch_size=1):
+        assert model.training and torch.is_grad_enabled() and len(seen.embedding) == 5
+        rows.append(row)
+    assert rows == [1, 2, 0]  # longest first
+    with pytest.raises(ValueError, match=r"texts\[1\] ' ' is empty"):
+        next(look(model, ["dog", " "], names=["texts[0]", "texts[1]"]))
 
 
 def test_half_precision_and_nan(make_model: Make) -> None:

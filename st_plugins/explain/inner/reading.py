@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from st_plugins.core.host import check_length, check_prompt
+from st_plugins.core.host import check_prompt
 from st_plugins.core.texts import check_texts
 from st_plugins.core.token_embeddings import TokenEmbeddings
 from st_plugins.explain.spans import Token
@@ -26,25 +26,27 @@ class Reading:
     features: dict[str, Any]  # a batch of one, on the CPU
     tokens: tuple[Token, ...]  # one a position, special tokens and padding included
     unread: int  # characters at the end that the model cut off
+    name: str = "text"  # what messages call it
 
 
-def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | None = None) -> Reading:
+def read(
+    model: SentenceTransformer, text: str | Sequence[str], prompt: str | None = None, name: str = "text"
+) -> Reading:
     """Tokenize a text as ``model.encode`` does, and keep track of the characters."""
     texts = (text,) if isinstance(text, str) else tuple(text)
     if not isinstance(text, str) and not (len(texts) == 2 and all(isinstance(part, str) for part in texts)):
         raise TypeError(
-            "text must be a string, or two strings that the model reads as one text; got "
+            f"{name} must be a string, or two strings that the model reads as one text; got "
             f"{type(text).__name__} {str(text)[:80]}; explain one text at a time"
         )
     if not all(part.strip() for part in texts):
-        raise ValueError(f"text {text!r} is empty, there is nothing to explain; give at least one word")
-    check_texts(texts, "text")
+        raise ValueError(f"{name} {text!r} is empty, there is nothing to explain; give at least one word")
+    check_texts(texts, name)
     check_prompt(prompt)
     # As `encode`: None is the model's default prompt, an empty one is none.
     if prompt is None and model.default_prompt_name is not None:
         prompt = model.prompts.get(model.default_prompt_name)
     prompt = prompt or ""
-    check_length(model)
     module = model[0]
     if isinstance(module, StaticEmbedding):
         if len(texts) == 2:
@@ -53,14 +55,14 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
         features = model.preprocess([texts[0]], prompt=prompt)
         encoding = module.tokenizer.encode(prompt + texts[0], add_special_tokens=False)
         tokens = _tokens(texts[0], len(prompt), encoding.tokens, encoding.offsets, [0] * len(encoding.tokens))
-        return _reading(texts, features, [tokens], cut=False)
+        return _reading(name, texts, features, [tokens], cut=False)
     if isinstance(module, TokenEmbeddings) and len(texts) == 1:
         features = module.preprocess(texts, prompt=prompt)
         count = int(features["attention_mask"].sum())
         encoded = module.tokenizer(prompt + texts[0], add_special_tokens=False, return_offsets_mapping=True)
         pieces: list[str] = module.tokenizer.convert_ids_to_tokens(encoded["input_ids"][:count])  # type: ignore[assignment]
         tokens = _tokens(texts[0], len(prompt), pieces, encoded["offset_mapping"][:count], [0] * count)
-        return _reading(texts, features, [tokens], cut=count < len(encoded["input_ids"]))
+        return _reading(name, texts, features, [tokens], cut=count < len(encoded["input_ids"]))
     if isinstance(module, Router):
         raise ValueError(
             "model starts with a Router, whose routes read texts in different ways; explain the model of one route, "
@@ -72,18 +74,20 @@ def read(model: SentenceTransformer, text: str | Sequence[str], prompt: str | No
             "TokenEmbeddings, which say which tokens they read"
         )
     features, parts = _transformer(model, module, texts, prompt)
-    return _reading(texts, features, parts, cut=sum(map(len, parts)) >= (model.max_seq_length or float("inf")))
+    return _reading(name, texts, features, parts, cut=sum(map(len, parts)) >= (model.max_seq_length or float("inf")))
 
 
-def _reading(texts: tuple[str, ...], features: dict[str, Any], parts: list[tuple[Token, ...]], cut: bool) -> Reading:
+def _reading(
+    name: str, texts: tuple[str, ...], features: dict[str, Any], parts: list[tuple[Token, ...]], cut: bool
+) -> Reading:
     """Put the texts and their tokens, each with characters of its own text, into one."""
     tokens: list[Token] = []
     shift = unread = 0
     for text, part in zip(texts, parts, strict=True):
         if not any(token.kind == "text" for token in part):
             raise ValueError(
-                f"text {text[:80]!r} has no tokens but special ones for this model, there is nothing to explain; give "
-                "at least one word that its tokenizer knows"
+                f"{name} {text[:80]!r} has no tokens but special ones for this model, there is nothing to explain; "
+                "give at least one word that its tokenizer knows"
             )
         # Only where the input is full was something cut; characters that no tokenizer keeps end some texts, too.
         ends = [token.end for token in part if token.kind == "text" and token.end is not None]
@@ -93,7 +97,7 @@ def _reading(texts: tuple[str, ...], features: dict[str, Any], parts: list[tuple
                 token = replace(token, start=token.start + shift, end=token.end + shift)
             tokens.append(token)
         shift += len(text) + len(_BETWEEN)
-    return Reading(_BETWEEN.join(texts), features, tuple(tokens), unread)
+    return Reading(_BETWEEN.join(texts), features, tuple(tokens), unread, name)
 
 
 def _transformer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,19 @@ from torch import Tensor, nn
 
 from st_plugins.core.all_layers import with_layers
 from st_plugins.core.encoding import longest_first
-from st_plugins.core.host import evaluating
+from st_plugins.core.host import check_length, evaluating
 from st_plugins.core.tokens import unflattened
 from st_plugins.explain.inner.reading import Reading, read
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A text, and what the pooling is given of it."""
+    """A text, what the pooling is given of it, and what comes out in the end."""
 
     reading: Reading
     features: dict[str, Any]  # a batch of one without padding, on the model's device
     layers: Tensor | None  # (L + 1, n, d): what went into the first layer and came out of each; None unless asked for
+    embedding: Tensor  # (k,), on the CPU: what `model.encode` gives
 
 
 def see(
@@ -35,37 +36,64 @@ def see(
     prompt: str | None = None,
     *,
     layers: bool = False,
-    batch_size: int = 32,
-    show_progress_bar: bool = False,
 ) -> list[Seen]:
-    """Run texts through the modules before the pooling, in batches of like length, each text put back by itself."""
-    readings = [read(model, text, prompt) for text in texts]
-    found: dict[int, Seen] = {}
-    modules = list(model)
-    with evaluating(model), torch.no_grad():
-        for rows in longest_first(
-            [len(one.tokens) for one in readings], batch_size, show_progress_bar=show_progress_bar
-        ):
-            if isinstance(modules[0], StaticEmbedding):
-                # It has one flat list of tokens for all texts, and no layer between table and mean.
-                for row in rows:
-                    features = batch_to_device(dict(readings[row].features), model.device)
-                    table = modules[0].embedding.weight[features["input_ids"]]
-                    found[row] = Seen(readings[row], features, table[None] if layers else None)
-                continue
-            given: list[Any] = [texts[row] for row in rows]
-            features = readings[rows[0]].features if len(rows) == 1 else model.preprocess(given, prompt=prompt)
-            features, states = _before_pooling(modules, batch_to_device(dict(features), model.device), layers)
-            for place, row in enumerate(rows):
-                found[row] = _alone(features, states, place, readings[row])
+    """Run texts through the model, each put back by itself."""
+    found = dict(look(model, texts, prompt, layers=layers))
     return [found[row] for row in range(len(texts))]
 
 
-def _before_pooling(
+def look(
+    model: SentenceTransformer,
+    texts: Sequence[str | Sequence[str]],
+    prompt: str | None = None,
+    *,
+    layers: bool = False,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+    names: Sequence[str] | None = None,
+) -> Iterator[tuple[int, Seen]]:
+    """Yield what the model makes of texts, with their rows, batch by batch, so that one batch is held at a time."""
+    check_length(model)
+    names = names or ["text"] * len(texts)  # what messages call them
+    readings = [read(model, text, prompt, name) for text, name in zip(texts, names, strict=True)]
+    lengths = [len(one.tokens) for one in readings]
+    for rows in longest_first(lengths, batch_size, description="Explaining", show_progress_bar=show_progress_bar):
+        # Nothing is left switched off while the caller has its turn.
+        with evaluating(model), torch.no_grad():
+            found = list(_batch(model, [texts[row] for row in rows], [readings[row] for row in rows], prompt, layers))
+        yield from zip(rows, found, strict=True)
+
+
+def _batch(
+    model: SentenceTransformer,
+    texts: Sequence[str | Sequence[str]],
+    readings: Sequence[Reading],
+    prompt: str | None,
+    layers: bool,
+) -> Iterator[Seen]:
+    """Run texts of like length through all modules at once."""
+    modules = list(model)
+    if isinstance(modules[0], StaticEmbedding):
+        # It has one flat list of tokens for all texts, and no layer between table and mean.
+        for reading in readings:
+            features = batch_to_device(dict(reading.features), model.device)
+            table = modules[0].embedding.weight[features["input_ids"]]
+            _, _, embeddings = _run(modules, dict(features), False)
+            yield Seen(reading, features, table[None] if layers else None, embeddings[0].cpu()[: model.truncate_dim])
+        return
+    given: list[Any] = list(texts)
+    features = readings[0].features if len(readings) == 1 else model.preprocess(given, prompt=prompt)
+    features, states, embeddings = _run(modules, batch_to_device(dict(features), model.device), layers)
+    for place, reading in enumerate(readings):
+        yield _alone(features, states, embeddings[place].cpu()[: model.truncate_dim], place, reading)
+
+
+def _run(
     modules: list[nn.Module], features: dict[str, Any], layers: bool
-) -> tuple[dict[str, Any], Sequence[Tensor]]:
-    """Return what the first module that writes a sentence embedding is given, and the layers, if asked for."""
+) -> tuple[dict[str, Any], Sequence[Tensor], Tensor]:
+    """Return what the first module that writes an embedding is given, the layers, if asked for, and the embeddings."""
     states: Sequence[Tensor] = ()
+    before: dict[str, Any] = dict(features)
     if layers and isinstance(modules[0], Transformer):
         features, states = with_layers(modules[0], features)
     else:
@@ -73,14 +101,15 @@ def _before_pooling(
     if layers and not states and "token_embeddings" in features:
         states = [features["token_embeddings"]]
     for module in modules[1:]:
-        before = dict(features)
+        if "sentence_embedding" not in features:
+            before = dict(features)
         features = module(features)
-        if "sentence_embedding" in features:
-            return unflattened(before), states
-    return unflattened(features), states
+    return unflattened(before), states, features["sentence_embedding"]
 
 
-def _alone(features: dict[str, Any], states: Sequence[Tensor], place: int, reading: Reading) -> Seen:
+def _alone(
+    features: dict[str, Any], states: Sequence[Tensor], embedding: Tensor, place: int, reading: Reading
+) -> Seen:
     """Take one text out of a batch, without the padding of the others."""
     mask = features.get("attention_mask")
     shape = features["input_ids"].shape
@@ -94,11 +123,12 @@ def _alone(features: dict[str, Any], states: Sequence[Tensor], place: int, readi
 
     if int(kept.sum()) != len(reading.tokens):
         raise ValueError(
-            f"the model reads {int(kept.sum())} tokens of the text {reading.text[:80]!r} in a batch and "
+            f"the model reads {int(kept.sum())} tokens of the {reading.name} {reading.text[:80]!r} in a batch and "
             f"{len(reading.tokens)} by itself; explanations need a tokenizer that does not depend on the batch"
         )
     layers = torch.stack([own(state)[0] for state in states]) if states else None
-    return Seen(reading, {name: own(value) for name, value in features.items() if name != _LAYERS}, layers)
+    kept_features = {name: own(value) for name, value in features.items() if name != _LAYERS}
+    return Seen(reading, kept_features, layers, embedding)
 
 
 _LAYERS = "all_layer_embeddings"

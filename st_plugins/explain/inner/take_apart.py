@@ -51,20 +51,17 @@ def take_apart(model: SentenceTransformer, seen: Seen, limit: int) -> Parts:
     """Take the embedding of a text apart into spans (SpanPooling) or tokens (mean poolings)."""
     position, tail = check_apart(model)
     modules, reading = list(model), seen.reading
-    with evaluating(model), torch.no_grad():
+    # Of all the model only the pooling runs once more.
+    with evaluating(modules[position]), torch.no_grad():
         pooled = _pool(modules[position], dict(seen.features))
         # n tokens have n (n + 1) / 2 spans: only the heaviest get a vector, so that memory stays linear in the text.
         kept = np.sort(np.argsort(-pooled.weights, kind="stable")[:limit])
         vectors = pooled.vectors(kept).detach().double().cpu()
-        features = pooled.features
-        whole = features["sentence_embedding"][0].double().cpu()
-        for module in modules[position + 1 :]:
-            features = module(features)
-        embedding = features["sentence_embedding"][0].cpu()[: model.truncate_dim]
-    if not bool(whole.isfinite().all() and embedding.isfinite().all()):
+        whole = pooled.features["sentence_embedding"][0].double().cpu()
+    if not bool(whole.isfinite().all() and seen.embedding.isfinite().all()):
         raise ValueError(
-            f"the model gave NaN or infinity for the text {reading.text[:80]!r}; try float32, or check the model's "
-            "weights"
+            f"the model gave NaN or infinity for the {reading.name} {reading.text[:80]!r}; try float32, or check the "
+            "model's weights"
         )
     weights, count = pooled.weights, len(reading.tokens)
     shares = weights / weights.sum()
@@ -92,7 +89,7 @@ def take_apart(model: SentenceTransformer, seen: Seen, limit: int) -> Parts:
         alone=carried if tail.exact else tail(parts, share, alone=True),
         saliency=saliency,
         sharpness=float(np.square(shares).sum()),
-        embedding=embedding,
+        embedding=seen.embedding,
         exact=tail.exact,
     )
 
