@@ -11,7 +11,7 @@ import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-NAMES = ["quickstart", "compressing", "training", "distilling", "matching", "small", "explaining"]
+NAMES = ["quickstart", "compressing", "training", "distilling", "matching", "small", "explaining", "searching"]
 
 
 @pytest.mark.slow

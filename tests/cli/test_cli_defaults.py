@@ -19,7 +19,7 @@ from st_plugins.cli import train_re2 as cli_re2
 from st_plugins.cli import whiten as cli_whiten
 from st_plugins.data import read_labeled_texts, read_retrieval
 from st_plugins.evaluation import PairClassificationEvaluator, RetrievalEvaluator, STSSuiteEvaluator, compare
-from st_plugins.explain import explain_pair, explain_text
+from st_plugins.explain import explain_pair, explain_query, explain_text
 from st_plugins.geometry import describe
 from st_plugins.matching import RE2Config, RE2Matcher
 from st_plugins.training import train_consert
@@ -37,6 +37,7 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], set[str]]] = [
     (cli_geometry.geometry, describe, set()),
     (cli_explain.explain, explain_text, set()),
     (cli_explain.explain, explain_pair, set()),
+    (cli_explain.explain, explain_query, set()),
     (cli_re2.re2, RE2Matcher.fit, set()),
     (cli_re2.re2, RE2Config, set()),
 ]

@@ -20,6 +20,7 @@ COMMANDS = {  # with an option that gets the output; {} is the model
     "geometry": ("geometry", "{}", "--texts", "texts.txt", "--output"),
     "explain": ("explain", "{}", TEXT, "--html"),
     "explain-json": ("explain", "{}", TEXT, "a cat", "--json"),
+    "explain-lines": ("explain", "{}", TEXT, "--texts", "texts.txt", "--json"),
     "whiten": ("whiten", "{}", "--texts", "texts.txt", "--output-dimension", "4", "--output"),
     "consert": ("train", "consert", "{}", "--texts", "texts.txt", "--output"),
     "re2": ("train", "re2", "--train", "pairs.tsv", "--encoder", "{}", "--score", "--label", "score", "--output"),
@@ -98,7 +99,9 @@ def test_a_foreign_folder_in_the_place_of_the_checkpoints_is_left_alone(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compare", "geometry", "explain", "explain-json", "whiten"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "compare", "geometry", "explain", "explain-json", "explain-lines", "whiten"]
+)
 def test_a_second_result_replaces_the_first_only_when_asked(run: Run, command: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert run(command, output)[0] == 0
@@ -123,7 +126,7 @@ def test_a_foreign_file_among_the_reports_is_not_replaced(run: Run, tmp_path: Pa
 def test_numbers_of_a_space_do_not_replace_an_evaluation(run: Run, tmp_path: Path) -> None:
     assert run("evaluate", "out")[0] == 0
     before = tree(tmp_path)
-    for command in ("geometry", "compare", "explain-json"):
+    for command in ("geometry", "compare", "explain-json", "explain-lines"):
         code, said = run(command, "out/result.json", "--overwrite")
         assert code == 1 and "is a file that st-plugins did not write" in said, said
     assert tree(tmp_path) == before

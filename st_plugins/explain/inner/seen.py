@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from st_plugins.core.all_layers import with_layers
 from st_plugins.core.encoding import longest_first
-from st_plugins.core.host import check_length, evaluating
+from st_plugins.core.host import check_length, default_prompt, evaluating
 from st_plugins.core.tokens import unflattened
 from st_plugins.explain.inner.reading import Reading, read
 
@@ -54,6 +54,7 @@ def look(
 ) -> Iterator[tuple[int, Seen]]:
     """Yield what the model makes of texts, with their rows, batch by batch, so that one batch is held at a time."""
     check_length(model)
+    prompt = default_prompt(model) if prompt is None else prompt
     names = names or ["text"] * len(texts)  # what messages call them
     readings = [read(model, text, prompt, name) for text, name in zip(texts, names, strict=True)]
     lengths = [len(one.tokens) for one in readings]
