@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +26,7 @@ from st_plugins.report.terminal import foreign
 
 LinkKind = Literal["counterpart", "phrase"]
 
+_MANY = 30  # counterparts that are listed without being asked for
 MEANING = (
     "The alignment says which {by}s correspond, from the middle layers of the model. It is a reading of the layers, "
     "and no part of the sum that the similarity is."
@@ -163,12 +165,55 @@ class Alignment(JSONText):
         """Return one self-contained HTML page."""
         return page(f"Which {self.by}s correspond?", [f"<h1>Which {self.by}s correspond?</h1>", self.card()], STYLE)
 
-    def card(self) -> str:
-        """Return the alignment as a card of a page."""
-        texts = "".join(numbered_html(strip) for strip in self._numbered())
+    def card(self, folded: bool = False) -> str:
+        """Return the alignment as cards of a page.
+
+        Args:
+            folded: Whether they have to be opened.
+
+        Returns:
+            HTML.
+        """
         note = f'<p class="note">{escape(MEANING.format(by=self.by))}</p>'
-        drawn = section(f"Which {self.by}s correspond", f"<p>{escape(self.summary())}</p>{texts}{note}")
-        return drawn + (self._table().to_html() if self.links else "")
+        drawn = section(
+            f"Which {self.by}s correspond", f"<p>{escape(self.summary())}</p>{self.strips()}{note}", folded
+        )
+        return drawn + (self._table(folded or len(self.phrases) > _MANY).to_html() if self.links else "")
+
+    def strips(self) -> str:
+        """Return both texts as HTML, with numbers at what corresponds."""
+        return "".join(numbered_html(strip) for strip in self._numbered())
+
+    def within(self, first: Span, second: Span) -> Self:
+        """Return what corresponds inside a sentence of each text.
+
+        Args:
+            first: The sentence of the first text.
+            second: The sentence of the second text.
+
+        Returns:
+            The alignment of their words.
+        """
+        rows, columns = (
+            [k for k, word in enumerate(words) if sentence.first <= word.first and word.last <= sentence.last]
+            for words, sentence in ((self.first, first), (self.second, second))
+        )
+        kept = set(rows), set(columns)
+        links = [link for link, (i, j) in zip(self.links, self.places, strict=True) if i in kept[0] and j in kept[1]]
+        texts = self.texts[0][: first.end][first.start :], self.texts[1][: second.end][second.start :]
+        # Words are found in their text by characters, which are counted from the sentence now.
+        moved = [
+            {word: _moved(word, sentence.start or 0) for word in words}
+            for words, sentence in ((self.first, first), (self.second, second))
+        ]
+        return dataclasses.replace(
+            self,
+            texts=texts,
+            first=tuple(moved[0][self.first[k]] for k in rows),
+            second=tuple(moved[1][self.second[k]] for k in columns),
+            similarities=self.similarities[np.ix_(rows, columns)],
+            links=tuple(link._replace(first=moved[0][link.first], second=moved[1][link.second]) for link in links),
+        )
 
     def _numbered(self) -> tuple[list[Numbered], list[Numbered]]:
         found = []
@@ -191,13 +236,19 @@ class Alignment(JSONText):
                 parts.append(f"Without one in the {name}: {listed}.")
         return " ".join(parts)
 
-    def _table(self) -> Table:
+    def _table(self, folded: bool = False) -> Table:
         rows = [
             [str(number), f"{phrase.strength:.2f}", _joined(phrase.first), _joined(phrase.second)]
             for number, phrase in enumerate(self.phrases, 1)
         ]
         columns = ["number", "strength", "first text", "second text"]
-        return Table("Counterparts", columns, rows, words=("first text", "second text"))
+        return Table("Counterparts", columns, rows, folded=folded, words=("first text", "second text"))
+
+
+def _moved(word: Span, by: int) -> Span:
+    if word.start is None or word.end is None:
+        return word
+    return dataclasses.replace(word, start=word.start - by, end=word.end - by)
 
 
 def _joined(words: Sequence[Span]) -> str:

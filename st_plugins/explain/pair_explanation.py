@@ -181,11 +181,13 @@ class PairExplanation(JSONText):
         unit, signed = self._drawn, any((piece.value or 0) < 0 for strip in strips for piece in strip)
         drawn = "".join(strip_html(strip, limit) for strip in strips) + legend_html(limit, signed)
         body = [f"<h1>Why {self.similarity:.4f}?</h1>", f'<p class="summary">{escape(self._summary())}</p>']
-        body += [] if self.alignment is None else [self.alignment.card()]
         words = self.gathered("word")
-        if self.by != "sentence" and max(len(words.first), len(words.second)) > _LONG:
-            body.append(by_sentence(words, self.gathered("sentence")))
-        body += [section(f"What each {unit} adds", drawn), self._table().to_html()]
+        long = self.by != "sentence" and max(len(words.first), len(words.second)) > _LONG
+        if long:
+            # Links are those of words or tokens here: those of its words are what a sentence is opened for.
+            body.append(by_sentence(words, self.gathered("sentence"), self.alignment))
+        body += [] if self.alignment is None else [self.alignment.card(folded=long)]
+        body += [section(f"What each {unit} adds", drawn, folded=long), self._table().to_html()]
         if self.alignment is not None:
             body.append(differences(self.gathered(self.alignment.by), self.alignment))
         views: tuple[View, View] = ("interaction", "contribution")

@@ -29,6 +29,7 @@ STYLE = """
 .numbered .linked { border-bottom: 2px solid var(--good); }
 .numbered .apart { color: var(--soft); border-bottom: 2px dotted var(--soft); }
 .numbered sup { font-size: .65em; font-weight: 700; padding-left: 1px; }
+details { margin: .5rem 0; }
 .heat { width: auto; font-size: .75rem; }
 .heat td { text-align: right; padding: .15rem .25rem; border: 1px solid var(--card); min-width: 2.3rem; }
 .heat thead th { writing-mode: vertical-rl; padding: .3rem .15rem; font-weight: 600;

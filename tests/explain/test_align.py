@@ -262,3 +262,33 @@ def test_a_pair_explanation_brings_its_alignment(make_model: Make) -> None:
     model = make_model("bert")
     found = explain_pair(model, ONE, OTHER).alignment
     assert found.links == align(model, ONE, OTHER).links
+
+
+def test_a_sentence_is_cut_out_of_an_alignment(make_model: Make) -> None:
+    model = make_model("bert")
+    one, other = "A dog runs. Two cats are sleeping.", "Two dogs. The cat is sleeping in the park."
+    found, whole = align(model, one, other), align(model, one, other, by="sentence")
+    part = found.within(whole.first[1], whole.second[1])
+    assert part.texts == ("Two cats are sleeping.", "The cat is sleeping in the park.")
+    assert [part.texts[0][w.start : w.end] for w in part.first] == ["Two", "cats", "are", "sleeping", "."]
+    assert part.similarities.shape == (5, 8)
+    inside = [link for link in found.links if link.first.start >= 12 and link.second.start >= 10]
+    assert [(a.text, b.text) for a, b, *_ in part.links] == [(a.text, b.text) for a, b, *_ in inside] and part.links
+    assert "Two" in part.strips() and "dog" not in part.strips()
+
+
+def test_long_texts_are_shown_by_sentence_first(make_model: Make) -> None:
+    model = make_model("bert")
+    model.max_seq_length = 40  # as many as there are positions
+    text = " ".join("The dog is <i>running</i>." for _ in range(20))
+    short = explain_pair(model, "a dog", text).to_html()
+    assert "Sentence by sentence" not in short
+    static = SentenceTransformer(
+        modules=[
+            StaticEmbedding(TokenEmbeddings.from_texts([text], 8, minimum_frequency=1).tokenizer, embedding_dim=8)
+        ],
+        device="cpu",
+    )
+    page = explain_pair(static, "a dog runs.", text).to_html()
+    assert page.index("Sentence by sentence") < page.index("Which words correspond")
+    assert page.count("<details><summary>+") == 5 and "<i>" not in page and "20. The dog" in page

@@ -192,13 +192,17 @@ def test_the_cosine_of_a_layer_is_the_best_of_a_words_tokens(model: SentenceTran
 
 
 def test_contributions_add_up_to_words(model: SentenceTransformer) -> None:
-    linked = readings.views(model, PAIR)["contributions"]
+    views = readings.views(model, PAIR)
+    linked = views["contributions"]
     found = explain_pair(model, " ".join(PAIR.first), " ".join(PAIR.second))
     # Special tokens belong to no word; all else is in one.
     inside = [[token.kind == "text" for token in side.tokens] for side in (found.first, found.second)]
     assert linked.strengths.sum() == pytest.approx(found.tokens[np.ix_(*inside)].sum())
     assert sum(inside[0]) > len(PAIR.first)  # a word of two pieces
     assert linked.strengths[0, 0] == pytest.approx(found.tokens[1, 1])
+    pieces = [token.text for token in found.first.tokens].index("dog")
+    common = found.interaction[pieces : pieces + 2, 1].sum()
+    assert views["interaction"].strengths[5, 0] == pytest.approx(common)
 
 
 def test_words_that_the_model_does_not_read_have_no_link(model: SentenceTransformer) -> None:
@@ -325,9 +329,10 @@ def test_the_alignment_s_links_are_those_of_words_between_spaces(model: Sentence
 
 def test_tokens_are_worth_the_strongest_link_of_their_word(model: SentenceTransformer) -> None:
     first, second = "the dogs guitar is big", "a dog is big , is it ?"
-    worth = readings.saliencies(model, first, second)["alignment"]
+    worth = readings.saliencies(model, first, second)
     found, explained = align(model, first, second), explain_pair(model, first, second)
-    for side, values in enumerate(worth):
+    np.testing.assert_allclose(worth["interaction"][1], np.clip(explained.interaction, 0, None).sum(axis=0))
+    for side, values in enumerate(worth["alignment"]):
         tokens = (explained.first, explained.second)[side].tokens
         for place, token in enumerate(tokens):
             spans = [(one[side], one.strength) for one in found.links]

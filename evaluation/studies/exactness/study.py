@@ -56,18 +56,27 @@ class Study(study.Study[Row]):
             for name, model in ((pooling, plain), (f"{pooling} + whitening", whitened)):
                 vectors = model.encode(texts, batch_size=128, show_progress_bar=False).astype(np.float64)
                 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-                errors = []
+                errors, views = [], []
                 for a, b in tqdm(chosen, desc=name, leave=False):
                     explanation = explain_pair(model, a, b)
-                    errors.append(abs(float(explanation.contributions.sum()) - vectors[order[a]] @ vectors[order[b]]))
-                found[name] = {"largest": max(errors), "mean": float(np.mean(errors)), "exact": explanation.exact}
+                    cosine = vectors[order[a]] @ vectors[order[b]]
+                    errors.append(abs(float(explanation.contributions.sum()) - cosine))
+                    # What spans add by themselves is all of it, and an interaction adds to no row and no column.
+                    sums = np.concatenate([explanation.interaction.sum(axis) for axis in (0, 1)])
+                    views.append(max(abs(float(explanation.main_effects.sum()) - cosine), float(np.abs(sums).max())))
+                largest = {"largest": max(errors), "views": max(views)}
+                found[name] = {**largest, "mean": float(np.mean(errors)), "exact": explanation.exact}
         return {"pairs": len(chosen), "error": found}
 
     def page(self, results: Results, folder: Path) -> Page:
         """Return the errors of all pipelines."""
-        lines = [f"# {self.title}", "", *head("encoder | pairs | pipeline | >largest error | >mean error")]
+        lines = [
+            f"# {self.title}",
+            "",
+            *head("encoder | pairs | pipeline | >largest error | >mean error | >of main effects and interaction"),
+        ]
         for (task, name), (found, *_) in results.items():
             for pipeline, error in found["error"].items():
                 cells = [name, f"{found['pairs']} of {task}", pipeline]
-                lines.append(line([*cells, f"{error['largest']:.1e}", f"{error['mean']:.1e}"]))
+                lines.append(line([*cells, *(f"{error[key]:.1e}" for key in ("largest", "mean", "views"))]))
         return [*lines, "", self.notes, "", versions_of(found), ""], {}

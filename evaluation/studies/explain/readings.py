@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from evaluation.studies.explain.scoring import Array, Link, Pair, same_words
-from st_plugins.core.host import evaluating
-from st_plugins.explain import PairExplanation, Span, Token, align, explain_pair
-from st_plugins.explain.inner.reading import read
+from evaluation.studies.explain.scoring import Array, Pair, WordLink, same_words
+from st_plugins.explain import Link, PairExplanation, Span, Token, explain_pair
+from st_plugins.explain.inner.seen import see
 
 Covers = NDArray[np.bool_]
 
@@ -23,7 +20,7 @@ Covers = NDArray[np.bool_]
 class Linked(NamedTuple):
     """Links of words, and how strong each pair of words is; -inf for words that the model did not read."""
 
-    links: frozenset[Link]
+    links: frozenset[WordLink]
     strengths: Array
 
 
@@ -48,17 +45,18 @@ def views(model: SentenceTransformer, pair: Pair) -> dict[str, Linked]:
     """Return what every view says of a pair, those of single layers included."""
     explanation = explain_pair(model, " ".join(pair.first), " ".join(pair.second))
     return {
-        "contributions": _summed(pair, explanation, explanation.tokens),
+        "contributions": _summed(pair, explanation, explanation.contributions),
+        "interaction": _summed(pair, explanation, explanation.interaction),
         "same word": _same_word(pair),
         **_layer_views(model, pair),
-        "alignment": _aligned(model, pair),
+        "alignment": _aligned(pair, explanation),
     }
 
 
-def _summed(pair: Pair, explanation: PairExplanation, tokens: Array) -> Linked:
+def _summed(pair: Pair, explanation: PairExplanation, table: Array) -> Linked:
     """Add what pairs of tokens have up to pairs of words."""
-    first, second = covers(pair.first, explanation.first.tokens), covers(pair.second, explanation.second.tokens)
-    return mutual_best(np.where(np.outer(first.any(1), second.any(1)), first @ tokens @ second.T, -np.inf))
+    first, second = covers(pair.first, explanation.first.spans), covers(pair.second, explanation.second.spans)
+    return mutual_best(np.where(np.outer(first.any(1), second.any(1)), first @ table @ second.T, -np.inf))
 
 
 def _same_word(pair: Pair) -> Linked:
@@ -68,45 +66,39 @@ def _same_word(pair: Pair) -> Linked:
     return Linked(links, table)
 
 
-def _aligned(model: SentenceTransformer, pair: Pair) -> Linked:
+def _aligned(pair: Pair, explanation: PairExplanation) -> Linked:
     """Take the alignment's own links; its words may be parts of a word here, which is all that is between spaces."""
-    found = align(model, " ".join(pair.first), " ".join(pair.second))
     table = np.zeros((len(pair.first), len(pair.second)))
-    links: set[Link] = set()
-    first = covers(pair.first, [link.first for link in found.links])
-    second = covers(pair.second, [link.second for link in found.links])
-    for place, link in enumerate(found.links):
+    links: set[WordLink] = set()
+    found = _links(explanation)
+    first, second = (
+        covers(pair.first, [link.first for link in found]),
+        covers(pair.second, [link.second for link in found]),
+    )
+    for place, link in enumerate(found):
         for i, j in product(np.flatnonzero(first[:, place]), np.flatnonzero(second[:, place])):
             links.add((int(i), int(j)))
             table[i, j] += link.strength
     return Linked(frozenset(links), table)
 
 
+def _links(explanation: PairExplanation) -> Sequence[Link]:
+    return explanation.alignment.links if explanation.alignment is not None else ()
+
+
 def _layer_views(model: SentenceTransformer, pair: Pair) -> dict[str, Linked]:
     """Return the mutual best by the cosine of token vectors in each layer, as they are and centered."""
     found = {}
-    (first, layers), (second, others) = (_layers(model, words) for words in (pair.first, pair.second))
-    for number, sides in enumerate(zip(layers, others, strict=True)):
+    one, other = see(model, [" ".join(pair.first), " ".join(pair.second)], layers=True)
+    first, second = covers(pair.first, one.reading.tokens), covers(pair.second, other.reading.tokens)
+    layers = (seen.layers.double().cpu().numpy() for seen in (one, other) if seen.layers is not None)
+    for number, sides in enumerate(zip(*layers, strict=True)):
         center = np.concatenate(sides).mean(axis=0)
         for name, vectors in (("cosine", sides), ("centered cosine", [side - center for side in sides])):
-            one, other = map(_unit, vectors)
-            table = _strongest(_strongest(one @ other.T, first).T, second).T
+            unit, others = map(_unit, vectors)
+            table = _strongest(_strongest(unit @ others.T, first).T, second).T
             found[f"{name}, layer {number}"] = mutual_best(table)
     return found
-
-
-def _layers(model: SentenceTransformer, words: Sequence[str]) -> tuple[Covers, list[Array]]:
-    """Return the token vectors of every layer, the word embeddings first, special tokens included."""
-    encoder: Any = model[0]
-    reading = read(model, " ".join(words))
-    if isinstance(encoder, StaticEmbedding):
-        hidden = [encoder.embedding.weight[reading.features["input_ids"]][None]]
-    else:
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        given: Any = {name: reading.features[name].to(model.device) for name in names if name in reading.features}
-        with evaluating(model), torch.no_grad():
-            hidden = encoder.model(**given, output_hidden_states=True).hidden_states
-    return covers(words, reading.tokens), [layer[0].detach().cpu().double().numpy() for layer in hidden]
 
 
 def _unit(vectors: Array) -> Array:
@@ -120,11 +112,17 @@ def _strongest(table: Array, covered: Covers) -> Array:
 
 def saliencies(model: SentenceTransformer, first: str, second: str) -> dict[str, tuple[Array, Array]]:
     """Return by view what each token of both texts is worth."""
-    found, links = explain_pair(model, first, second), align(model, first, second).links
-    one, other = np.zeros(len(found.first.tokens)), np.zeros(len(found.second.tokens))
+    found = explain_pair(model, first, second)
+    # What a token has in common with any; what it lacks is no reason to keep it.
+    common = np.maximum(found.first.spread().T @ found.interaction @ found.second.spread(), 0.0)
+    one, other = np.zeros(len(common)), np.zeros(len(common.T))
     # A word is worth its strongest link, and so is each of its tokens.
-    for link in links:
+    for link in _links(found):
         for worth, word in ((one, link.first), (other, link.second)):
             own = worth[word.first : word.last + 1]
             np.maximum(own, link.strength, out=own)
-    return {"contributions": (found.first_saliency, found.second_saliency), "alignment": (one, other)}
+    return {
+        "contributions": (found.first_saliency, found.second_saliency),
+        "interaction": (common.sum(axis=1), common.sum(axis=0)),
+        "alignment": (one, other),
+    }

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from st_plugins.core.reading.content import read_lines
 
 Array = NDArray[np.float64]
-Link = tuple[int, int]
+WordLink = tuple[int, int]
 """A word of the first text and one of the second."""
 
 MEASURES = ("Ali", "Type", "Score", "Typ+Sco no_penalty", "Typ+Sco penalty")
@@ -42,8 +42,8 @@ class Pair:
     first: tuple[str, ...]
     second: tuple[str, ...]
     alignments: tuple[Aligned, ...] = ()
-    sure: frozenset[Link] = frozenset()
-    possible: frozenset[Link] = frozenset()
+    sure: frozenset[WordLink] = frozenset()
+    possible: frozenset[WordLink] = frozenset()
 
     @property
     def chunks(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -53,7 +53,7 @@ class Pair:
         return first, second
 
     @property
-    def linked(self) -> frozenset[Link]:
+    def linked(self) -> frozenset[WordLink]:
         """All pairs of words of aligned chunks."""
         return frozenset((i, j) for one in self.alignments for i in one.first for j in one.second)
 
@@ -75,8 +75,8 @@ def _pair(row: Mapping[str, Any]) -> Pair:
     return Pair(tuple(row["tokens1"]), tuple(row["tokens2"]), alignments, sure, possible)
 
 
-def same_words(pair: Pair) -> frozenset[Link]:
-    """Link each word of the first text to the first equal one of the second that is free, case ignored."""
+def same_words(pair: Pair) -> frozenset[WordLink]:
+    """WordLink each word of the first text to the first equal one of the second that is free, case ignored."""
     free = {place: word.lower() for place, word in enumerate(pair.second)}
     found = set()
     for i, word in enumerate(pair.first):
@@ -99,14 +99,14 @@ def f1(sums: Array) -> Array:
     return np.stack([value, *ratios.T])
 
 
-def by_words(links: Set[Link], gold: Set[Link]) -> list[float]:
+def by_words(links: Set[WordLink], gold: Set[WordLink]) -> list[float]:
     """Score by the plain protocol: links that are right, and aligned words of both texts that got a right link."""
     hits = links & gold
     right, aligned = (len({i for i, _ in found}) + len({j for _, j in found}) for found in (hits, gold))
     return [len(hits) / max(len(links), 1), 1.0, right / aligned, 1.0]
 
 
-def by_links(links: Set[Link], gold: Set[Link]) -> list[float]:
+def by_links(links: Set[WordLink], gold: Set[WordLink]) -> list[float]:
     """Score as MultiMWA does: nothing said is right where there is nothing, and wrong elsewhere."""
     if not links or not gold:
         return [float(not links and not gold), 1.0] * 2
@@ -129,7 +129,7 @@ def official(pair: Pair, system: Collection[Aligned]) -> dict[str, list[float]]:
 Labels = frozenset[str]
 
 
-def _typed_links(pair: Pair, alignments: Collection[Aligned]) -> dict[Link, tuple[Labels, float]]:
+def _typed_links(pair: Pair, alignments: Collection[Aligned]) -> dict[WordLink, tuple[Labels, float]]:
     """Return the links of alignments with their labels and score; of equal links the last one holds."""
     return {
         (i, j): (frozenset(one.type.upper().split("_")), one.score)
@@ -140,7 +140,7 @@ def _typed_links(pair: Pair, alignments: Collection[Aligned]) -> dict[Link, tupl
     }
 
 
-def _weights(links: Collection[Link]) -> dict[Link, float]:
+def _weights(links: Collection[WordLink]) -> dict[WordLink, float]:
     first, second = Counter(i for i, _ in links), Counter(j for _, j in links)
     return {(i, j): 1 / max(first[i], second[j]) for i, j in links}
 
@@ -162,7 +162,7 @@ def _begins(labels: Collection[str], *starts: str) -> bool:
 
 
 def pair_chunks(
-    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], strengths: Mapping[Link, float]
+    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], strengths: Mapping[WordLink, float]
 ) -> list[Aligned]:
     """Pair given chunks one to one so that the links of words inside the pairs are as strong as can be, all together.
 

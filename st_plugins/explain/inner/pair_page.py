@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ NOWHERE = ("rest", "reference")  # parts without a place in the text
 APART = ("special", *NOWHERE)  # what is no word
 PAGE_WORDS = 40
 _SENTENCE_PAIRS = _LISTED = 5
+_LABEL = 24  # characters
 
 MEANING = {
     "interaction": (
@@ -30,9 +32,12 @@ MEANING = {
 }
 
 
-def by_sentence(words: Gathered, sentences: Gathered) -> str:
+def by_sentence(words: Gathered, sentences: Gathered, alignment: Alignment | None) -> str:
     """Return the sentences of two long texts that meet, each pair with its words to open, as a card."""
-    matrix = gathered_matrix(*sentences[:2], sentences.interaction, PAGE_WORDS, "Interaction, sentence by sentence")
+    rows_named, columns_named = _labeled(sentences.first), _labeled(sentences.second)
+    matrix = gathered_matrix(
+        rows_named, columns_named, sentences.interaction, PAGE_WORDS, "Interaction, sentence by sentence"
+    )
     opened = ""
     for row, column in _largest(sentences)[:_SENTENCE_PAIRS]:
         one, other = sentences.first[row], sentences.second[column]
@@ -45,7 +50,8 @@ def by_sentence(words: Gathered, sentences: Gathered) -> str:
             "Interaction, word by word",
         )
         named = escape(f"{sentences.interaction[row, column]:+.4f}  {one.text} ‖ {other.text}")
-        opened += f"<details><summary>{named}</summary>{inner.to_html()}</details>"
+        linked = "" if alignment is None else alignment.within(one, other).strips()
+        opened += f"<details><summary>{named}</summary>{linked}{inner.to_html()}</details>"
     note = f"{MEANING['interaction'].format(unit='sentence')} Open a pair for its words."
     return section("Sentence by sentence", f'<p class="note">{escape(note)}</p>{opened}{matrix.to_html()}')
 
@@ -70,7 +76,7 @@ def differences(found: Gathered, alignment: Alignment) -> str:
     if above:
         lines.append(
             f"Among the pairs with most in common in the sum, and no counterparts: {_listed(above)}. The last layer "
-            "has given them the same part of the meaning; a person would rather link other words."
+            "has given them a part of the meaning in common; the middle layers know better counterparts, or none."
         )
     if not lines:
         return ""
@@ -89,6 +95,18 @@ def _largest(found: Gathered) -> list[tuple[int, int]]:
 
 def _within(words: Sequence[Span], sentence: Span) -> list[int]:
     return [k for k, word in enumerate(words) if sentence.first <= word.first and word.last <= sentence.last]
+
+
+def _labeled(sentences: Sequence[Span]) -> list[Span]:
+    """Return sentences with a number and their first words for their text, as there is room at a matrix for."""
+    found, number = [], 0
+    for sentence in sentences:
+        if sentence.kind not in APART:
+            number += 1
+            text = sentence.text if len(sentence.text) <= _LABEL else f"{sentence.text[:_LABEL].rstrip()} …"
+            sentence = replace(sentence, text=f"{number}. {text}")
+        found.append(sentence)
+    return found
 
 
 def _pair(one: Span, other: Span) -> str:
