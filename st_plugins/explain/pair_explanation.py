@@ -18,9 +18,10 @@ from st_plugins.explain.alignment import Alignment
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.gathered import AlignedPair, Gathered, View
 from st_plugins.explain.inner.drawing import Matrix, about_html, gathered_matrix, pieces, shown
-from st_plugins.explain.inner.pair_page import APART, MEANING, NOWHERE, PAGE_WORDS, by_sentence, differences
+from st_plugins.explain.inner.pair_page import APART, MEANING, PAGE_WORDS, by_sentence, differences
+from st_plugins.explain.inner.layers import Depth
 from st_plugins.explain.inner.units import By, check_by, gather
-from st_plugins.explain.spans import Side, Unit
+from st_plugins.explain.spans import NOWHERE, Side, Unit
 from st_plugins.report.matrices import STYLE, Piece, legend_html, matrix_terminal, strip_html, strip_terminal
 from st_plugins.report.page import escape, page, section
 from st_plugins.report.table import Table
@@ -35,6 +36,11 @@ _NOT_EXACT = (
 _CONTEXT = (
     "The vector of a token or span has seen the whole text. A contribution says which positions the similarity is "
     "read from; what it would be without them is what the deletion test measures."
+)
+_THROUGH = (
+    "Through the layers: the tokens are taken {depth}, and what each adds is integrated on the way from a reference "
+    "text, where {reference!r} stands in the place of the words, to the text ({nodes[0]} and {nodes[1]} nodes). What "
+    "the reference adds itself is a row and a column of its own. Contributions miss the similarity by {error:+.1e}."
 )
 
 
@@ -60,6 +66,12 @@ class PairExplanation(JSONText):
         alignment: Which words correspond, a reading of the layers that is no part of the sum.
         view: What ``top_pairs`` and the pictures show first: ``"interaction"`` or ``"contribution"``.
         about: The model, the date and the settings, by name.
+        depth: Where the text was taken apart: ``"output"``, ``"input"``, or the number of a layer.
+        error: Through the layers: how much the total misses the similarity; None at the output.
+        reference: Through the layers: what stood in the place of the words where the integrals begin. What it adds
+            itself is the last row and column, in which no token has a share: ``tokens`` leaves them out, and a saliency
+            the row (or column) that is the text's own.
+        nodes: Through the layers: at how many points of the way the derivatives of each text were taken.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
@@ -84,6 +96,10 @@ class PairExplanation(JSONText):
     alignment: Alignment | None = None
     view: View = "interaction"
     about: Mapping[str, str] = field(default_factory=dict)
+    depth: Depth = "output"
+    error: float | None = None
+    reference: str | None = None
+    nodes: tuple[int, int] | None = None
 
     @property
     def main_effects(self) -> NDArray[np.float64]:
@@ -102,7 +118,7 @@ class PairExplanation(JSONText):
 
     @property
     def tokens(self) -> NDArray[np.float64]:
-        """``(n_1, n_2)``: the contributions with each span spread evenly over its tokens; the same total."""
+        """``(n_1, n_2)``: the contributions with each span spread evenly over its tokens; no reference."""
         return np.asarray(self.first.spread().T @ self.contributions @ self.second.spread())
 
     @property
@@ -154,6 +170,8 @@ class PairExplanation(JSONText):
         stored["contributions"] = np.array(stored["contributions"])
         if stored["faithfulness"] is not None:
             stored["faithfulness"] = Faithfulness.from_dict(stored["faithfulness"])
+        if stored["nodes"] is not None:
+            stored["nodes"] = tuple(stored["nodes"])
         if stored["alignment"] is not None:
             stored["alignment"] = Alignment._stored(stored["alignment"])
         return cls(**stored)
@@ -251,12 +269,16 @@ class PairExplanation(JSONText):
         )
 
     def _notes(self) -> list[str]:
-        lines = [] if self.exact else [_NOT_EXACT.format(gap=self.gap)]
+        if self.nodes is not None:
+            place = "as they enter the model" if self.depth == "input" else f"after layer {self.depth}"
+            lines = [_THROUGH.format(error=self.error, reference=self.reference, nodes=self.nodes, depth=place)]
+        else:
+            lines = [] if self.exact else [_NOT_EXACT.format(gap=self.gap)]
         shown = "interaction" if self.view == "interaction" else "contributions"
         lines += [
             f"Lists and the open matrix show the {shown}.",
             MEANING[self.view].format(unit=self._drawn),
-            _CONTEXT,
+            *([_CONTEXT] if self.nodes is None else []),
         ]
         for name, side in (("first", self.first), ("second", self.second)):
             if side.unread:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-Kind = Literal["text", "special", "prompt", "rest"]
+Kind = Literal["text", "special", "prompt", "rest", "reference"]
 Unit = Literal["span", "token"]
+NOWHERE = ("rest", "reference")  # kinds of spans without a place in the text
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,17 @@ class Token:
 
 @dataclass(frozen=True)
 class Span:
-    """Some tokens in a row that have one vector in an embedding, or the rest of all spans.
+    """Some tokens in a row that have one vector in an embedding, or the rest of all spans, or the reference.
 
     Args:
         text: The characters from its first token to its last.
         start: Its first character in the text, None if unknown.
         end: The character after its last.
-        first: Position of its first token, -1 for the rest.
-        last: Position of its last token (inclusive), -1 for the rest.
-        weight: What the pooling multiplies its vector by.
-        kind: ``"text"``, or ``"special"``, ``"prompt"`` for such a token, or ``"rest"``.
+        first: Position of its first token, -1 for the rest and the reference.
+        last: Position of its last token (inclusive), -1 for the rest and the reference.
+        weight: What the pooling multiplies its vector by; through the layers the share that its vector has of the
+            embedding in the direction of the embedding.
+        kind: ``"text"``, or ``"special"``, ``"prompt"`` for such a token, ``"rest"`` or ``"reference"``.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
@@ -79,7 +81,7 @@ class Side:
     Args:
         text: The text.
         tokens: Its n tokens, special ones included.
-        spans: The S spans in text order; the rest, if there is one, is the last.
+        spans: The S spans in text order; the rest, or the reference, if there is one, is the last.
         rest: How the rest is spread over the tokens, n numbers that sum to 1; None without a rest.
         total: Number of all spans, those in the rest included.
         unread: Characters at the end that the model cut off.
@@ -100,13 +102,13 @@ class Side:
     unread: int
 
     def spread(self) -> NDArray[np.float64]:
-        """Return ``(S, n)``: the share of each token in each span, evenly; rows sum to 1."""
+        """Return ``(S, n)``: the share of each token in each span, evenly; rows sum to 1, a reference's to 0."""
         table = np.zeros((len(self.spans), len(self.tokens)))
         for row, span in zip(table, self.spans, strict=True):
             # The rest is everywhere a little; a span lies on its tokens evenly, as nothing says which of them counts.
             if span.kind == "rest" and self.rest is not None:
                 row[:] = self.rest
-            else:
+            elif span.kind != "reference":
                 row[span.first : span.last + 1] = 1 / (span.last + 1 - span.first)
         return table
 

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from st_plugins.explain.alignment import Alignment
 from st_plugins.explain.gathered import Gathered
 from st_plugins.explain.inner.drawing import gathered_matrix
-from st_plugins.explain.spans import Span
+from st_plugins.explain.spans import NOWHERE, Span
 from st_plugins.report.page import escape, section
 
-NOWHERE = ("rest", "reference")  # parts without a place in the text
 APART = ("special", *NOWHERE)  # what is no word
 PAGE_WORDS = 40
 _SENTENCE_PAIRS = _LISTED = 5

@@ -38,6 +38,10 @@ class Parts:
     sharpness: float  # sum of the squared weights
     embedding: Tensor  # (k,), what the model itself makes of the text
     exact: bool  # whether vectors involve no choice
+    # Through the layers only, where the last vector is that of the reference:
+    reference: str | None = None
+    nodes: int = 0  # of the quadrature
+    error: float = 0.0  # length of what the vectors miss of the embedding, of the embedding's length
 
 
 def check_apart(model: SentenceTransformer) -> tuple[int, Tail]:

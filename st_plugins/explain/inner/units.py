@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from st_plugins.explain.inner.reading import Reading
-from st_plugins.explain.spans import Side, Span, Token
+from st_plugins.explain.spans import NOWHERE, Side, Span, Token
 
 By = Literal["word", "token", "sentence", "span"]
 
@@ -39,9 +39,10 @@ def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:
     """Return the words (or sentences, or tokens) of a text, and the share of each span in each of them."""
     if by == "span":
         return side.spans, np.eye(len(side.spans))
-    # Columns of the table sum to 1, so that sums over units are those over spans. The rest stays what it is, the last.
+    # Columns of the table sum to 1, so that sums over units are those over spans. The rest, or the
+    # reference, stays what it is, the last.
     spread = side.spread()
-    rest = side.spans[-1:] if side.rest is not None else ()
+    rest = side.spans[-1:] if side.spans[-1].kind in NOWHERE else ()
     single = len(side.spans) - len(rest)
     units, rows = [], []
     weights = np.array([span.weight for span in side.spans])
@@ -55,6 +56,15 @@ def gather(side: Side, by: By) -> tuple[tuple[Span, ...], NDArray[np.float64]]:
     if rest:
         rows.append(np.eye(len(side.spans))[-1])
     return (*units, *rest), np.array(rows)
+
+
+def grouped(reading: Reading, by: By) -> tuple[list[Span], NDArray[np.float64]]:
+    """Return the words (or sentences, or tokens) of a text and which tokens each has, ``(units, n)``, 1 or 0."""
+    groups = list(_groups(reading, by))
+    table = np.zeros((len(groups), len(reading.tokens)))
+    for row, members in zip(table, groups, strict=True):
+        row[members] = 1.0
+    return [_unit(reading, members, 0.0) for members in groups], table
 
 
 def text_units(reading: Reading, by: By) -> tuple[list[Span], list[list[int]]]:
