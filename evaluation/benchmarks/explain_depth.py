@@ -1,4 +1,4 @@
-"""Explanations through the layers, ``explain_pair(depth="input")``, against the public package xplainsim.
+r"""Explanations through the layers, ``explain_pair(depth="input")``, against the public package xplainsim.
 
 On pairs of the STS benchmark drawn by a fixed seed: how much the contributions miss the similarity with the default
 settings, CPU seconds, peak memory of a pair of long texts (in a process of its own), and deletion faithfulness beside
@@ -6,9 +6,9 @@ gradient × input and the split at the output. The peer computes integrated Jaco
 its error is how much its matrix misses what it should sum to, the similarity less the terms of its reference. Because
 it wants other versions of its dependencies, it runs in a process of its own with ``--peer FOLDER`` first on the path::
 
-    pip install --no-deps --target FOLDER xplainsim==0.9.4 transformers==4.49.0 sentence-transformers==4.1.0 \\
-        tokenizers==0.21.4 huggingface-hub==0.36.0 datasets==3.6.0 fsspec==2025.3.0 dill==0.3.8 multiprocess==0.70.16 \\
-        unidecode
+    pip install --no-deps --target FOLDER xplainsim==0.9.4 transformers==4.49.0 sentence-transformers==4.1.0 \
+        tokenizers==0.21.4 huggingface-hub==0.36.0 datasets==3.6.0 fsspec==2025.3.0 dill==0.3.8 \
+        multiprocess==0.70.16 unidecode requests
     python -m evaluation.benchmarks.explain_depth MODEL --data DATA --peer FOLDER
     python -m evaluation.benchmarks.explain_depth MODEL --data DATA --pairs 2 --faithful-pairs 0 --long-tokens 0
 """
@@ -74,7 +74,9 @@ def main(
     texts = [(task.first[k], task.second[k]) for k in order]
     if memory_of:
         joined = long_pair(encoder, texts, long_tokens)
-        typer.echo(json.dumps({"extra_mib": extra_bytes(lambda: explain_long(encoder, joined, memory_of), gpu=False) / MIB}))
+        typer.echo(
+            json.dumps({"extra_mib": extra_bytes(lambda: explain_long(encoder, joined, memory_of), gpu=False) / MIB})
+        )
         return
     explain_pair(encoder, *texts[-1], depth="input", by="sentence")  # to warm up
     rows = [explained(encoder, pair) for pair in texts[:pairs]]
@@ -90,9 +92,7 @@ def main(
         "median_nodes": statistics.median(row["nodes"] for row in rows),
     }
     if peer is not None:
-        figures["peer"] = [
-            against_peer(model, peer, texts[:peer_pairs], rows, steps, threads) for steps in peer_steps
-        ]
+        figures["peer"] = [against_peer(model, peer, texts[:peer_pairs], rows, steps, threads) for steps in peer_steps]
     if faithful_pairs:
         figures["faithfulness"] = faithful(encoder, texts, faithful_pairs)
     if long_tokens:

@@ -138,11 +138,15 @@ def explain_pair(
     prompts = prompt if isinstance(prompt, tuple) else (prompt, prompt)
     if depth == "output":
         if reference is not None:
-            raise ValueError(f"reference={reference!r} is for the way through the layers; leave it out, or give a depth")
+            raise ValueError(
+                f"reference={reference!r} is for the way through the layers; leave it out, or give a depth"
+            )
         check_apart(model)
     else:
         if by == "span":
-            raise ValueError(f"by='span' is for depth='output', got depth={depth!r}; use 'word', 'token' or 'sentence'")
+            raise ValueError(
+                f"by='span' is for depth='output', got depth={depth!r}; use 'word', 'token' or 'sentence'"
+            )
         model = full_precision(model)
     seen = [see(model, [text], own, layers=True)[0] for text, own in zip((first, second), prompts, strict=True)]
     if depth == "output":

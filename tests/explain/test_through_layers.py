@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from st_plugins.explain import PairExplanation, explain_pair
 from st_plugins.explain.inner.path import integrated_parts
-from st_plugins.explain.inner.take_apart import take_apart
+from st_plugins.explain.inner.reading import read
+from st_plugins.explain.inner.seen import see
+from st_plugins.explain.inner.take_apart import Parts, take_apart
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.methods.whitening.whitening import Whitening
 
@@ -38,6 +40,10 @@ PLACES = {
 }
 
 
+def _parts(model: SentenceTransformer, text: str, depth: Any, **options: Any) -> Parts:
+    return integrated_parts(model, read(model, text), depth, **options)
+
+
 def _restless(model: SentenceTransformer) -> SentenceTransformer:
     """Larger weights, so that the way bends."""
     torch.manual_seed(3)
@@ -48,7 +54,9 @@ def _restless(model: SentenceTransformer) -> SentenceTransformer:
     return model
 
 
-def _integrals(model: SentenceTransformer, module: nn.Module, text: str, word: str, grid: int) -> tuple[Tensor, Tensor]:
+def _integrals(
+    model: SentenceTransformer, module: nn.Module, text: str, word: str, grid: int
+) -> tuple[Tensor, Tensor]:
     """The formula: the whole Jacobian of the pooled vector at midpoints of the way, times the step, token by token."""
     features: Any = {name: value for name, value in model.preprocess([text]).items() if isinstance(value, Tensor)}
     tokenizer: Any = model.tokenizer
@@ -81,7 +89,11 @@ def _integrals(model: SentenceTransformer, module: nn.Module, text: str, word: s
     columns = []
     for column in pooled["sentence_embedding"].T:
         (gradient,) = torch.autograd.grad(column.sum(), states, retain_graph=True)
-        columns.append(((gradient.transpose(0, 1) if first else gradient) * (own - start).reshape(1, -1, own.shape[-1])).sum(-1).mean(0))
+        columns.append(
+            ((gradient.transpose(0, 1) if first else gradient) * (own - start).reshape(1, -1, own.shape[-1]))
+            .sum(-1)
+            .mean(0)
+        )
     with torch.no_grad():
         reference = model({**features, "input_ids": other})["sentence_embedding"][0]
     return torch.stack(columns, dim=1), reference
@@ -93,7 +105,7 @@ def test_parts_are_the_integrals(make_model: Make, kind: str, depth: Any) -> Non
     model = _restless(make_model(kind)).double()
     module = model[0].model.get_submodule(PLACES[kind][int(depth == 1)])
     expected, reference = _integrals(model, module, FIRST, "[MASK]", grid=400)
-    found = integrated_parts(model, FIRST, depth, tolerance=1e-4)
+    found = _parts(model, FIRST, depth, reference="[MASK]", tolerance=1e-4)
     # T5's activations have kinks, and so have its integrands.
     close = 2e-2 if kind == "t5" else 2e-3
     assert (found.vectors[:-1] - expected).abs().max() < close * found.embedding.norm()
@@ -104,7 +116,7 @@ def test_parts_are_the_integrals(make_model: Make, kind: str, depth: Any) -> Non
 @pytest.mark.parametrize("kind", ["bert", "albert", "gpt2", "t5", "xlnet"])
 def test_after_the_last_layer_it_is_the_split_at_the_output_less_the_reference(make_model: Make, kind: str) -> None:
     model = _restless(make_model(kind))
-    exact, found = take_apart(model, FIRST, 99), integrated_parts(model, FIRST, 2)
+    exact, found = take_apart(model, see(model, [FIRST])[0], 99), _parts(model, FIRST, 2, reference="[MASK]")
     start = model.encode(" ".join(["[MASK]"] * 6), output_value="token_embeddings").double()
     assert len(start) == len(exact.vectors)
     assert (found.vectors[:-1] - (exact.vectors - start / len(start))).abs().max() < 1e-5
@@ -158,7 +170,7 @@ def test_identical_texts(make_model: Make) -> None:
 
 def test_sentences_are_integrated_at_once(make_model: Make) -> None:
     model = _restless(make_model("bert"))
-    texts = ("a dog is sleeping . the man is reading .", "the cat is eating . two boy .")
+    texts = ("A dog is sleeping. The man is reading.", "The cat is eating. Two boy.")
     fine = explain_pair(model, *texts, depth="input", tolerance=1e-4)
     coarse = explain_pair(model, *texts, depth="input", tolerance=1e-4, by="sentence")
     assert coarse.contributions.shape == (5, 5)  # two special tokens, two sentences, the reference
@@ -174,7 +186,7 @@ def test_the_reference_stands_apart(make_model: Make) -> None:
     model.prompts, model.default_prompt_name = {"query": "the man : "}, "query"
     found = explain_pair(model, FIRST, SECOND, depth="input")
     kinds = [span.kind for span in found.first.spans]
-    assert kinds[-1] == "reference" and kinds.count("reference") == 1 and found.reference == "[MASK]"
+    assert kinds[-1] == "reference" and kinds.count("reference") == 1 and found.reference == "[PAD]"
     # Special tokens and the prompt are the same in the reference, so they add nothing as they enter the model.
     same = [k for k, kind in enumerate(kinds) if kind in ("special", "prompt")]
     assert "prompt" in kinds and not found.contributions[same].any()
@@ -182,7 +194,7 @@ def test_the_reference_stands_apart(make_model: Make) -> None:
     assert found.tokens == pytest.approx(found.contributions[:-1, :-1], abs=1e-12)
     assert found.first_saliency == pytest.approx(found.contributions[:-1].sum(1), abs=1e-12)
     page = found.to_html()
-    assert "as they enter the model" in page and "&#x27;[MASK]&#x27;" in page and f"{found.error:+.1e}" in page
+    assert "as they enter the model" in page and "&#x27;[PAD]&#x27;" in page and f"{found.error:+.1e}" in page
     again = PairExplanation.from_json(found.to_json())
     assert again.to_html() == page and again.nodes == found.nodes and again.error == found.error
 
@@ -191,13 +203,13 @@ def test_the_reference_may_be_given(make_model: Make) -> None:
     model = _restless(make_model("bert"))
     module = model[0].model.embeddings
     expected, start = _integrals(model, module, FIRST, "[UNK]", grid=400)
-    found = integrated_parts(model, FIRST, "input", reference="[UNK]", tolerance=1e-4)
+    found = _parts(model, FIRST, "input", reference="[UNK]", tolerance=1e-4)
     assert (found.vectors[:-1] - expected).abs().max() < 2e-3 * found.embedding.norm()
     assert (found.vectors[-1] - start).abs().max() < 1e-5
     # A text is repeated to the length: of six tokens "a dog" becomes three times itself.
-    repeated = integrated_parts(model, FIRST, "input", reference="a dog").vectors[-1]
+    repeated = _parts(model, FIRST, "input", reference="a dog").vectors[-1]
     assert repeated.numpy() == pytest.approx(model.encode("a dog a dog a dog"), abs=1e-5)
-    own = integrated_parts(model, FIRST, "input", reference=FIRST)
+    own = _parts(model, FIRST, "input", reference=FIRST)
     assert own.nodes == 0 and not own.vectors[:-1].any() and own.error < 1e-6
 
 
@@ -246,14 +258,17 @@ def test_the_model_is_left_as_it_was(make_model: Make) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": "middle"}, r"depth='middle' must be 'output', 'input', or the number of a layer of BertModel, 1 to 2"),
+        (
+            {"depth": "middle"},
+            r"depth='middle' must be 'output', 'input', or the number of a layer of BertModel, 1 to 2",
+        ),
         ({"depth": 0}, "depth=0 must be .* 1 to 2"),
         ({"depth": 3}, "depth=3 must be .* 1 to 2"),
         ({"depth": True}, "depth=True must be"),
         ({"depth": "input", "tolerance": 0}, "tolerance must be a positive number, such as 1e-3, got 0"),
         ({"depth": "input", "tolerance": math.nan}, "tolerance must be a positive number"),
         ({"depth": "input", "reference": ""}, "reference='' has no tokens"),
-        ({"reference": "[PAD]"}, r"reference='\[PAD\]' is for going through the layers"),
+        ({"reference": "[PAD]"}, r"reference='\[PAD\]' is for the way through the layers"),
         ({"depth": "input", "by": "span"}, "by='span' is for depth='output', got depth='input'"),
     ],
 )
@@ -263,12 +278,14 @@ def test_bad_arguments(make_model: Make, options: Any, message: str) -> None:
 
 
 def test_bad_models(make_model: Make) -> None:
-    static = SentenceTransformer(modules=[StaticEmbedding(make_model("bert").tokenizer, embedding_dim=6)], device="cpu")
+    static = SentenceTransformer(
+        modules=[StaticEmbedding(make_model("bert").tokenizer, embedding_dim=6)], device="cpu"
+    )
     with pytest.raises(ValueError, match="a StaticEmbedding has no layers to go through; use depth='output'"):
         explain_pair(static, FIRST, SECOND, depth="input")
     flash = make_model("bert")
     flash[0].model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="BertModel runs with attn_implementation='flash_attention_2'.*'sdpa'"):
+    with pytest.raises(ValueError, match=r"BertModel runs with attn_implementation='flash_attention_2'.*'sdpa'"):
         explain_pair(flash, FIRST, SECOND, depth="input")
     routed = SentenceTransformer(modules=[Router.for_query_document(list(make_model()), list(make_model()))])
     with pytest.raises(ValueError, match="Router"):
@@ -286,7 +303,8 @@ def test_bad_models(make_model: Make) -> None:
     assert explain_pair(both, "a dog", "two cat", depth=2).contributions.shape == (5, 5)
 
 
-@pytest.mark.parametrize("text", ["", "[SEP]"])
-def test_nothing_to_explain(make_model: Make, text: str) -> None:
+def test_empty_and_single_words(make_model: Make) -> None:
     with pytest.raises(ValueError, match="nothing to explain"):
-        explain_pair(make_model("bert"), text, SECOND, depth="input")
+        explain_pair(make_model("bert"), "", SECOND, depth="input")
+    found = explain_pair(make_model("bert"), "dog", "cat", depth="input")
+    assert found.contributions.shape == (4, 4) and abs(found.error) < 1e-3

@@ -1,13 +1,13 @@
-"""What has to be known about the inside of encoders to go through their layers: where hidden states can be exchanged."""
+"""What has to be known about the inside of encoders to go through their layers: where hidden states are exchanged."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
+from st_plugins.core.all_layers import with_layers
 from st_plugins.core.host import recorded
 from st_plugins.methods.contrastive.encoders import encoder_parts
+from st_plugins.methods.self_explaining.span_attention import span_reach
+from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 
 Depth = Literal["output", "input"] | int
 
@@ -51,12 +54,14 @@ class Place:
         """Return the model's own states ``(S, d)`` of one text."""
         with recorded(self.module, _tensor) as seen:
             transformer(dict(features))
-        return seen[self.call].squeeze(int(self.tokens_first))
+        states: Tensor = seen[self.call]
+        return states.squeeze(int(self.tokens_first))
 
 
 def place_of(model: SentenceTransformer, features: dict[str, Any], depth: Depth) -> Place:
     """Find where the hidden states at a depth leave a module, by watching one pass."""
-    encoder: Any = _encoder(model, depth)
+    transformer = _transformer(model, depth)
+    encoder: Any = transformer.model
     parts = encoder_parts(model)
     if depth == "input":
         return Place(parts.embedding, 0, parts.tokens_first)
@@ -68,22 +73,11 @@ def place_of(model: SentenceTransformer, features: dict[str, Any], depth: Depth)
         for module in encoder.modules()
         if module is not encoder
     ]
-    taken = inspect.signature(encoder.forward).parameters
     try:
-        output = encoder(
-            **{name: value for name, value in features.items() if name in taken},
-            output_hidden_states=True,
-            return_dict=True,
-        )
+        _, hidden = with_layers(transformer, dict(features))
     finally:
         for hook in hooks:
             hook.remove()
-    hidden = getattr(output, "hidden_states", None)
-    if hidden is None:
-        raise ValueError(
-            f"the encoder {type(encoder).__name__} does not return its hidden states, so that depth={depth!r} cannot be "
-            "found in it; use depth='input' or 'output'"
-        )
     last = len(hidden) - 1
     if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= last:
         raise ValueError(
@@ -104,7 +98,7 @@ def place_of(model: SentenceTransformer, features: dict[str, Any], depth: Depth)
     return found
 
 
-def _encoder(model: SentenceTransformer, depth: Depth) -> nn.Module:
+def _transformer(model: SentenceTransformer, depth: Depth) -> Transformer:
     transformer = model[0]
     if not isinstance(transformer, Transformer) or not isinstance(transformer.model, nn.Module):
         raise ValueError(
@@ -117,7 +111,31 @@ def _encoder(model: SentenceTransformer, depth: Depth) -> nn.Module:
             f"depth={depth!r}: {type(transformer.model).__name__} runs with attn_implementation={attention!r}, which "
             "has no forward derivative; load the model with model_kwargs={'attn_implementation': 'sdpa'}"
         )
-    return transformer.model
+    return transformer
+
+
+def differentiable(modules: Sequence[nn.Module], features: dict[str, Any]) -> tuple[list[Callable[..., Any]], int]:
+    """Return modules that forward derivatives pass, made for one text, and how many vectors they make at once."""
+    steps: list[Callable[..., Any]] = []
+    features, most = dict(features), 1
+    for module in modules:
+        if isinstance(module, SpanPooling):
+            # Its own way of forgetting spans has no forward derivative: here they are all kept.
+            mask = module.span_mask(features)
+            reach = span_reach(mask, None, min(mask.shape[1], module.max_span_length or mask.shape[1]))[0].tolist()
+            spans = [(first, first + more) for first, count in enumerate(reach) for more in range(count)]
+            steps.append(partial(_attend, module, torch.tensor(spans, dtype=torch.long, device=mask.device)))
+            most = max(most, len(spans))
+        else:
+            steps.append(module)
+        features = module(features)
+    return steps, most
+
+
+def _attend(pooling: SpanPooling, spans: Tensor, features: dict[str, Any]) -> dict[str, Any]:
+    vectors = pooling.span_vectors(features["token_embeddings"][0], spans)
+    weights = (vectors @ pooling.score.weight[0]).softmax(0)
+    return {**features, "sentence_embedding": (weights @ vectors)[None]}
 
 
 def full_precision(model: SentenceTransformer) -> SentenceTransformer:

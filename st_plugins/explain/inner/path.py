@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch import Tensor, func, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from st_plugins.core.host import evaluating
-from st_plugins.explain.inner.layers import Depth, full_precision, place_of
-from st_plugins.explain.inner.reading import Reading, read
+from st_plugins.explain.inner.layers import Depth, differentiable, place_of
+from st_plugins.explain.inner.reading import Reading
 from st_plugins.explain.inner.tail import Tail
 from st_plugins.explain.inner.take_apart import Parts
 from st_plugins.explain.inner.units import By, grouped
@@ -44,21 +44,18 @@ Array = NDArray[np.float64]
 
 def integrated_parts(
     model: SentenceTransformer,
-    text: str | Sequence[str],
+    reading: Reading,
     depth: Depth,
     *,
     reference: str | None = None,
     tolerance: float = 1e-3,
     by: By | None = None,
-    prompt: str | None = None,
 ) -> Parts:
     """Take an embedding apart into the tokens (words, sentences) at a depth, and the reference, which comes last."""
     # The tolerance is that of the sum of all parts, a share of the embedding's length.
-    model = full_precision(model)
     modules = list(model)
     cut, tail = _cut(modules, model.truncate_dim, depth)
-    reading = read(model, text, prompt)
-    units, members = grouped(reading.text, reading.tokens, by or "token")
+    units, members = grouped(reading, by or "token")
     # Forward derivatives of attention exist for its plain formula only.
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         features = batch_to_device(dict(reading.features), model.device)
@@ -67,13 +64,14 @@ def integrated_parts(
 
         def pooled(states: Tensor) -> Tensor:
             with place.holding(states):
-                return _run(modules[:cut], features)
+                return _run(steps, features)
 
         whole = _run(modules[:cut], features)
+        steps, rows = differentiable(modules[:cut], features)
         embedding = _run(modules, features)[: model.truncate_dim]
         states = place.states(modules[0], features)
         origin = place.states(modules[0], {**features, "input_ids": identifiers.to(model.device)})
-        way = _Way(pooled, origin, states - origin, tail)
+        way = _Way(pooled, origin, states - origin, tail, max(rows, len(states)))
         _check_values(whole, embedding, pooled(states), reading)
         way.measure(tolerance)
         masks = torch.from_numpy(members).to(states)
@@ -85,7 +83,7 @@ def integrated_parts(
     parts, length = torch.stack(carried), float(embedding.double().norm())
     weights = (parts @ embedding.double().cpu() / max(length, _EPS) ** 2).numpy()
     spans = [
-        *(Span(u.text, u.start, u.end, u.first, u.last, float(w), u.kind) for u, w in zip(units, weights, strict=False)),
+        *(replace(unit, weight=float(weight)) for unit, weight in zip(units, weights, strict=False)),
         Span(name, None, None, -1, -1, float(weights[-1]), "reference"),
     ]
     side = Side(reading.text, reading.tokens, tuple(spans), None, len(spans), reading.unread)
@@ -123,14 +121,16 @@ def _cut(modules: Sequence[nn.Module], dimension: int | None, depth: Depth) -> t
     return cut, tail
 
 
-def _run(modules: Sequence[nn.Module], features: dict[str, Any]) -> Tensor:
+def _run(modules: Sequence[Callable[..., Any]], features: dict[str, Any]) -> Tensor:
     """Return the sentence embedding ``(k,)`` after some modules."""
     features = dict(features)
     for module in modules:
         features = module(features)
     if "sentence_embedding" not in features:
         names = ", ".join(type(module).__name__ for module in modules)
-        raise ValueError(f"the model ({names}) has no pooling, so that there is no embedding to explain; add a Pooling")
+        raise ValueError(
+            f"the model ({names}) has no pooling, so that there is no embedding to explain; add a Pooling"
+        )
     embedding: Tensor = features["sentence_embedding"][0]
     return embedding
 
@@ -143,8 +143,8 @@ def _reference(model: SentenceTransformer, reading: Reading, reference: str | No
         found = [identifier for identifier in given if identifier is not None]
         if not found:
             raise ValueError(
-                "the tokenizer has no padding, mask, unknown or end token to put in the place of words; give a text as "
-                "reference"
+                "the tokenizer has no padding, mask, unknown or end token to put in the place of words; give a text "
+                "as reference"
             )
         name, numbers = tokenizer.convert_ids_to_tokens(found[0]), found[:1]
     elif isinstance(reference, str):
@@ -163,8 +163,8 @@ def _reference(model: SentenceTransformer, reading: Reading, reference: str | No
 def _check_values(whole: Tensor, embedding: Tensor, exchanged: Tensor, reading: Reading) -> None:
     if not bool(whole.isfinite().all() and embedding.isfinite().all()):
         raise ValueError(
-            f"the model gave NaN or infinity for the text {reading.text[:80]!r}; try float32, or check the model's "
-            "weights"
+            f"the model gave NaN or infinity for the {reading.name} {reading.text[:80]!r}; try float32, or check the "
+            "model's weights"
         )
     if float((exchanged - whole).norm()) > 1e-4 * float(whole.norm()) + 1e-6:
         raise ValueError(
@@ -181,13 +181,14 @@ class _Way:
     origin: Tensor  # (S, d)
     step: Tensor  # (S, d), to the text
     tail: Tail
+    rows: int  # vectors that one pass makes at once
     values: Array = None  # type: ignore[assignment]  # (points, k), at equal steps
     spline: BSpline = None  # type: ignore[assignment]
 
     def at(self, places: Array) -> Array:
         """Return the embeddings at some places of the way, 0 to 1, ``(places, k)``."""
         given = torch.from_numpy(places).to(self.origin)
-        size = max(1, _ROWS // len(self.origin))
+        size = max(1, _ROWS // self.rows)
         found = func.vmap(lambda a: self.pooled(self.origin + a * self.step), chunk_size=size)(given)
         return np.asarray(found.double().cpu().numpy())
 
@@ -251,7 +252,7 @@ class _Way:
         return integrals, count
 
     def derivatives(self, nodes: Array, masks: Tensor) -> Tensor:
-        """Return the derivatives of the embedding, ``(nodes, units, k)``, each in the direction of some tokens' step."""
+        """Return the derivatives of the embedding, ``(nodes, units, k)``, each along some tokens' step."""
 
         def derivative(point: Tensor, mask: Tensor) -> Tensor:
             found: Tensor = func.jvp(self.pooled, (point,), (mask[:, None] * self.step,))[1]
@@ -259,11 +260,10 @@ class _Way:
 
         # What does not depend on the direction is computed once for all that go together; of short texts several nodes
         # go together, too.
-        tokens = len(self.origin)
-        size = max(1, _ROWS // tokens)
+        size = max(1, _ROWS // self.rows)
         every = func.vmap(derivative, in_dims=(None, 0), chunk_size=size)
         points = self.origin + torch.from_numpy(nodes).to(self.origin)[:, None, None] * self.step
-        several = _ROWS // (tokens * len(masks))
+        several = _ROWS // (self.rows * len(masks))
         if several > 1:
             found = func.vmap(every, in_dims=(0, None), chunk_size=several)(points, masks)
         else:
