@@ -15,7 +15,7 @@ from st_plugins.explain.eraser import Faithfulness, mean_faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
 from st_plugins.explain.gathered import View
 from st_plugins.explain.inner.about import about
-from st_plugins.explain.inner.layers import Depth, full_precision
+from st_plugins.explain.inner.layers import Depth, check_through, full_precision
 from st_plugins.explain.inner.path import check_tolerance, integrated_parts
 from st_plugins.explain.inner.seen import Seen, see
 from st_plugins.explain.inner.take_apart import Parts, check_apart, take_apart
@@ -147,6 +147,7 @@ def explain_pair(
             raise ValueError(
                 f"by='span' is for depth='output', got depth={depth!r}; use 'word', 'token' or 'sentence'"
             )
+        check_through(model, depth)
         model = full_precision(model)
     seen = [see(model, [text], own, layers=True)[0] for text, own in zip((first, second), prompts, strict=True)]
     if depth == "output":

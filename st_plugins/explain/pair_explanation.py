@@ -18,8 +18,8 @@ from st_plugins.explain.alignment import Alignment
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.gathered import AlignedPair, Gathered, View
 from st_plugins.explain.inner.drawing import Matrix, about_html, gathered_matrix, pieces, shown
-from st_plugins.explain.inner.pair_page import APART, MEANING, PAGE_WORDS, by_sentence, differences
 from st_plugins.explain.inner.layers import Depth
+from st_plugins.explain.inner.pair_page import APART, MEANING, PAGE_WORDS, by_sentence, differences
 from st_plugins.explain.inner.units import By, check_by, gather
 from st_plugins.explain.spans import NOWHERE, Side, Unit
 from st_plugins.report.matrices import STYLE, Piece, legend_html, matrix_terminal, strip_html, strip_terminal
@@ -69,8 +69,8 @@ class PairExplanation(JSONText):
         depth: Where the text was taken apart: ``"output"``, ``"input"``, or the number of a layer.
         error: Through the layers: how much the total misses the similarity; None at the output.
         reference: Through the layers: what stood in the place of the words where the integrals begin. What it adds
-            itself is the last row and column, in which no token has a share: ``tokens`` leaves them out, and a saliency
-            the row (or column) that is the text's own.
+            itself is the last row and column, in which no token has a share: ``tokens`` leaves them out, and a
+            saliency the row (or column) that is its own text's.
         nodes: Through the layers: at how many points of the way the derivatives of each text were taken.
 
     Example:

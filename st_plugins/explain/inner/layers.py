@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 
 from st_plugins.core.all_layers import with_layers
@@ -60,7 +61,7 @@ class Place:
 
 def place_of(model: SentenceTransformer, features: dict[str, Any], depth: Depth) -> Place:
     """Find where the hidden states at a depth leave a module, by watching one pass."""
-    transformer = _transformer(model, depth)
+    transformer = check_through(model, depth)
     encoder: Any = transformer.model
     parts = encoder_parts(model)
     if depth == "input":
@@ -79,6 +80,11 @@ def place_of(model: SentenceTransformer, features: dict[str, Any], depth: Depth)
         for hook in hooks:
             hook.remove()
     last = len(hidden) - 1
+    if not last:
+        raise ValueError(
+            f"the encoder {type(encoder).__name__} does not return its hidden states, so that depth={depth!r} cannot "
+            "be found in it; use depth='input' or 'output'"
+        )
     if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= last:
         raise ValueError(
             f"depth={depth!r} must be 'output', 'input', or the number of a layer of {type(encoder).__name__}, 1 to "
@@ -98,12 +104,18 @@ def place_of(model: SentenceTransformer, features: dict[str, Any], depth: Depth)
     return found
 
 
-def _transformer(model: SentenceTransformer, depth: Depth) -> Transformer:
-    transformer = model[0]
+def check_through(model: SentenceTransformer, depth: Depth) -> Transformer:
+    """Return the encoder; refuse what cannot be gone through before the model runs."""
+    transformer: Any = model[0]
+    if isinstance(transformer, StaticEmbedding):
+        raise ValueError(
+            f"depth={depth!r}: a StaticEmbedding has no layers to go through; use depth='output', whose contributions "
+            "are those of the input already"
+        )
     if not isinstance(transformer, Transformer) or not isinstance(transformer.model, nn.Module):
         raise ValueError(
-            f"depth={depth!r}: a {type(transformer).__name__} has no layers to go through; use depth='output', whose "
-            "contributions are those of the input already"
+            f"depth={depth!r}: the model starts with a {type(transformer).__name__}, but the layers gone through are "
+            "those of a Transformer; use depth='output', or build a model of one route of a Router"
         )
     attention = getattr(transformer.model.config, "_attn_implementation", None)
     if attention is not None and attention not in _ATTENTION:
@@ -111,7 +123,7 @@ def _transformer(model: SentenceTransformer, depth: Depth) -> Transformer:
             f"depth={depth!r}: {type(transformer.model).__name__} runs with attn_implementation={attention!r}, which "
             "has no forward derivative; load the model with model_kwargs={'attn_implementation': 'sdpa'}"
         )
-    return transformer
+    return transformer  # type: ignore[no-any-return]
 
 
 def differentiable(modules: Sequence[nn.Module], features: dict[str, Any]) -> tuple[list[Callable[..., Any]], int]:

@@ -126,11 +126,6 @@ def _run(modules: Sequence[Callable[..., Any]], features: dict[str, Any]) -> Ten
     features = dict(features)
     for module in modules:
         features = module(features)
-    if "sentence_embedding" not in features:
-        names = ", ".join(type(module).__name__ for module in modules)
-        raise ValueError(
-            f"the model ({names}) has no pooling, so that there is no embedding to explain; add a Pooling"
-        )
     embedding: Tensor = features["sentence_embedding"][0]
     return embedding
 
