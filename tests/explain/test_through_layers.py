@@ -288,7 +288,7 @@ def test_bad_models(make_model: Make) -> None:
     with pytest.raises(ValueError, match=r"BertModel runs with attn_implementation='flash_attention_2'.*'sdpa'"):
         explain_pair(flash, FIRST, SECOND, depth="input")
     routed = SentenceTransformer(modules=[Router.for_query_document(list(make_model()), list(make_model()))])
-    with pytest.raises(ValueError, match="starts with a Router.*one route of a Router"):
+    with pytest.raises(ValueError, match=r"starts with a Router.*one route of a Router"):
         explain_pair(routed, FIRST, SECOND, depth="input")
     with pytest.raises(ValueError, match=r"the model \(Transformer\) has no pooling"):
         explain_pair(SentenceTransformer(modules=[make_model()[0]], device="cpu"), FIRST, SECOND, depth="input")

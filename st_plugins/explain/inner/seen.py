@@ -107,9 +107,7 @@ def _run(
         features = module(features)
     if "sentence_embedding" not in features:
         names = ", ".join(type(module).__name__ for module in modules)
-        raise ValueError(
-            f"the model ({names}) has no pooling, so that there is no embedding to explain; add a Pooling"
-        )
+        raise ValueError(f"the model ({names}) has no pooling, so there is no embedding to explain; add a Pooling")
     return unflattened(before), states, features["sentence_embedding"]
 
 
