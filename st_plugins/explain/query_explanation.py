@@ -266,7 +266,9 @@ class QueryExplanation(JSONText):
 
     def _card(self, hit: Hit, limits: tuple[float, float]) -> str:
         """Return a text with its query: what corresponds, and what adds to the score."""
-        parts = [f"<p>Decided by {escape(self._decided_by(hit) or 'no word')}</p>"]
+        decided = self._decided_by(hit)
+        said = f"Decided by {decided}." if decided else "No word of the query gives it more than it gives on average."
+        parts = [f"<p>{escape(said)}</p>"]
         parts += map(numbered_html, hit.alignment._numbered())
         if self.average is not None and hit.words is not None and hit.word_contributions is not None:
             above = [word.difference for word in self._above(hit)]

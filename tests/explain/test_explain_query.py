@@ -150,10 +150,12 @@ def test_equal_texts_have_equal_scores_and_their_own_order(make_model: Make) -> 
 def test_prompts_are_those_of_encode_query_and_encode_document(make_model: Make) -> None:
     model = make_model("bert")
     model.prompts = {"query": "the man ", "passage": "a red book "}
+    scores = model.similarity(model.encode_query([QUERY]), model.encode_document(TEXTS))[0].tolist()
     for given in (None, (None, None), ("the man ", None), ("the man ", "a red book ")):
-        found = explain_query(model, QUERY, TEXTS, prompt=given)
-        scores = model.similarity(model.encode_query([QUERY]), model.encode_document(TEXTS))[0].tolist()
-        assert [hit.score for hit in found.hits] == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+        for top_k in (2, 9):
+            found = explain_query(model, QUERY, TEXTS, top_k, prompt=given)
+            assert [hit.score for hit in found.hits] == pytest.approx(sorted(scores, reverse=True)[:top_k], abs=1e-5)
+            assert found.mean_score == pytest.approx(np.mean(scores), abs=1e-5)
     assert [word.kind for word in found.words].count("prompt") == 1
     for top_k in (2, 9):
         plain = explain_query(model, QUERY, TEXTS, top_k, prompt="")
