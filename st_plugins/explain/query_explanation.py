@@ -27,7 +27,7 @@ from st_plugins.report.terminal import foreign
 
 _DECIDED, _LISTED = 3, 15  # words that are named with a text, and in a table
 _ROWS, _OPEN = 40, 10  # texts in the matrix, and cards that are not folded
-_SHORT, _LABEL = 200, 30  # characters of a text in a terminal, and beside a matrix
+_SHORT, _LABEL = 200, 24  # characters of a text in a terminal, and beside a matrix
 _AVERAGE = (
     "What a word of the query gives to every text decides nothing. Colors and the words that are named show what it "
     "gives above the average text: the mean over all {count:,} texts, also those that are not shown. For one text "
@@ -173,7 +173,7 @@ class QueryExplanation(JSONText):
 
     def to_terminal(self) -> Group:
         """Return the texts with what decided, for ``rich.console.Console().print``."""
-        drawn = rich_table.Table("rank", "score", "text", "decided by", title=foreign(f"Found for: {self.query}"))
+        drawn = rich_table.Table("rank", "score", "text", self._column, title=foreign(f"Found for: {self.query}"))
         for hit in self.hits:
             text = Text()
             for piece in hit.alignment._numbered()[1]:
@@ -201,7 +201,7 @@ class QueryExplanation(JSONText):
         rows = [[str(hit.rank), f"{hit.score:.4f}", hit.text, self._decided_by(hit)] for hit in self.hits[:_ROWS]]
         more = len(self.hits) - len(rows)
         note = f"{more:,} more stand below." if more else ""
-        return Table("Texts", ["rank", "score", "text", "decided by"], rows, note).to_html()
+        return Table("Texts", ["rank", "score", "text", self._column], rows, note).to_html()
 
     def _separation(self) -> Table | None:
         """Return what separates the first text from the next one that differs, largest differences first."""
@@ -266,9 +266,8 @@ class QueryExplanation(JSONText):
 
     def _card(self, hit: Hit, limits: tuple[float, float]) -> str:
         """Return a text with its query: what corresponds, and what adds to the score."""
-        decided = self._decided_by(hit)
-        said = f"Decided by {decided}." if decided else "No word of the query gives it more than it gives on average."
-        parts = [f"<p>{escape(said)}</p>"]
+        named = self._decided_by(hit) or "no word of the query, all give it less than they give on average"
+        parts = [f"<p>{escape(f'{self._column.capitalize()}: {named}.')}</p>"]
         parts += map(numbered_html, hit.alignment._numbered())
         if self.average is not None and hit.words is not None and hit.word_contributions is not None:
             above = [word.difference for word in self._above(hit)]
@@ -285,10 +284,16 @@ class QueryExplanation(JSONText):
             parts.append(f'<p class="note">The model cut off the last {hit.unread:,} characters of this text.</p>')
         return section(f"{hit.rank}. {hit.score:.4f}, texts[{hit.row}]", "".join(parts), folded=hit.rank > _OPEN)
 
+    @property
+    def _column(self) -> str:
+        # Counterparts by themselves decide nothing.
+        return "counterparts" if self.average is None else "decided by"
+
     def _decided_by(self, hit: Hit) -> str:
         """Return the words that decided, with their counterparts; without contributions all that have some."""
         if self.average is None:
-            return ", ".join(f"{link.first.text} → {link.second.text}" for link in hit.alignment.links)
+            pairs = (f"{link.first.text} → {link.second.text}" for link in hit.alignment.links)
+            return ", ".join(pairs) or "none"
         return ", ".join(
             f"{word.word.text} {word.difference:+.3f}"
             + (f" → {_named(word.counterparts)}" if word.counterparts else "")

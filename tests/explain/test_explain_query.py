@@ -123,6 +123,7 @@ def test_the_words_that_decided_give_more_than_on_average(make_model: Make) -> N
             ),
         )
         assert [word.word.text for word in found.decided(hit.rank)] == [text for _, text in expected]
+    assert "no word of the query, all give it less" in found.to_html() if not found.decided(5) else True
     alone = explain_query(make_model("bert"), QUERY, TEXTS[:1]).decided()  # against nothing
     assert alone and all(word.other == 0 for word in alone)
     dog = next(word for word in found.words if word.text == "dog")
@@ -175,7 +176,7 @@ def test_a_model_that_is_no_sum_has_scores_and_counterparts(make_model: Make) ->
     assert found.decided() == () and all(math.isnan(word.difference) for word in found.difference())
     html = found.to_html()
     assert "no contributions" in html and "What separates rank 1 from rank 2" in html and "nan" not in html.lower()
-    assert "dog → dog" in html or "sleeping → sleeping" in html
+    assert ("dog → dog" in html or "sleeping → sleeping" in html) and "ecided" not in html
     assert "NaN" not in found.to_json_lines() + found.to_json()
 
 
@@ -267,6 +268,11 @@ def test_nan_names_the_text_and_routers_are_refused(make_model: Make, top_k: int
         explain_query(model, QUERY, TEXTS, top_k)
     with pytest.raises(ValueError, match=r"NaN or infinity for (tokens of )?the query"):
         explain_query(model, "a guitar", TEXTS, top_k)
+    tail = _dense(make_model("bert"))
+    with torch.no_grad():
+        tail[2].linear.bias.fill_(math.nan)
+    with pytest.raises(ValueError, match="NaN or infinity for the query 'a big dog"):
+        explain_query(tail, QUERY, TEXTS, top_k)
     routed = SentenceTransformer(modules=[Router.for_query_document([model[0]], [model[0]]), model[1]], device="cpu")
     with pytest.raises(ValueError, match=r"starts with a Router.*sub_modules\['query'\]"):
         explain_query(routed, QUERY, TEXTS, top_k)
