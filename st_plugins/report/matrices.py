@@ -35,7 +35,8 @@ details { margin: .5rem 0; }
 .heat thead th { writing-mode: vertical-rl; padding: .3rem .15rem; font-weight: 600;
   text-align: end; max-height: 9rem; overflow: hidden; vertical-align: bottom; background: none; border: 0; }
 .heat thead td { border: 0; }
-.heat tbody th { text-align: right; white-space: nowrap; min-width: 0; max-width: none; border: 0; padding: .15rem .4rem; }
+.heat tbody th { text-align: right; white-space: nowrap; min-width: 0; max-width: none; border: 0;
+  padding: .15rem .4rem; }
 .legend { display: flex; align-items: center; gap: .5rem; color: var(--soft); font-size: .85rem; margin: .5rem 0; }
 .legend i { display: inline-block; width: 1.1rem; height: .9rem; }
 mark, .heat td, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
