@@ -17,6 +17,13 @@ def text_fault(text: str) -> str:
     return ""
 
 
+def check_strings(**texts: object) -> None:
+    """Refuse what is no string, by the name of the argument."""
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a string, got a {type(text).__name__}; give one text at a time")
+
+
 def check_texts(texts: Iterable[str], name: str) -> list[str]:
     """Return texts as a list; refuse what is none, and texts that cannot be encoded."""
     if isinstance(texts, str | bytes):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from sentence_transformers import SentenceTransformer
 
+from st_plugins.core.texts import check_strings
 from st_plugins.explain.alignment import Alignment, Link, LinkKind
 from st_plugins.explain.inner.linking import (
     Array,
@@ -74,6 +75,7 @@ def align(
         Centering, the mean over layers, the choice of none, the support of neighbors and phrases are ours; ε = 0.2,
         τ = 0.1, λ = 0.15 were chosen on the dev pairs of MultiMWA.
     """
+    check_strings(first=first, second=second)
     if by not in ("word", "token", "sentence"):
         raise ValueError(f"by={by!r} must be 'word', 'token' or 'sentence'")
     prompts = prompt if isinstance(prompt, tuple) else (prompt, prompt)

@@ -236,6 +236,11 @@ def test_what_cannot_be_aligned_says_why(make_model: Make) -> None:
             align(model, ONE, OTHER, layers=layers)
     with pytest.raises(ValueError, match="at least one word"):
         align(model, " ", OTHER)
+    for explain in (align, explain_pair):
+        with pytest.raises(TypeError, match="second must be a string, got a NoneType"):
+            explain(model, ONE, None)
+        with pytest.raises(TypeError, match="first must be a string, got a list"):
+            explain(model, [ONE, OTHER], OTHER)
     routed = SentenceTransformer(modules=[Router.for_query_document([model[0]], [model[0]]), model[1]], device="cpu")
     with pytest.raises(ValueError, match=r"starts with a Router.*sub_modules\['query'\]"):
         align(routed, ONE, OTHER)
