@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _By = Literal["word", "token", "sentence", "span"]
 
 
+def _depth(value: str) -> str:
+    if value not in ("output", "input") and not value.isdecimal():
+        raise typer.BadParameter(f"{value!r} must be output, input or the number of a layer")
+    return value
+
+
 def explain(
     context: typer.Context,
     model: ModelArgument,
@@ -36,6 +42,17 @@ def explain(
         _By | None,
         typer.Option(help="What to list and draw (default: word, or span for SpanPooling).", show_default=False),
     ] = None,
+    view: Annotated[
+        Literal["interaction", "contribution"],
+        typer.Option(help="Of two texts: what pairs of words have in common, or all they add."),
+    ] = "interaction",
+    depth: Annotated[
+        str,
+        typer.Option(
+            help="Of two texts: where to split their similarity: output (exact), input, or the number of a layer.",
+            callback=_depth,
+        ),
+    ] = "output",
     top: Annotated[int, typer.Option(help="Words, pairs of words, or texts found, to list.", min=1)] = 10,
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Delete tokens and measure whether those named matter.")
@@ -63,6 +80,8 @@ def explain(
 
       st-plugins explain ./my-model "A man plays the guitar." "Someone makes music." --html why.html --faithfulness
 
+      st-plugins explain ./my-model "A man plays the guitar." "Someone makes music." --depth input
+
       st-plugins explain ./my-model "Who plays the guitar?" --texts corpus.txt --top 10 --html found.html
 
       st-plugins explain ./my-span-model "A film that is not good at all."
@@ -75,11 +94,13 @@ def explain(
     if texts is None:
         refuse_unused(context, "without --texts", "column")
     else:
-        refuse_unused(context, "with --texts", "faithfulness")
+        refuse_unused(context, "with --texts", "faithfulness", "view", "depth")
         if second is not None:
             raise ValueError(f"--texts and a second text {second[:80]!r} are both given; leave one out")
         if by == "span":
             raise ValueError("by='span' has no effect with --texts; give word, token or sentence")
+    if second is None and texts is None:
+        refuse_unused(context, "for one text", "view", "depth")
     # A file without our mark is somebody else's, and not replaced.
     targets = {
         name: file_target(path, name=name, overwrite=overwrite, inputs=[model, texts], mark=mark)
@@ -106,7 +127,17 @@ def explain(
         found = explanations.explain_text(loaded, first, top, prompt=prompt, by=by, faithfulness=faithfulness)
         data = found.to_json
     else:
-        found = explanations.explain_pair(loaded, first, second, top, prompt=prompt, by=by, faithfulness=faithfulness)
+        found = explanations.explain_pair(
+            loaded,
+            first,
+            second,
+            top,
+            prompt=prompt,
+            by=by,
+            view=view,
+            faithfulness=faithfulness,
+            depth=int(depth) if depth.isdecimal() else depth,  # type: ignore[arg-type]
+        )
         data = found.to_json
     for name, target in targets.items():
         target.write_text(found.to_html() if name == "--html" else data())

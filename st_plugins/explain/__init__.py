@@ -16,6 +16,7 @@ from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.hit import ComparedWord, Hit
 from st_plugins.explain.pair import explain_pair
 from st_plugins.explain.pair_explanation import PairExplanation
+from st_plugins.explain.pairs import explain_pairs
 from st_plugins.explain.query import explain_query
 from st_plugins.explain.query_explanation import QueryExplanation
 from st_plugins.explain.spans import Side, Span, Token
@@ -38,6 +39,7 @@ __all__ = [
     "Token",
     "align",
     "explain_pair",
+    "explain_pairs",
     "explain_query",
     "explain_text",
     "faithfulness",

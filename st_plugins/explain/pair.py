@@ -1,30 +1,15 @@
-"""Explain a similarity exactly, by splitting it into contributions of spans."""
+"""Explain the similarity of two texts, by splitting it into contributions of spans."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from typing import get_args
-
-import numpy as np
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
-from st_plugins.explain.align import alignment_of
-from st_plugins.explain.eraser import Faithfulness, mean_faithfulness
-from st_plugins.explain.eraser import faithfulness as measure
+from st_plugins.core.texts import check_strings
 from st_plugins.explain.gathered import View
-from st_plugins.explain.inner.about import about
-from st_plugins.explain.inner.layers import Depth, check_through, full_precision
-from st_plugins.explain.inner.path import check_tolerance, integrated_parts
-from st_plugins.explain.inner.seen import Seen, see
-from st_plugins.explain.inner.take_apart import Parts, check_apart, take_apart
-from st_plugins.explain.inner.units import By, check_by, check_count
+from st_plugins.explain.inner.layers import Depth
+from st_plugins.explain.inner.units import By
 from st_plugins.explain.pair_explanation import PairExplanation
-
-logger = logging.getLogger(__name__)
-
-_EPS = 1e-12  # of the host's cosine
+from st_plugins.explain.pairs import Settings, explained
 
 
 def explain_pair(
@@ -122,118 +107,7 @@ def explain_pair(
         Networks" (2017), arXiv 1703.01365, for the integral. Derivatives in forward mode, at nodes by arc length, are
         ours.
     """
-    check_count(top_k, "top_k")
-    check_count(max_spans, "max_spans")
-    check_tolerance(tolerance)
-    if by is not None:
-        check_by(by, "span")
-    if view not in get_args(View):
-        raise ValueError(f"view={view!r} must be one of {', '.join(map(repr, get_args(View)))}")
-    function = str(model.similarity_fn_name)
-    if function not in ("cosine", "dot"):
-        raise ValueError(
-            f"the model's similarity function is {function!r}, which is no sum over spans; set "
-            "model.similarity_fn_name to 'cosine' or 'dot'"
-        )
-    prompts = prompt if isinstance(prompt, tuple) else (prompt, prompt)
-    if depth == "output":
-        if reference is not None:
-            raise ValueError(
-                f"reference={reference!r} is for the way through the layers; leave it out, or give a depth"
-            )
-        check_apart(model)
-    else:
-        if by == "span":
-            raise ValueError(
-                f"by='span' is for depth='output', got depth={depth!r}; use 'word', 'token' or 'sentence'"
-            )
-        check_through(model, depth)
-        model = full_precision(model)
-    seen = [see(model, [text], own, layers=True)[0] for text, own in zip((first, second), prompts, strict=True)]
-    if depth == "output":
-        sides = [take_apart(model, text, max_spans) for text in seen]
-    else:
-        sides = _through(model, seen, depth, reference, tolerance, by)
-    one, other = sides
-    shown = check_by(by, one.unit)
-    norms = _lengths(sides) if function == "cosine" else 1.0
-    similarity = float(model.similarity(one.embedding, other.embedding))
-    found = None
-    if faithfulness:
-        found = _faithfulness(model, one, other, prompts)
-    contributions = (one.vectors @ other.vectors.T / norms).numpy()
-    return PairExplanation(
-        first=one.side,
-        second=other.side,
-        contributions=contributions,
-        similarity=similarity,
-        similarity_function=function,
-        unit=one.unit,
-        exact=one.exact,
-        gap=float(one.alone.sum(0) @ other.alone.sum(0)) / norms - similarity,
-        top_k=top_k,
-        faithfulness=found,
-        by=shown,
-        alignment=alignment_of(seen[0], seen[1], "word" if shown == "span" else shown),
-        view=view,
-        about=about(model, prompts),
-        depth=depth,
-        error=None if depth == "output" else float(contributions.sum()) - similarity,
-        reference=one.reference,
-        nodes=None if depth == "output" else (one.nodes, other.nodes),
-    )
-
-
-def _lengths(sides: Sequence[Parts]) -> float:
-    """Return the product of the lengths of two embeddings."""
-    # The host divides by the norms of what it compares, and by a small number where they are zero. At the output that
-    # is the sum of the parts; integrals miss a little of it.
-    wholes = [side.vectors.sum(0) if side.reference is None else side.embedding.double() for side in sides]
-    return float(np.prod([max(float(whole.norm()), _EPS) for whole in wholes]))
-
-
-def _through(
-    model: SentenceTransformer,
-    seen: Sequence[Seen],
-    depth: Depth,
-    reference: str | None,
-    tolerance: float,
-    by: By | None,
-) -> list[Parts]:
-    """Take both texts apart at a depth, so finely that the similarity is met."""
-    # What the parts of a text miss hardly points to the other text, so the same tolerance nearly always does; the
-    # second one does in any case, if it is reached.
-    for aim in (tolerance, tolerance / 3):
-        sides = [
-            integrated_parts(model, text.reading, depth, reference=reference, tolerance=aim, by=by) for text in seen
-        ]
-        one, other = (side.vectors.sum(0) for side in sides)
-        wholes = [side.embedding.double() for side in sides]
-        error = float(one @ other - wholes[0] @ wholes[1]) / _lengths(sides)
-        if abs(error) <= tolerance or max(side.error for side in sides) > aim:
-            break
-    if not abs(error) <= tolerance:
-        logger.warning(
-            "explain_pair: at depth %r contributions miss the similarity by %.1e of the product of the norms, with %d "
-            "and %d nodes, where the tolerance is %.1e; give another reference or a higher tolerance",
-            *(depth, error, sides[0].nodes, sides[1].nodes, tolerance),
-        )
-    return sides
-
-
-def _faithfulness(
-    model: SentenceTransformer, first: Parts, second: Parts, prompts: tuple[str | None, str | None]
-) -> Faithfulness:
-    """Delete from either text while the other stays, and average."""
-    found = []
-    for side, other, prompt in ((first, second, prompts[0]), (second, first, prompts[1])):
-        # What each part adds to the dot product with the other text, which stays: the order is that of the cosine.
-        whole = other.vectors.sum(0)
-
-        def score(embeddings: Tensor, fixed: Tensor = other.embedding) -> Tensor:
-            compared: Tensor = model.similarity(embeddings.float(), fixed.float().to(embeddings.device)[None])[:, 0]
-            return compared
-
-        saliency = (side.vectors @ whole).numpy() @ side.side.spread()
-        found.append(measure(model, side.side.text, saliency, score, prompt=prompt))
-    return mean_faithfulness(found)
+    check_strings(first=first, second=second)
+    settings = Settings(top_k, max_spans, prompt, by, view, faithfulness, depth, reference, tolerance)
+    (found,) = explained(model, [(first, second)], lambda row, side: ("first text", "second text")[side], settings)
+    return found

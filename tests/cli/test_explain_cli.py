@@ -88,3 +88,18 @@ def test_errors_are_one_line(run: Run, make_model: Callable[..., SentenceTransfo
 def test_help(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0 and "st-plugins explain" in out and "--faithfulness" in out
+
+
+def test_views_and_depths_of_a_pair(run: Run, folder: str, tmp_path: Path) -> None:
+    data = tmp_path / "why.json"
+    code, out, _ = run(folder, A, B, "--view", "contribution", "--depth", "1", "--json", str(data))
+    found = PairExplanation.from_json(data.read_text(encoding="utf-8"))
+    assert code == 0 and found.view == "contribution" and found.depth == 1 and "add most" in out
+    assert abs(found.contributions.sum() - found.similarity) < 1e-3
+    for wrong in ("deep", "-1", "1.5"):
+        code, _, err = run(folder, A, B, f"--depth={wrong}")
+        assert code == 2 and "must be output, input or the number of a layer" in err
+    code, _, err = run(folder, A, B, "--depth", "7")
+    assert code == 1 and "1 to 2" in err
+    code, _, err = run(folder, A, "--depth", "input")
+    assert code == 1 and "--depth" in err and "for one text" in err

@@ -297,7 +297,7 @@ def test_bad_models(make_model: Make) -> None:
     broken = make_model()
     with torch.no_grad():
         broken[0].model.embeddings.word_embeddings.weight[broken.tokenizer.convert_tokens_to_ids("dog")] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinity for the text 'a big dog"):
+    with pytest.raises(ValueError, match="NaN or infinity for the first text 'a big dog"):
         explain_pair(broken, FIRST, SECOND, depth="input")
     both = SentenceTransformer(modules=[make_model()[0], Pooling(16, pooling_mode=("mean", "max"))], device="cpu")
     assert explain_pair(both, "a dog", "two cat", depth=2).contributions.shape == (5, 5)
