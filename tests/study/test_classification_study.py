@@ -150,10 +150,13 @@ def test_the_committed_recipes_are_valid() -> None:
     names = sorted(path.stem for path in RECIPES.glob("*.toml"))
     assert names == [
         "snli-mini-bert-en",
+        "snli-minilm",
         "snli-roberta-large",
         "sst5-mini-bert-en",
+        "sst5-minilm",
         "sst5-roberta-large",
         "sts-mini-bert-en",
+        "sts-minilm",
     ]
     for name in names:
         assert read_study(RECIPES / f"{name}.toml").rows

@@ -52,7 +52,7 @@ class SelfExplainingLoss(ClassifierLoss):
     Args:
         model: The model to train, with one `SpanPooling` unless ``weight`` is 0.
         labels: Names of the classes in their order, or just their number; a row has its class as an integer from 0.
-        weight: λ of the paper, at least 0.
+        weight: λ of the paper, at least 0. A callback may set the attribute anew during the training.
         pairs: ``"joint"`` for one text column, of texts or of pairs; ``"siamese"`` for two.
 
     Inputs:

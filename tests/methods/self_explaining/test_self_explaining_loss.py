@@ -89,6 +89,11 @@ def test_both_terms_are_their_formulas(
     assert list(terms) == ["classification", "span_sharpness"]
     assert terms["classification"].item() == pytest.approx(cross_entropy_oracle(loss, embeddings, LABELS), rel=1e-5)
     assert terms["span_sharpness"].item() == pytest.approx(-0.7 * sharpness, rel=1e-5)
+    with without_dropout(model):  # another weight from here on, as a callback of the trainer may set it
+        for loss.weight, expected in ((0.0, {}), (1.4, {"span_sharpness": -1.4 * sharpness})):
+            later = {name: term.item() for name, term in loss([dict(column) for column in columns], LABELS).items()}
+            assert later == pytest.approx({"classification": terms["classification"].item(), **expected}, rel=1e-5)
+    loss.weight = 0.7
     sum(terms.values()).backward()
     assert all(p.grad is not None and p.grad.any() for p in [*loss.head.parameters(), *model[1].parameters()])
     again = type(loss)(model, **loss.get_config_dict())
