@@ -12,11 +12,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from evaluation.__main__ import run
+from evaluation.engine.spans import heaviest_section
 from evaluation.engine.study import Place, read_study
 from evaluation.studies.self_explaining import study as self_explaining
 from evaluation.studies.self_explaining.poolings import WordScoredSpanPooling
 from evaluation.studies.self_explaining.study import Row, Study
-from evaluation.studies.self_explaining.tables import heaviest_table
 from st_plugins.explain import explain_text
 from st_plugins.losses import SelfExplainingLoss
 
@@ -140,9 +140,9 @@ def test_where_the_heaviest_span_is() -> None:
         {"first": 0, "last": 1, "tokens": 4, "weight": 0.7, "text": "the"},
         {"first": 3, "last": 3, "tokens": 4, "weight": 0.8, "text": "."},
     ]
-    assert heaviest_table({"mean": [{}]}) == []
-    _, _, row = heaviest_table({"spans": [{"heaviest": spans}], "mean": [{}]})
-    assert row == "| spans | 0.80 | 25 % | 67 % | 33 % | “the” | 67 % |"
+    assert heaviest_section({"mean": [{}]}) == []
+    lines = heaviest_section({"spans": [{"heaviest": spans}], "mean": [{}]})
+    assert lines[2].startswith("Of 3 texts") and lines[-2] == "| spans | 0.80 | 25 % | 67 % | 33 % | “the” | 67 % |"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from evaluation.engine import study
 from evaluation.engine.corpus import draw_texts
 from evaluation.engine.pipelines import NEW_POOLINGS, Pipeline, build_model
+from evaluation.engine.spans import heaviest, heaviest_section
 from evaluation.engine.study import Page, Record, Results, check_choice
 from evaluation.engine.tables import mean, section
 from evaluation.studies.contrastive import tables
@@ -175,7 +176,9 @@ class Study(study.Study[Row]):
                 found["layers"] = module.report()
             if isinstance(module, SpanPooling):
                 looked_at = draw_texts(self.corpus, self.place.data, tables.SHARPNESS_TEXTS)
-                found["sharpness"] = mean(explain_text(model, text, 1).sharpness for text in looked_at)
+                explanations = [explain_text(model, text, 1) for text in looked_at]
+                found["sharpness"] = mean(explanation.sharpness for explanation in explanations)
+                found["heaviest"] = [heaviest(explanation) for explanation in explanations]
         return found
 
     def _train(
@@ -208,7 +211,7 @@ class Study(study.Study[Row]):
         lines = [f"# {self.title}", "", tables.INTRODUCTION.format(dev=self.dev_task), ""]
         lines += [*tables.main_table(self, found), ""]
         lines += section("Choosing a checkpoint", tables.CHOOSING, tables.rules_table(self, found))
-        lines += tables.sharpness_table(found)
+        lines += [*tables.sharpness_table(found), *heaviest_section(found)]
         picture = tables.views_picture(self, found)
         if picture:
             lines += ["## Pairs of views", "", "![Spearman of each pair of views](views.svg)", ""]

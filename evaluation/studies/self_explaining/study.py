@@ -18,12 +18,13 @@ from transformers import TrainerCallback
 from evaluation.engine import study, training
 from evaluation.engine.batching import text_length
 from evaluation.engine.pipelines import Pipeline, build_model
+from evaluation.engine.spans import heaviest, heaviest_section
 from evaluation.engine.study import Page, Record, Results, check_choice, stamp
 from evaluation.engine.tables import section
 from evaluation.studies.self_explaining import tables
 from evaluation.studies.self_explaining.poolings import WordScoredSpanPooling
 from st_plugins.core.reading.tables import read_table
-from st_plugins.explain import Explanation, Faithfulness, explain_text, faithfulness, gradient_saliency
+from st_plugins.explain import Faithfulness, explain_text, faithfulness, gradient_saliency
 from st_plugins.losses import SelfExplainingLoss
 from st_plugins.methods.re2.checkpoints import BestWeightsCallback
 from st_plugins.training import HeadCheckpointCallback
@@ -129,7 +130,7 @@ class Study(study.Study[Row]):
         if spans:
             explanations = [explain_text(model, text, 1) for text in shown]
             found["sharpness"] = float(np.mean([explanation.sharpness for explanation in explanations]))
-            found["heaviest"] = [_heaviest(explanation) for explanation in explanations]
+            found["heaviest"] = [heaviest(explanation) for explanation in explanations]
             pictured = self.pictured or next(other.name for other in self.rows if other.pooling == "span")
             if row.name == pictured and seed == self.seeds_of(row)[0]:
                 found["pictures"] = self._pictures(model, texts, gold, predicted)
@@ -216,8 +217,7 @@ class Study(study.Study[Row]):
         lines = [f"# {self.title}", "", tables.ACCURACY.format(recipe=self.path.name), ""]
         lines += [*tables.accuracy_table(self, found), ""]
         lines += section("Faithfulness", tables.FAITHFULNESS.format(count=explained), tables.faithfulness_table(found))
-        heaviest = tables.heaviest_table(found)
-        lines += section("The heaviest span", tables.HEAVIEST, heaviest) if heaviest else []
+        lines += heaviest_section(found)
         examples, files = tables.examples(self, found)
         return [*lines, *examples, self.notes, "", stamp(first), ""], files
 
@@ -230,19 +230,6 @@ class _LateWeight(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.loss.weight = self.weight if round(state.epoch) >= self.epochs else 0.0
-
-
-def _heaviest(explanation: Explanation) -> Record:
-    """Return which of a text's words the heaviest span has."""
-    span = explanation.spans[0]
-    places = [place for place, token in enumerate(explanation.side.tokens) if token.kind == "text"]
-    return {
-        "first": places.index(span.first),
-        "last": places.index(span.last),
-        "tokens": len(places),
-        "weight": round(span.weight, 4),
-        "text": span.text,
-    }
 
 
 def _by_length(texts: Sequence[Text]) -> list[int]:

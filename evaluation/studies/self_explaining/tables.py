@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,12 +34,6 @@ FAITHFULNESS = (
     "Deletion as in ERASER on {count} test texts (the same for all runs), × 100: how much the probability of the "
     "predicted class falls without the named tokens (comprehensiveness), and with them alone (sufficiency), mean over "
     "1, 5, 10, 20 and 50 % of the tokens. Bootstrap over texts of the mean over seeds; ten random orders a text."
-)
-
-HEAVIEST = (
-    "Of the same texts, first seed: how much weight the heaviest span has, how many of the text's tokens it has "
-    "(medians), in how many texts it begins at the first token or ends at the last, and what it is most often. A "
-    "collapse is the same place, or the same word, in nearly all texts."
 )
 
 
@@ -95,24 +88,6 @@ def faithfulness_table(results: Found) -> list[str]:
                 gain = values[:, column] - chance[:, column]
                 cells += [_interval(values[:, column]), "" if key == "random" else _interval(gain, "+")]
             lines.append(line(cells))
-    return lines
-
-
-def heaviest_table(results: Found) -> list[str]:
-    """Return where the heaviest span is; nothing if that has not been recorded."""
-    known = {name: seeds[0]["heaviest"] for name, seeds in results.items() if "heaviest" in seeds[0]}
-    if not known:
-        return []
-    lines = head("pooling | >weight | >tokens | >begins the text | >ends it", "most often | >texts")
-    for name, spans in known.items():
-        lengths = [(span["last"] - span["first"] + 1) / span["tokens"] for span in spans]
-        ((word, count),) = Counter(span["text"].lower() for span in spans).most_common(1)
-        shares = [
-            np.median(lengths),
-            *np.mean([(s["first"] == 0, s["last"] == s["tokens"] - 1) for s in spans], axis=0),
-        ]
-        cells = [f"{np.median([span['weight'] for span in spans]):.2f}", *(f"{100 * share:.0f} %" for share in shares)]
-        lines.append(line([name, *cells, f"“{word}”", f"{100 * count / len(spans):.0f} %"]))
     return lines
 
 
