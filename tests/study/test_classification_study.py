@@ -153,6 +153,7 @@ def test_the_committed_recipes_are_valid() -> None:
         "snli-minilm",
         "snli-roberta-large",
         "sst5-mini-bert-en",
+        "sst5-mini-bert-en-short",
         "sst5-minilm",
         "sst5-roberta-large",
         "sts-mini-bert-en",
