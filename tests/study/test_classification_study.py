@@ -157,7 +157,6 @@ def test_the_committed_recipes_are_valid() -> None:
         "sst5-minilm",
         "sst5-roberta-large",
         "sts-mini-bert-en",
-        "sts-minilm",
     ]
     for name in names:
         assert read_study(RECIPES / f"{name}.toml").rows
