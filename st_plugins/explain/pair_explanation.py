@@ -105,11 +105,16 @@ class PairExplanation(JSONText):
     def main_effects(self) -> NDArray[np.float64]:
         """``(S, T)``: what each span adds by itself, to whatever it meets; the same total as ``contributions``."""
         # With weights α and β that sum to 1, row sums r, column sums c and the total s: β_t r_s + α_s c_t - α_s β_t s.
-        one, other = (_shares(side) for side in (self.first, self.second))
-        table = self.contributions
+        # A reference has nothing in common with a word: what it adds, it adds by itself.
+        first, second = (
+            np.array([one.kind == "reference" for one in side.spans]) for side in (self.first, self.second)
+        )
+        apart = first[:, None] | second[None, :]
+        table = np.where(apart, 0.0, self.contributions)
+        one, other = _shares(self.first, table), _shares(self.second, table.T)
         rows, columns = table.sum(1), table.sum(0)
         effects = np.outer(rows, other) + np.outer(one, columns) - np.outer(one, other) * table.sum()
-        return np.asarray(effects)
+        return np.where(apart, self.contributions, effects)
 
     @property
     def interaction(self) -> NDArray[np.float64]:
@@ -291,7 +296,10 @@ class PairExplanation(JSONText):
         return lines
 
 
-def _shares(side: Side) -> NDArray[np.float64]:
-    """Return the weights of the spans of a text, which sum to 1."""
-    weights = np.array([span.weight for span in side.spans])
-    return np.asarray(weights / weights.sum())
+def _shares(side: Side, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights of the spans of a text, which sum to 1; with a reference all that add something are equal."""
+    if any(span.kind == "reference" for span in side.spans):
+        weights = rows.any(1).astype(np.float64)
+    else:
+        weights = np.array([span.weight for span in side.spans])
+    return np.asarray(weights / (weights.sum() or 1.0))

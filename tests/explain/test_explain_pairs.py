@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import html
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins.explain import explain_pair, explain_pairs
 from st_plugins.explain import pairs as module
+from st_plugins.explain.inner.drawing import gathered_matrix
 
 Make = Callable[..., SentenceTransformer]
 PAIRS = [("a big dog", "the cat is sleeping"), ("the cat is sleeping", "two dogs"), ("a big dog", "a big dog")]
@@ -45,6 +49,32 @@ def test_each_text_is_taken_apart_once(make_model: Make, monkeypatch: pytest.Mon
     for pair, explanation in zip(PAIRS, found, strict=True):
         alone = explain_pair(model, *pair, prompt=prompt)
         assert np.allclose(explanation.contributions, alone.contributions, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", ["input", 1])
+def test_a_reference_is_no_word_to_have_something_in_common_with(make_model: Make, depth: Any) -> None:
+    found = explain_pair(make_model("bert"), "a big dog runs", "the cat", depth=depth)
+    words = found.contributions[:-1, :-1]
+    rows, columns = words.any(1) / words.any(1).sum(), words.any(0) / words.any(0).sum()
+    for s in range(len(words)):
+        for t in range(words.shape[1]):
+            effects = columns[t] * words[s].sum() + rows[s] * words[:, t].sum() - rows[s] * columns[t] * words.sum()
+            assert found.main_effects[s, t] == pytest.approx(effects, abs=1e-12)
+    assert not found.interaction[-1].any() and not found.interaction[:, -1].any()
+    assert found.interaction.sum(0) == pytest.approx(0, abs=1e-12)
+    assert found.interaction.sum(1) == pytest.approx(0, abs=1e-12)
+    matrix = gathered_matrix(*found.gathered()[:2], found.gathered().contributions, 40, "")
+    assert matrix.rows[-1] == matrix.columns[-1] == "[PAD] (reference)"
+
+
+def test_pages_name_model_date_and_settings(make_model: Make, tmp_path: Path) -> None:
+    model = make_model("bert")
+    model.save(str(tmp_path / "my-model"), create_model_card=False)
+    found = explain_pair(SentenceTransformer(str(tmp_path / "my-model"), device="cpu"), *PAIRS[0], prompt="query: ")
+    assert found.about["Model"] == "my-model" and found.about["Prompt"] == "'query: '"
+    assert found.about["Date"] == datetime.datetime.now().astimezone().date().isoformat()
+    page = found.to_html()
+    assert all(value in html.unescape(page) for value in found.about.values())
 
 
 def test_no_pairs_and_bad_ones(make_model: Make) -> None:

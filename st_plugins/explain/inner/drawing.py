@@ -82,7 +82,7 @@ def gathered_matrix(
         chosen = np.take(table, kept, axis)
         if len(left):
             chosen = np.concatenate([chosen, np.take(table, left, axis).sum(axis, keepdims=True)], axis)
-            names.append(f"{len(left)} more")
+            names.append(shown(own[left[0]]) if len(left) == 1 else f"{len(left)} more")
         table = chosen
         labels.append(names)
         single.append(len(kept))
