@@ -17,8 +17,10 @@ from sentence_transformers.base.modules import Normalize, Router
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
 from st_plugins.explain import Alignment, align, explain_pair
+from st_plugins.explain.align import linked
 from st_plugins.explain.inner.linking import NULL, SUPPORT, counterparts, evidence, inside_phrases, similarities
 from st_plugins.explain.inner.seen import look, see
+from st_plugins.explain.spans import Span
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
 from st_plugins.modules import LayerMix, TextRNNPooling, TokenEmbeddings
 from tests.conftest import ENCODERS
@@ -149,6 +151,15 @@ def test_one_word_against_one_word(make_model: Make) -> None:
     assert align(model, "dog", "dog").places == ((0, 0),)
     assert align(model, "dog", "dog").similarities == pytest.approx(1)
     assert align(model, "dog", "guitar").similarities.shape == (1, 1)
+
+
+def test_a_mark_corresponds_to_marks_only() -> None:
+    word, mark = (Span(text, 0, 1, 0, 0, 1.0, "text") for text in ("on", "."))
+    one, other = np.array([[[1.0, 0.0]]]), np.array([[[1.0, 0.1]]])
+    found = linked(("on", "."), ([word], one, (0,)), ([mark], other, (0,)), "word")
+    assert found.similarities[0, 0] > 0.9 and found.links == ()
+    assert linked((".", "."), ([mark], one, (0,)), ([mark], other, (0,)), "word").places == ((0, 0),)
+    assert linked(("on", "on"), ([word], one, (0,)), ([word], other, (0,)), "word").places == ((0, 0),)
 
 
 def test_phrases_hang_together_and_words_alone_are_told(make_model: Make) -> None:
