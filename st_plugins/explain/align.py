@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from st_plugins.explain.inner.linking import (
     middle_layers,
     similarities,
 )
-from st_plugins.explain.inner.seen import Seen, see
+from st_plugins.explain.inner.seen import Seen, look
 from st_plugins.explain.inner.units import By, text_units
 from st_plugins.explain.spans import Span
 
@@ -81,8 +82,12 @@ def align(
     if by not in ("word", "token", "sentence"):
         raise ValueError(f"by={by!r} must be 'word', 'token' or 'sentence'")
     prompts = prompt if isinstance(prompt, tuple) else (prompt, prompt)
-    one, other = (see(model, [text], own, layers=True)[0] for text, own in zip((first, second), prompts, strict=True))
-    return alignment_of(one, other, by, layers)
+    one, other = (
+        next(look(model, [text], own, layers=True, names=[name]))[1]
+        for text, own, name in zip((first, second), prompts, ("first text", "second text"), strict=True)
+    )
+    found = alignment_of(one, other, by, layers)
+    return dataclasses.replace(found, unread=(one.reading.unread, other.reading.unread))
 
 
 def alignment_of(first: Seen, second: Seen, by: By, layers: Sequence[int] | None = None) -> Alignment:
@@ -134,7 +139,13 @@ def _is_mark(text: str) -> bool:
 def _chosen(layers: Sequence[int] | None, count: int) -> list[int]:
     if count == 1 and layers is None:
         return [0]
-    chosen = middle_layers(count) if layers is None else sorted(set(layers))
-    if not chosen or not all(isinstance(layer, int) and 0 <= layer < count for layer in chosen):
-        raise ValueError(f"layers={layers!r} must be whole numbers from 0, the embedding layer, to {count - 1}")
-    return chosen
+    if layers is None:
+        return middle_layers(count)
+    # One number is no list of them, and True is no number.
+    given = list(layers) if isinstance(layers, Iterable) else []
+    if not given or not all(type(layer) is int and 0 <= layer < count for layer in given):
+        raise ValueError(
+            f"layers={layers!r} must be a list of whole numbers from 0, the embedding layer, to {count - 1}, such as "
+            f"[{count - 1}]"
+        )
+    return sorted(set(given))

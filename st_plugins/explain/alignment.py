@@ -91,6 +91,7 @@ class Alignment(JSONText):
         links: Words that correspond, in the order of the first text. Swapping the texts swaps the links.
         by: What the words are: ``"word"``, ``"token"`` or ``"sentence"``.
         layers: The layers that were read; 0 is the embedding layer.
+        unread: Characters at the end of each text that the model cut off.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
@@ -108,6 +109,7 @@ class Alignment(JSONText):
     links: tuple[Link, ...]
     by: By
     layers: tuple[int, ...]
+    unread: tuple[int, int] = (0, 0)
 
     @property
     def phrases(self) -> tuple[Phrase, ...]:
@@ -151,6 +153,7 @@ class Alignment(JSONText):
             "second": tuple(Span(**word) for word in stored["second"]),
             "similarities": np.array(stored["similarities"]),
             "layers": tuple(stored["layers"]),
+            "unread": tuple(stored["unread"]),
         }
         made["links"] = tuple(Link(Span(**one), Span(**other), *rest) for one, other, *rest in stored["links"])
         return cls(**{**stored, **made})
@@ -234,6 +237,9 @@ class Alignment(JSONText):
             if words:
                 listed = ", ".join(word.text for word in words[:12]) + (", …" if len(words) > 12 else "")
                 parts.append(f"Without one in the {name}: {listed}.")
+        for name, unread in zip(("first", "second"), self.unread, strict=True):
+            if unread:
+                parts.append(f"The model cut off the last {unread:,} characters of the {name} text.")
         return " ".join(parts)
 
     def _table(self, folded: bool = False) -> Table:

@@ -55,8 +55,9 @@ def explain_pair(
         e(x) = e(r) + Σ_i U_i      U_i = ∫ De(r + a (x - r)) [(x - r)_i] da, a from 0 to 1
 
     so that the similarity is a sum over pairs of parts again, the reference being one more part of each text. Any
-    pooling and any activation will do. The integrals are sums over as many nodes as the tolerance asks for; what they
-    miss is ``error``. The price is a pass for each token and node: see ``by`` for long texts.
+    pooling and any activation will do; where they have kinks (a maximum, ReLU) many nodes are needed. The integrals
+    are sums over as many nodes as the tolerance asks for; what they miss is ``error``. The price is a pass for each
+    token and node: see ``by`` for long texts.
 
     Args:
         model: A model with SpanPooling, Pooling by ``"mean"``, ``"weightedmean"`` or ``"mean_sqrt_len_tokens"``, or a

@@ -28,6 +28,7 @@ from st_plugins.report.table import Table
 from st_plugins.report.terminal import foreign
 
 _TERMINAL_TOKENS = 12
+_NOT_LISTED = {"special": "special tokens", "rest": "the rest", "reference": "the reference"}
 _LONG = 60  # words of a text that one looks at sentence by sentence first
 _NOT_EXACT = (
     "Not exact: an activation follows the pooling. The contributions add up to the similarity, but how its effect is "
@@ -212,7 +213,7 @@ class PairExplanation(JSONText):
         body += [] if self.alignment is None else [self.alignment.card(folded=long)]
         body += [section(f"What each {unit} adds", drawn, folded=long), self._table().to_html()]
         if self.alignment is not None:
-            body.append(differences(self.gathered(self.alignment.by), self.alignment))
+            body.append(differences(self.gathered(self.alignment.by), self.alignment, self.nodes is not None))
         views: tuple[View, View] = ("interaction", "contribution")
         for view in views if self.view == views[0] else views[::-1]:
             matrix = self._matrix(view, PAGE_WORDS)
@@ -264,10 +265,11 @@ class PairExplanation(JSONText):
     def _summary(self) -> str:
         first, second, table, _ = self.gathered()
         total = float(table.sum())
-        rows, columns = (np.array([unit.kind == "special" for unit in units]) for units in (first, second))
+        rows, columns = (np.array([unit.kind in APART for unit in units]) for units in (first, second))
         apart = float(table[rows[:, None] | columns[None, :]].sum())
-        any_special = bool(rows.any() or columns.any())
-        note = f" Pairs with special tokens are {apart:+.4f} of it, and not listed." if any_special else ""
+        kinds = {unit.kind for unit in (*first, *second)}
+        named = " or ".join(name for kind, name in _NOT_LISTED.items() if kind in kinds)
+        note = f" Pairs with {named} are {apart:+.4f} of it, and not listed." if named else ""
         return (
             f"{self.similarity_function.capitalize()} similarity {self.similarity:.4f}, the sum of {len(first)} × "
             f"{len(second)} contributions of {self.by}s, to within {abs(total - self.similarity):.0e}.{note}"

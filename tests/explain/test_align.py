@@ -192,8 +192,11 @@ def test_layers_prompts_and_the_end_of_a_long_text(make_model: Make) -> None:
     model = make_model("bert")
     assert align(model, ONE, OTHER, layers=[2, 0]).layers == (0, 2)
     assert [w.text for w in align(model, ONE, OTHER, prompt="the cat ").first] == ONE.split()
+    assert "cut off" not in align(model, ONE, OTHER).to_html()
     model.max_seq_length = 6
-    assert len(align(model, ONE, OTHER).first) == 4
+    found = align(model, ONE, OTHER)
+    assert len(found.first) == 4 and ONE[-found.unread[0] :] == "sleeping in the park ."
+    assert "cut off the last 22 characters of the first text" in Alignment.from_json(found.to_json()).to_html()
 
 
 def test_a_batch_sees_what_each_text_shows_by_itself(make_model: Make) -> None:
@@ -242,11 +245,13 @@ def test_what_cannot_be_aligned_says_why(make_model: Make) -> None:
     model = make_model("bert")
     with pytest.raises(ValueError, match="by='chunk' must be"):
         align(model, ONE, OTHER, by="chunk")
-    for layers in ([], [3], [-1], ["a"]):
-        with pytest.raises(ValueError, match=r"layers=.* from 0, the embedding layer, to 2"):
+    for layers in ([], [3], [-1], ["a"], 1, "a", [True], [1, "a"]):
+        with pytest.raises(ValueError, match=r"layers=.* must be a list of .* from 0, the embedding layer, to 2"):
             align(model, ONE, OTHER, layers=layers)
-    with pytest.raises(ValueError, match="at least one word"):
+    with pytest.raises(ValueError, match=r"first text ' ' is empty.* at least one word"):
         align(model, " ", OTHER)
+    with pytest.raises(ValueError, match=r"second text '' is empty.* at least one word"):
+        align(model, ONE, "")
     for explain in (align, explain_pair):
         with pytest.raises(TypeError, match="second must be a string, got a NoneType"):
             explain(model, ONE, None)

@@ -378,7 +378,9 @@ def test_the_model_is_left_as_it_was(make_model: Make) -> None:
 
 @pytest.mark.parametrize("mode", ["cls", "max", "lasttoken"])
 def test_unsupported_poolings_list_the_supported_ones(make_model: Make, mode: str) -> None:
-    with pytest.raises(ValueError, match=rf"pools with '{mode}'.*SpanPooling, Pooling with pooling_mode 'mean'"):
+    with pytest.raises(
+        ValueError, match=rf"pools with '{mode}'.*SpanPooling, Pooling with pooling_mode 'mean'.*depth='input'"
+    ):
         explain_pair(make_model("bert", pooling_mode=mode), "a", "b")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -42,6 +43,10 @@ PLACES = {
 
 def _parts(model: SentenceTransformer, text: str, depth: Any, **options: Any) -> Parts:
     return integrated_parts(model, read(model, text), depth, **options)
+
+
+def _every(found: PairExplanation) -> PairExplanation:
+    return dataclasses.replace(found, top_k=found.contributions.size)
 
 
 def _restless(model: SentenceTransformer) -> SentenceTransformer:
@@ -194,6 +199,10 @@ def test_the_reference_stands_apart(make_model: Make) -> None:
     assert found.tokens == pytest.approx(found.contributions[:-1, :-1], abs=1e-12)
     assert found.first_saliency == pytest.approx(found.contributions[:-1].sum(1), abs=1e-12)
     page = found.to_html()
+    # What is not listed is said, and no layer is named that the sum is not read from.
+    apart = found.contributions.sum() - sum(pair.contribution for pair in _every(found).top_pairs)
+    assert f"Pairs with special tokens or the reference are {apart:+.4f} of it" in page
+    assert "Where the two views differ" in page and "last layer" not in page and "read from" not in page
     assert "as they enter the model" in page and "&#x27;[PAD]&#x27;" in page and f"{found.error:+.1e}" in page
     again = PairExplanation.from_json(found.to_json())
     assert again.to_html() == page and again.nodes == found.nodes and again.error == found.error
@@ -288,8 +297,10 @@ def test_bad_models(make_model: Make) -> None:
     with pytest.raises(ValueError, match=r"BertModel runs with attn_implementation='flash_attention_2'.*'sdpa'"):
         explain_pair(flash, FIRST, SECOND, depth="input")
     routed = SentenceTransformer(modules=[Router.for_query_document(list(make_model()), list(make_model()))])
-    with pytest.raises(ValueError, match=r"starts with a Router.*one route of a Router"):
+    with pytest.raises(ValueError, match=r"starts with a Router.*sub_modules\['query'\]"):
         explain_pair(routed, FIRST, SECOND, depth="input")
+    with pytest.raises(ValueError, match=r"starts with a Router.*sub_modules\['query'\]"):
+        explain_pair(routed, FIRST, SECOND)
     with pytest.raises(ValueError, match=r"the model \(Transformer\) has no pooling"):
         explain_pair(SentenceTransformer(modules=[make_model()[0]], device="cpu"), FIRST, SECOND, depth="input")
     with pytest.raises(TypeError, match="reference must be a string or None, got int"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from st_plugins.core.all_layers import with_layers
 from st_plugins.core.host import recorded
+from st_plugins.explain.inner.reading import check_route
 from st_plugins.methods.contrastive.encoders import encoder_parts
 from st_plugins.methods.self_explaining.span_attention import span_reach
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
@@ -107,6 +108,7 @@ def place_of(model: SentenceTransformer, features: dict[str, Any], depth: Depth)
 def check_through(model: SentenceTransformer, depth: Depth) -> Transformer:
     """Return the encoder; refuse what cannot be gone through before the model runs."""
     transformer: Any = model[0]
+    check_route(transformer)
     if isinstance(transformer, StaticEmbedding):
         raise ValueError(
             f"depth={depth!r}: a StaticEmbedding has no layers to go through; use depth='output', whose contributions "
@@ -115,7 +117,7 @@ def check_through(model: SentenceTransformer, depth: Depth) -> Transformer:
     if not isinstance(transformer, Transformer) or not isinstance(transformer.model, nn.Module):
         raise ValueError(
             f"depth={depth!r}: the model starts with a {type(transformer).__name__}, but the layers gone through are "
-            "those of a Transformer; use depth='output', or build a model of one route of a Router"
+            "those of a Transformer; use depth='output'"
         )
     attention = getattr(transformer.model.config, "_attn_implementation", None)
     if attention is not None and attention not in _ATTENTION:

@@ -30,6 +30,16 @@ MEANING = {
     ),
 }
 
+# What sum and alignment differ in: at the output, and through the layers.
+_PARTED = (
+    "where the similarity is read from they point to different things",
+    "what they add to the embeddings through the layers points to different things",
+)
+_MET = (
+    "The last layer has given them a part of the meaning in common",
+    "What they add to the embeddings through the layers has a part of the meaning in common",
+)
+
 
 def by_sentence(words: Gathered, sentences: Gathered, alignment: Alignment | None) -> str:
     """Return the sentences of two long texts that meet, each pair with its words to open, as a card."""
@@ -55,7 +65,7 @@ def by_sentence(words: Gathered, sentences: Gathered, alignment: Alignment | Non
     return section("Sentence by sentence", f'<p class="note">{escape(note)}</p>{opened}{matrix.to_html()}')
 
 
-def differences(found: Gathered, alignment: Alignment) -> str:
+def differences(found: Gathered, alignment: Alignment, through: bool) -> str:
     """Return which counterparts have nothing in common in the sum, and which pairs that have are none, as a card."""
     places = [{(unit.first, unit.last): k for k, unit in enumerate(units)} for units in found[:2]]
     linked: dict[tuple[int, int], str] = {}
@@ -70,12 +80,12 @@ def differences(found: Gathered, alignment: Alignment) -> str:
     if below:
         lines.append(
             f"Counterparts that have less than nothing in common in the sum: {_listed(below)}. They correspond in the "
-            "middle layers; where the similarity is read from they point to different things."
+            f"middle layers; {_PARTED[through]}."
         )
     if above:
         lines.append(
-            f"Among the pairs with most in common in the sum, and no counterparts: {_listed(above)}. The last layer "
-            "has given them a part of the meaning in common; the middle layers know better counterparts, or none."
+            f"Among the pairs with most in common in the sum, and no counterparts: {_listed(above)}. "
+            f"{_MET[through]}; the middle layers know better counterparts, or none."
         )
     if not lines:
         return ""

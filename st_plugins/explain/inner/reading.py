@@ -29,6 +29,15 @@ class Reading:
     name: str = "text"  # what messages call it
 
 
+def check_route(module: Any) -> None:
+    """Refuse a Router, and name the model that can be explained."""
+    if isinstance(module, Router):
+        raise ValueError(
+            "model starts with a Router, whose routes read texts in different ways; explain the model of one route, "
+            f"SentenceTransformer(modules=[*model[0].sub_modules[{next(iter(module.sub_modules))!r}], *model[1:]])"
+        )
+
+
 def read(
     model: SentenceTransformer, text: str | Sequence[str], prompt: str | None = None, name: str = "text"
 ) -> Reading:
@@ -63,11 +72,7 @@ def read(
         pieces: list[str] = module.tokenizer.convert_ids_to_tokens(encoded["input_ids"][:count])  # type: ignore[assignment]
         tokens = _tokens(texts[0], len(prompt), pieces, encoded["offset_mapping"][:count], [0] * count)
         return _reading(name, texts, features, [tokens], cut=count < len(encoded["input_ids"]))
-    if isinstance(module, Router):
-        raise ValueError(
-            "model starts with a Router, whose routes read texts in different ways; explain the model of one route, "
-            f"SentenceTransformer(modules=[*model[0].sub_modules[{next(iter(module.sub_modules))!r}], *model[1:]])"
-        )
+    check_route(module)
     if not (isinstance(module, Transformer) and module.tokenizer is not None):
         raise ValueError(
             f"model starts with a {type(module).__name__}, but explanations need a Transformer, a StaticEmbedding or "

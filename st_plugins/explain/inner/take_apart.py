@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from torch import Tensor, nn
 
 from st_plugins.core.host import evaluating
-from st_plugins.explain.inner.reading import Reading
+from st_plugins.explain.inner.reading import Reading, check_route
 from st_plugins.explain.inner.seen import Seen
 from st_plugins.explain.inner.tail import Tail
 from st_plugins.explain.spans import Kind, Side, Span, Unit
@@ -47,6 +47,7 @@ class Parts:
 def check_apart(model: SentenceTransformer) -> tuple[int, Tail]:
     """Return where the pooling is and what comes after it; refuse what cannot be taken apart before the model runs."""
     modules = list(model)
+    check_route(modules[0])
     position = _pooling(modules)
     return position, Tail(modules[position + 1 :], model.truncate_dim)
 
@@ -125,7 +126,7 @@ def _pooling(modules: Sequence[nn.Module]) -> int:
             )
             raise ValueError(
                 f"the model {reason}, which is no weighted sum of parts of the text; explanations are exact for "
-                f"{_SUPPORTED}"
+                f"{_SUPPORTED}; for the similarity of two texts depth='input' goes through any pooling"
             )
     names = ", ".join(type(module).__name__ for module in modules)
     raise ValueError(f"the model ({names}) has no pooling that can be taken apart; supported are {_SUPPORTED}")
