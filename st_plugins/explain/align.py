@@ -86,14 +86,9 @@ def align(
         next(look(model, [text], own, layers=True, names=[name]))[1]
         for text, own, name in zip((first, second), prompts, ("first text", "second text"), strict=True)
     )
-    found = alignment_of(one, other, by, layers)
+    texts = one.reading.text, other.reading.text
+    found = linked(texts, units_of(one, by, layers), units_of(other, by, layers), by)
     return dataclasses.replace(found, unread=(one.reading.unread, other.reading.unread))
-
-
-def alignment_of(first: Seen, second: Seen, by: By, layers: Sequence[int] | None = None) -> Alignment:
-    """Align two texts that the model has seen with its layers."""
-    sides = [units_of(seen, by, layers) for seen in (first, second)]
-    return linked((first.reading.text, second.reading.text), sides[0], sides[1], by)
 
 
 Units = tuple[list[Span], Array, tuple[int, ...]]

@@ -17,9 +17,10 @@ from scipy.sparse.csgraph import connected_components
 from typing_extensions import Self
 
 from st_plugins.core.files import JSONText
-from st_plugins.explain.inner.units import By
+from st_plugins.explain.inner.drawing import pieces
+from st_plugins.explain.inner.units import By, inside
 from st_plugins.explain.spans import Span
-from st_plugins.report.matrices import STYLE, Numbered, numbered_html, numbered_terminal
+from st_plugins.report.matrices import STYLE, Piece, numbered_html, numbered_terminal
 from st_plugins.report.page import escape, page, section
 from st_plugins.report.table import Table
 from st_plugins.report.terminal import foreign
@@ -197,10 +198,7 @@ class Alignment(JSONText):
         Returns:
             The alignment of their words.
         """
-        rows, columns = (
-            [k for k, word in enumerate(words) if sentence.first <= word.first and word.last <= sentence.last]
-            for words, sentence in ((self.first, first), (self.second, second))
-        )
+        rows, columns = inside(self.first, first), inside(self.second, second)
         kept = set(rows), set(columns)
         links = [link for link, (i, j) in zip(self.links, self.places, strict=True) if i in kept[0] and j in kept[1]]
         texts = self.texts[0][: first.end][first.start :], self.texts[1][: second.end][second.start :]
@@ -218,12 +216,12 @@ class Alignment(JSONText):
             links=tuple(link._replace(first=moved[0][link.first], second=moved[1][link.second]) for link in links),
         )
 
-    def _numbered(self) -> tuple[list[Numbered], list[Numbered]]:
-        found = []
-        phrases = self.phrases
+    def _numbered(self) -> tuple[list[Piece], list[Piece]]:
+        """Return both texts with the number of its phrase at each word, 0 at those without counterpart."""
+        phrases, found = self.phrases, []
         for text, words, side in zip(self.texts, (self.first, self.second), ("first", "second"), strict=True):
             numbers = {word: n for n, phrase in enumerate(phrases, 1) for word in getattr(phrase, side)}
-            found.append(_laid_out(text, words, numbers))
+            found.append(pieces(text, words, [numbers.get(word, 0) for word in words]))
         return found[0], found[1]
 
     def summary(self) -> str:
@@ -267,18 +265,3 @@ def _joined(words: Sequence[Span]) -> str:
         parts.append(" … " if apart else " " if space else "")
         parts.append(word.text)
     return "".join(parts)
-
-
-def _laid_out(text: str, words: Sequence[Span], numbers: dict[Span, int]) -> list[Numbered]:
-    found: list[Numbered] = []
-    reached = 0
-    for word in words:
-        if word.start is not None and word.start > reached:
-            found.append(Numbered(text[reached : word.start], None))
-        elif found and word.start is None:
-            found.append(Numbered(" ", None))
-        found.append(Numbered(word.text, numbers.get(word, 0)))
-        reached = reached if word.end is None else max(reached, word.end)
-    if reached and reached < len(text):
-        found.append(Numbered(text[reached:], None))
-    return found

@@ -177,7 +177,7 @@ class QueryExplanation(JSONText):
         for hit in self.hits:
             text = Text()
             for piece in hit.alignment._numbered()[1]:
-                text.append(foreign(piece.text, "bold underline" if piece.number else ""))
+                text.append(foreign(piece.text, "bold underline" if piece.value else ""))
             text.truncate(_SHORT, overflow="ellipsis")
             drawn.add_row(str(hit.rank), f"{hit.score:.4f}", text, foreign(self._decided_by(hit)))
         said = [self._summary(), "Underlined words correspond to one of the query.", *self._notes()]

@@ -54,34 +54,27 @@ class Piece(NamedTuple):
     added: bool = False  # special tokens and prompts do not stand in the text itself
 
 
-class Numbered(NamedTuple):
-    """A word of a text with the number of what it corresponds to."""
-
-    text: str
-    number: int | None = None  # text between the words has none; 0 is for a word that corresponds to nothing
-
-
-def numbered_html(strip: Sequence[Numbered]) -> str:
+def numbered_html(strip: Sequence[Piece]) -> str:
     """Return a text as a paragraph of HTML, with numbers at what corresponds and dotted words at what does not."""
     drawn = ""
     for piece in strip:
         text = escape(piece.text)
-        if piece.number is None:
+        if piece.value is None:
             drawn += text
-        elif piece.number:
-            drawn += f'<span class="linked">{text}<sup>{piece.number}</sup></span>'
-        else:
+        elif piece.value:
+            drawn += f'<span class="linked">{text}<sup>{piece.value:.0f}</sup></span>'
+        else:  # 0: it corresponds to nothing
             drawn += f'<span class="apart" title="no counterpart">{text}</span>'
     return f'<p class="numbered">{drawn}</p>'
 
 
-def numbered_terminal(strip: Sequence[Numbered]) -> Text:
+def numbered_terminal(strip: Sequence[Piece]) -> Text:
     """Return a text for the terminal, with numbers at what corresponds and dim words at what does not."""
     drawn = Text()
     for piece in strip:
-        drawn.append(shown(piece.text), {None: None, 0: "dim"}.get(piece.number, "underline"))
-        if piece.number:
-            drawn.append(f"[{piece.number}]", "bold cyan")
+        drawn.append(shown(piece.text), None if piece.value is None else "underline" if piece.value else "dim")
+        if piece.value:
+            drawn.append(f"[{piece.value:.0f}]", "bold cyan")
     return drawn
 
 

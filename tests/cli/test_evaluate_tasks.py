@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli import app as cli
 from st_plugins.evaluation import TasksResult, read_leaderboard, read_result
 
 Run = Callable[..., tuple[int, str, str]]
@@ -23,19 +21,11 @@ QUICK = ("--bootstrap-samples", "20", "--device", "cpu")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run ``st-plugins ARGS`` in the folder of the inputs; return exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ST_PLUGINS_DATA", raising=False)
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["st-plugins", *args])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
+    return command
 
 
 @pytest.fixture(autouse=True)

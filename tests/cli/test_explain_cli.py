@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli import app as cli
 from st_plugins.explain import Explanation, PairExplanation
 
 Run = Callable[..., tuple[int, str, str]]
@@ -23,15 +21,8 @@ def folder(model: SentenceTransformer, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["st-plugins", "explain", *args])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
+def run(command: Run) -> Run:
+    return lambda *args: command("explain", *args)
 
 
 def test_a_pair(run: Run, model: SentenceTransformer, folder: str, tmp_path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.cli import app as cli
 from st_plugins.explain import explain_query
 
 Run = Callable[..., tuple[int, str, str]]
@@ -18,17 +16,9 @@ QUERY = "a big dog is sleeping"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["st-plugins", "explain", *args])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
+    return lambda *args: command("explain", *args)
 
 
 @pytest.fixture(autouse=True)

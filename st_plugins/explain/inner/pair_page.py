@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from st_plugins.explain.alignment import Alignment
 from st_plugins.explain.gathered import Gathered
 from st_plugins.explain.inner.drawing import gathered_matrix
+from st_plugins.explain.inner.units import inside
 from st_plugins.explain.spans import NOWHERE, Span
 from st_plugins.report.page import escape, section
 
@@ -50,7 +51,7 @@ def by_sentence(words: Gathered, sentences: Gathered, alignment: Alignment | Non
     opened = ""
     for row, column in _largest(sentences)[:_SENTENCE_PAIRS]:
         one, other = sentences.first[row], sentences.second[column]
-        rows, columns = _within(words.first, one), _within(words.second, other)
+        rows, columns = inside(words.first, one), inside(words.second, other)
         inner = gathered_matrix(
             [words.first[k] for k in rows],
             [words.second[k] for k in columns],
@@ -100,10 +101,6 @@ def _largest(found: Gathered) -> list[tuple[int, int]]:
     table[:, [unit.kind in APART for unit in found.second]] = 0
     order = np.argsort(-table, axis=None, kind="stable")[: (table > 0).sum()]
     return [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, table.shape), strict=True)]
-
-
-def _within(words: Sequence[Span], sentence: Span) -> list[int]:
-    return [k for k, word in enumerate(words) if sentence.first <= word.first and word.last <= sentence.last]
 
 
 def _labeled(sentences: Sequence[Span]) -> list[Span]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -71,6 +71,11 @@ def text_units(reading: Reading, by: By) -> tuple[list[Span], list[list[int]]]:
     """Return the words (or sentences, or tokens) that are text, no special token or prompt, and the tokens of each."""
     found = [members for members in _groups(reading, by) if reading.tokens[members[0]].kind == "text"]
     return [_unit(reading, members, 1.0) for members in found], found
+
+
+def inside(words: Sequence[Span], sentence: Span) -> list[int]:
+    """Return the places of the words of a sentence."""
+    return [place for place, word in enumerate(words) if sentence.first <= word.first and word.last <= sentence.last]
 
 
 def unit_numbers(text: str, by: By) -> list[int]:
