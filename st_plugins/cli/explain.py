@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from st_plugins.explain import Explanation, PairExplanation, QueryExplanation
 
 
-_By = Literal["word", "token", "sentence", "span"]
+_By = Literal["word", "phrase", "token", "sentence", "span"]
 
 
 def _depth(value: str) -> str:
@@ -97,8 +97,8 @@ def explain(
         refuse_unused(context, "with --texts", "faithfulness", "view", "depth")
         if second is not None:
             raise ValueError(f"--texts and a second text {second[:80]!r} are both given; leave one out")
-        if by == "span":
-            raise ValueError("by='span' has no effect with --texts; give word, token or sentence")
+        if by in ("span", "phrase"):
+            raise ValueError(f"by={by!r} has no effect with --texts; give word, token or sentence")
     if second is None and texts is None:
         refuse_unused(context, "for one text", "view", "depth")
     # A file without our mark is somebody else's, and not replaced.

@@ -199,6 +199,8 @@ def explain_text(
     check_count(top_k, "top_k")
     if by is not None:
         check_by(by, "span")
+        if by == "phrase":
+            raise ValueError("by='phrase' is for two texts, whose phrases correspond; use 'word' for one")
     check_apart(model)
     parts = take_apart(model, see(model, [text], prompt)[0], top_k)
     found = None

@@ -71,9 +71,10 @@ def explain_pair(
             one last row or column, the rest, which is exact as a whole: its vector is the embedding minus the spans
             kept. Memory stays linear in the text. Through the layers there is no rest.
         prompt: Goes before the texts, as in ``encode``, or one for each; None takes the model's default prompt.
-        by: What to list and draw: ``"word"``, ``"token"`` or ``"sentence"``, with SpanPooling also ``"span"``. None
-            takes spans where there are such, else words. ``contributions`` are those of spans or tokens in any case,
-            but through the layers those of what is given here: a sentence is integrated at once, which is cheap.
+        by: What to list and draw: ``"word"``, ``"phrase"`` (words in a row that correspond to the same, see
+            ``alignment``), ``"token"`` or ``"sentence"``, with SpanPooling also ``"span"``. None takes spans where
+            there are such, else words. ``contributions`` are those of spans or tokens in any case, but through the
+            layers those of what is given here: a sentence is integrated at once, which is cheap.
         view: What to list and draw first: ``"interaction"`` or ``"contribution"``.
         faithfulness: Whether to measure by deletion how the similarity reacts when tokens of either text are removed.
         depth: ``"output"``; ``"input"``, the token embeddings; or k, the hidden states after layer k of the encoder.

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from st_plugins.core.files import JSONText
 from st_plugins.explain.alignment import Alignment
 from st_plugins.explain.eraser import Faithfulness
-from st_plugins.explain.gathered import AlignedPair, Gathered, View
+from st_plugins.explain.gathered import AlignedPair, Gathered, View, by_phrase
 from st_plugins.explain.inner.drawing import Matrix, about_html, gathered_matrix, pieces, shown
 from st_plugins.explain.inner.layers import Depth
 from st_plugins.explain.inner.pair_page import APART, MEANING, PAGE_WORDS, by_sentence, differences
@@ -62,8 +62,9 @@ class PairExplanation(JSONText):
             where ``exact``.
         top_k: How many pairs ``top_pairs`` has.
         faithfulness: What deletion says, mean of both texts, if asked for.
-        by: What ``top_pairs`` and the pictures show: ``"word"``, ``"token"``, ``"sentence"``, or ``"span"``, the spans
-            themselves. A word's contributions are sums over its tokens; the total stays the similarity.
+        by: What ``top_pairs`` and the pictures show: ``"word"``, ``"phrase"``, ``"token"``, ``"sentence"``, or
+            ``"span"``, the spans themselves. A word's contributions are sums over its tokens; the total stays the
+            similarity.
         alignment: Which words correspond, a reading of the layers that is no part of the sum.
         view: What ``top_pairs`` and the pictures show first: ``"interaction"`` or ``"contribution"``.
         about: The model, the date and the settings, by name.
@@ -156,7 +157,7 @@ class PairExplanation(JSONText):
         )
 
     def gathered(self, by: By | None = None) -> Gathered:
-        """Return the contributions added up to words, sentences or tokens.
+        """Return the contributions added up to words, phrases, sentences or tokens.
 
         Args:
             by: To what; None takes the explanation's own ``by``.
@@ -166,6 +167,8 @@ class PairExplanation(JSONText):
             similarity, and their interaction, ``(units of the first, units of the second)``.
         """
         by = self.by if by is None else check_by(by, self.unit)
+        if by == "phrase":
+            return by_phrase(self.gathered("word"), self.alignment)
         (first, table_a), (second, table_b) = gather(self.first, by), gather(self.second, by)
         tables = (np.asarray(table_a @ table @ table_b.T) for table in (self.contributions, self.interaction))
         return Gathered(first, second, *tables)

@@ -198,7 +198,7 @@ class _Text:
                     asked.depth,
                     reference=asked.reference,
                     tolerance=key,
-                    by=asked.by,
+                    by=None if asked.by == "phrase" else asked.by,
                 )
             )
         return self._parts[key]
@@ -223,7 +223,7 @@ def _explained(
     norms = _lengths(sides) if function == "cosine" else 1.0
     similarity = float(model.similarity(one.embedding, other.embedding))
     contributions = (one.vectors @ other.vectors.T / norms).numpy()
-    by: By = "word" if shown == "span" else shown
+    by: By = "word" if shown in ("span", "phrase") else shown
     return PairExplanation(
         first=one.side,
         second=other.side,

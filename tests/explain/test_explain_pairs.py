@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import html
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_plugins.explain import explain_pair, explain_pairs
+from st_plugins.explain import PairExplanation, align, explain_pair, explain_pairs, explain_text
 from st_plugins.explain import pairs as module
 from st_plugins.explain.inner.drawing import gathered_matrix
 
@@ -49,6 +50,33 @@ def test_each_text_is_taken_apart_once(make_model: Make, monkeypatch: pytest.Mon
     for pair, explanation in zip(PAIRS, found, strict=True):
         alone = explain_pair(model, *pair, prompt=prompt)
         assert np.allclose(explanation.contributions, alone.contributions, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", ["output", "input"])
+def test_phrases_add_up(make_model: Make, depth: Any) -> None:
+    model = make_model("bert")
+    found = explain_pair(model, "a big dog is sleeping", "the dog was sleeping fast", by="phrase", depth=depth)
+    # Two words of the first text with one of the second, and one that stands for itself.
+    words, links = found.alignment.first, found.alignment.links
+    one = [links[0]._replace(first=word, second=found.alignment.second[1]) for word in words[1:3]]
+    found = dataclasses.replace(found, alignment=dataclasses.replace(found.alignment, links=tuple(one)))
+    gathered, of_words = found.gathered(), found.gathered("word")
+    texts = [unit.text for unit in gathered.first if unit.kind == "text"]
+    assert texts == ["a", "big dog", "is", "sleeping"]
+    rows = [unit.text for unit in of_words.first]
+    expected = sum(of_words.contributions[rows.index(word)] for word in ("big", "dog"))
+    place = [unit.text for unit in gathered.first].index("big dog")
+    assert gathered.contributions[place] == pytest.approx(expected, abs=1e-12)
+    assert gathered.first[place].start == 2 and gathered.first[place].end == 9
+    assert gathered.contributions.sum() == pytest.approx(found.similarity, abs=1e-3)
+    assert gathered.interaction.sum(0) == pytest.approx(0, abs=1e-12)
+    assert "Interaction, phrase by phrase" in PairExplanation.from_json(found.to_json()).to_html()
+    with pytest.raises(ValueError, match="explain with by='phrase'"):
+        explain_pair(model, *PAIRS[0], by="token").gathered("phrase")
+    with pytest.raises(ValueError, match="by='phrase' is for two texts"):
+        explain_text(model, "a dog", by="phrase")
+    with pytest.raises(ValueError, match="by='phrase' must be"):
+        align(model, *PAIRS[0], by="phrase")
 
 
 @pytest.mark.parametrize("depth", ["input", 1])

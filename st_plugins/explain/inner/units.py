@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from st_plugins.explain.inner.reading import Reading
 from st_plugins.explain.spans import NOWHERE, Side, Span, Token
 
-By = Literal["word", "token", "sentence", "span"]
+By = Literal["word", "phrase", "token", "sentence", "span"]
 
 # Scripts without spaces: a character is a word, as the tokenizers of the BERT family have it.
 _IDEOGRAPHS = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
@@ -25,7 +25,10 @@ def check_by(by: str | None, unit: str) -> By:
     if by is None:
         return "span" if unit == "span" else "word"
     if by not in get_args(By) or (by == "span" and unit != "span"):
-        raise ValueError(f"by={by!r} must be 'word', 'token' or 'sentence', or 'span' for a model with SpanPooling")
+        raise ValueError(
+            f"by={by!r} must be 'word', 'token' or 'sentence', 'phrase' for two texts, or 'span' for a model with "
+            "SpanPooling"
+        )
     return by  # type: ignore[return-value]
 
 
