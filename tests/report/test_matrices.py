@@ -17,7 +17,15 @@ from st_plugins.explain import explain_pair, explain_text
 from st_plugins.explain.inner.drawing import pieces
 from st_plugins.explain.spans import Token
 from st_plugins.methods.self_explaining.span_pooling import SpanPooling
-from st_plugins.report.matrices import Piece, matrix_html, matrix_terminal, strip_html, strip_terminal
+from st_plugins.report.matrices import (
+    Piece,
+    matrix_html,
+    matrix_terminal,
+    numbered_html,
+    numbered_terminal,
+    strip_html,
+    strip_terminal,
+)
 from st_plugins.report.palette import color, ink
 
 Make = Callable[..., SentenceTransformer]
@@ -167,3 +175,14 @@ def test_long_texts_gather_tokens_and_keep_the_total(make_model: Make) -> None:
     assert not shades[5].any() and not shades[:, 5].any()
     assert len(found._matrix("contribution", 31)[0]) == 32  # "1 more" would be no shorter
     assert "cut off the last" in found.to_html()
+
+
+def test_what_corresponds_has_equal_numbers_and_what_does_not_has_none() -> None:
+    strip = [Piece("a <b>", 12.0), Piece(" "), Piece("dog", 0.0)]
+    assert numbered_html(strip) == (
+        '<p class="numbered"><span class="linked">a &lt;b&gt;<sup>12</sup></span> '
+        '<span class="apart" title="no counterpart">dog</span></p>'
+    )
+    drawn = numbered_terminal(strip)
+    assert drawn.plain == "a <b>[12] dog"
+    assert [str(span.style) for span in drawn.spans] == ["underline", "bold cyan", "dim"]
