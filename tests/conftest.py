@@ -6,6 +6,7 @@ import copy
 import gzip
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +54,7 @@ from transformers import (
     XLNetModel,
 )
 
+from st_plugins.cli import app
 from st_plugins.data.tasks import TASKS
 
 WORDS = (
@@ -275,3 +277,19 @@ def _seeds() -> Iterator[None]:
     np.random.seed(0)  # noqa: NPY002 - third-party code may draw from the global state
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run ``st-plugins ARGS``; return exit code, standard output and standard error."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["st-plugins", *args])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
