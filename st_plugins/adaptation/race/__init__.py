@@ -1,0 +1,1 @@
+"""What `adapt` does inside: the entries of the race, their training, and what they are judged by."""
