@@ -97,7 +97,7 @@ class PairStudy(Study[AnyRow], Generic[AnyRow]):
     keeps_rows_together: ClassVar[bool] = True
 
     tasks: dict[str, Any]
-    # Dev sets are cut to so many pairs; 0 leaves them whole. Reported sets are never cut.
+    # Dev sets are cut to so many pairs; 0 leaves them whole. Reported sets are cut only by `test_limit`.
     eval_limit: int = 2000
     _open: Setting | None = field(default=None, init=False, repr=False)
 

@@ -40,6 +40,12 @@ def _triple(value: float, resamples: Array) -> list[float]:
     return [found.value, found.low, found.high]
 
 
+def average(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of several scores as a score: that of their values, and that of each resample."""
+    resamples = np.mean([unpacked(result) for result in found], axis=0)
+    return _resampled(float(np.mean([result["value"][0] for result in found])), resamples, metric=found[0]["metric"])
+
+
 def _f1(gold: Array, found: Array, positive: int, counts: Array) -> Array:
     """Return the F1 of one class for each row of counts; 0 where the class neither occurs nor is found."""
     both = counts @ ((gold == positive) & (found == positive))

@@ -80,11 +80,13 @@ class Study(ABC, Generic[AnyRow]):
     options: ClassVar[tuple[str, ...]] = ("dev_only", "dry_run")
     # Whether rows of one task and seed share so much that they have to run in one process.
     keeps_rows_together: ClassVar[bool] = False
+    takes_bf16: ClassVar[bool] = False
 
     title: str
     rows: list[AnyRow]
     seeds: tuple[int, ...] = (0, 1, 2)  # one measurement of each row for each
     notes: str = ""  # text below the table
+    bf16: bool = False  # whether passes through encoders are in bfloat16; weights stay float32
     path: Path = field(default=Path(), init=False)
     place: Place = field(default=Place(Path(), Path()), init=False, repr=False)
 
@@ -100,6 +102,12 @@ class Study(ABC, Generic[AnyRow]):
         names = [row.name for row in self.rows]
         if len(set(names)) != len(names):
             raise ValueError("two rows have one name")
+        if self.bf16 and not self.takes_bf16:
+            raise ValueError("bf16=true: this study computes in float32; leave it out")
+
+    def passes(self) -> torch.autocast:
+        """Compute in the recipe's precision within a ``with`` block."""
+        return torch.autocast(torch.device(self.place.on).type, torch.bfloat16, enabled=self.bf16)
 
     def find(self, name: str) -> AnyRow:
         """Return a row by name."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sentence_transformers import (
     CrossEncoder,
     CrossEncoderTrainer,
@@ -23,8 +23,8 @@ from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 
-from evaluation.engine.batching import LengthGroupedBatchSampler
 from evaluation.engine.pairs import Answer, Array, Examples
+from st_plugins.core.batching import LengthGroupedBatchSampler
 from st_plugins.matching import RE2Matcher, VIRTPairClassifier
 
 _EVALUATION_BATCH = 64
@@ -32,8 +32,8 @@ _EVALUATION_BATCH = 64
 
 def train(
     model: SentenceTransformer | CrossEncoder,
-    loss: nn.Module,
-    rows: Dataset | dict[str, list[Any]],
+    loss: nn.Module | dict[str, nn.Module],
+    rows: Dataset | DatasetDict | dict[str, list[Any]],
     *,
     seed: int,
     batch_size: int,
@@ -42,7 +42,10 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> TrainerState:
-    """Train a model in place, with the arguments of the host's trainer; nothing is written to disk."""
+    """Train a model in place, with the arguments of the host's trainer; nothing is written to disk.
+
+    Several datasets, each with a loss of its name, take turns: a batch comes from one of them.
+    """
     cross = isinstance(model, CrossEncoder)
     host: Any = CrossEncoderTrainer if cross else SentenceTransformerTrainer
     arguments_of_host: Any = CrossEncoderTrainingArguments if cross else SentenceTransformerTrainingArguments
@@ -55,6 +58,7 @@ def train(
         "save_strategy": "no",
         "logging_strategy": "no",
         "report_to": [],
+        "use_cpu": model.device.type == "cpu",  # without it the host refuses bfloat16 there
         "disable_tqdm": True,
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +67,7 @@ def train(
             args=arguments_of_host(
                 output_dir=folder, seed=seed, per_device_train_batch_size=batch_size, **{**usual, **arguments}
             ),
-            train_dataset=Dataset.from_dict(rows) if isinstance(rows, dict) else rows,
+            train_dataset=rows if isinstance(rows, Dataset | DatasetDict) else Dataset.from_dict(rows),
             eval_dataset=held_out,
             loss=loss,
             evaluator=evaluator,

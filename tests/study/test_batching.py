@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from datasets import Dataset
 
-from evaluation.engine.batching import LengthGroupedBatchSampler
+from st_plugins.core.batching import LengthGroupedBatchSampler
 
 
 def _sampler(drop_last: bool) -> LengthGroupedBatchSampler:

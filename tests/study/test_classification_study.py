@@ -115,6 +115,7 @@ def test_pairs_full_stops_and_unknown_labels(folders: dict[str, Path], tmp_path:
         ('pooling = "cls"', 'pooling = "max"', "pooling='max' must be one of mean, cls, span"),
         ('pooling = "cls"', 'pooling = "cls"\nweight = 1.0', "weight=1.0 needs pooling='span'"),
         ('name = "cls"', 'name = "mean"', "two rows have one name"),
+        ('study = "self_explaining"', 'study = "self_explaining"\nbf16 = true', "this study computes in float32"),
         ("epochs", "epoches", "epoches"),
         ("pictures", 'pictured = "mean"\npictures', "pictured='mean' must be a row with pooling='span'"),
     ],

@@ -89,7 +89,10 @@ def test_a_recipe_says_which_study_it_is_of(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     for text, message in (
         ('title = "t"', r"r\.toml: there is no 'study'"),
-        ('study = "magic"', r"r\.toml: recipe: study='magic' must be one of compression, contrastive, exactness, "),
+        (
+            'study = "magic"',
+            r"r\.toml: recipe: study='magic' must be one of adapt, compression, contrastive, ",
+        ),
         ('study = "sts"\n[[row]]\nname = "a"', r"r\.toml: .*missing 1 required positional argument: 'model'"),
     ):
         path.write_text(text, encoding="utf-8")

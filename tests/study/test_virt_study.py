@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from evaluation.engine.pairs import Examples, training_and_dev
 from evaluation.engine.scores import score, unpacked
 from evaluation.engine.study import STUDIES, Place, read_study
 from evaluation.studies.virt import setting as virt
-from evaluation.studies.virt.setting import soft_cross_entropy, student, trim, with_virt
+from evaluation.studies.virt.setting import class_loss, soft_cross_entropy, student, trim, with_virt
 from evaluation.studies.virt.study import Row
 from st_plugins.evaluation.statistics import resample_counts
+from st_plugins.losses import VIRTLoss
 
 RECIPE = """
 study = "virt"
@@ -245,6 +247,63 @@ def test_soft_targets_cost_what_hard_and_teacher_cost_together() -> None:
     assert losses[1] == pytest.approx(float(expected) / 5)
 
 
+def test_logits_and_margins_are_regressed_beside_the_labels(folders: dict[str, Path], tmp_path: Path) -> None:
+    setting = _setting(_recipe(tmp_path, ROWS), folders)
+    seen = setting.seen(3)
+    row = Row("a", distillation=0.25, scores="margin")
+    targets = torch.tensor(setting.targets(row, seen)).double()
+    teacher = torch.tensor(setting.teacher.predict(seen.pairs, show_progress_bar=False)).double()
+    gold = torch.tensor(seen.gold).long()
+    assert torch.equal(targets[:, :3].argmax(dim=1), gold) and torch.allclose(targets[:, 3:], teacher)
+    logits = torch.randn(len(seen), 3).double()
+    task = torch.nn.functional.cross_entropy(logits, gold)
+    distances = ((logits - teacher) ** 2).mean()
+    found = class_loss(Row("a", distillation=0.25, scores="mse"))(logits, targets.flatten())
+    assert found.item() == pytest.approx((0.75 * task + 0.25 * distances).item())
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    margins = [((logits[:, i] - logits[:, j]) - (teacher[:, i] - teacher[:, j])) ** 2 for i, j in pairs]
+    found = class_loss(row)(logits, targets.flatten())
+    assert found.item() == pytest.approx((0.75 * task + 0.25 * torch.stack(margins).sum(dim=0).mean() / 9).item())
+
+
+def test_maps_may_begin_later_than_scores(folders: dict[str, Path], tmp_path: Path) -> None:
+    setting = _setting(_recipe(tmp_path, ROWS), folders)
+    weights: list[float] = []
+
+    def after(row: Row) -> Any:
+        return setting.measure(row)["agreement"]["after"]
+
+    real = virt.with_virt
+
+    def watched(*arguments: Any) -> Any:
+        loss = real(*arguments)
+        if isinstance(loss, VIRTLoss):
+            loss.register_forward_pre_hook(lambda module, _: weights.append(module.weight))
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(virt, "with_virt", watched)
+        late = after(Row("late", weight=100.0, virt_after=0.5, learning_rate=1e-2, steps=4))
+    assert weights == [0.0, 0.0, 100.0, 100.0]
+    assert late != after(Row("at once", weight=100.0, learning_rate=1e-2, steps=4))
+
+
+def test_rows_share_the_teachers_maps(folders: dict[str, Path], tmp_path: Path) -> None:
+    kept = _recipe(tmp_path, ROWS, head="cache_maps = true\n" + RECIPE)
+    setting = _setting(kept, folders)
+    rows = [Row(name, weight=100.0, layers=layers) for name, layers in (("a", "all"), ("b", "all"), ("c", (1,)))]
+    records = [setting.measure(row) for row in rows]
+    assert records[0]["agreement"] == records[1]["agreement"] != records[2]["agreement"]
+    assert len(list((folders["cache"] / "maps").iterdir())) == 2
+    assert setting.maps(rows[0]) != setting.maps(replace(rows[0], target="logits"))
+
+
+def test_reported_sets_may_be_cut_to_their_first_pairs(folders: dict[str, Path], tmp_path: Path) -> None:
+    whole = _setting(_recipe(tmp_path, ROWS), folders).tests["nli-test"]
+    cut = _setting(_recipe(tmp_path, ROWS, head="test_limit = 20\n" + RECIPE), folders).tests["nli-test"]
+    assert len(whole) == 60 and cut == whole.first_ones(20)
+
+
 def test_both_models_read_the_same_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
     setting = _setting(_recipe(tmp_path, ROWS), folders)
     tokenizer = setting.encoder().tokenizer
@@ -313,6 +372,11 @@ def test_differences_are_paired(folders: dict[str, Path], tmp_path: Path) -> Non
         ({"a": 'tasks = ["lost"]'}, RECIPE, "lost"),
         ({"a": 'kind = "interaction"\ndistillation = 0.5'}, RECIPE, "the pair head takes labels"),
         ({"a": 'regression = "magic"'}, RECIPE, "regression='magic'"),
+        ({"a": 'scores = "magic"'}, RECIPE, "scores='magic'"),
+        ({"a": 'scores = "mse"'}, RECIPE, "rows with distillation"),
+        ({"a": 'scores = "mse"\ndistillation = 0.5'}, RECIPE, "tasks with classes"),
+        ({"a": "virt_after = 1.0\nweight = 1.0"}, RECIPE, "virt_after=1.0 must be"),
+        ({"a": "virt_after = 0.5"}, RECIPE, "of a row with a weight"),
         ({"a": "colour = 1"}, RECIPE, "colour"),
         ({}, RECIPE, "row"),
         ({"a": ""}, RECIPE.replace("aside = 12\n", ""), "either a dev file or a number"),
@@ -361,7 +425,8 @@ def test_committed_recipes_run(path: Path, encoder_folder: Path, sentences: list
     """Two steps of every row, with a tiny encoder in the place of the recipe's, and tiny files of the named forms."""
     small = re.sub(r"(batch_size|aside) = [0-9]+", r"\1 = 8", path.read_text(encoding="utf-8"))
     small = re.sub(r"max_length = [0-9]+", "max_length = 16", small)
-    small = re.sub(r"layers = .*", 'layers = ["all", [1]]', small)
+    small = re.sub(r'layers = \["all".*', 'layers = ["all", [1]]', small)  # of the grid
+    small = re.sub(r"layers = \[[0-9].*", "layers = [1]", small)  # of a row
     (tmp_path / path.name).write_text(small, encoding="utf-8")
     study = read_study(tmp_path / path.name)
     pairs = list(zip(sentences, reversed(sentences), strict=True))

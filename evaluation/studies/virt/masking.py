@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
-from evaluation.engine.batching import LengthGroupedBatchSampler
+from st_plugins.core.batching import LengthGroupedBatchSampler
 
 if TYPE_CHECKING:
     from evaluation.studies.virt.reading import Reading

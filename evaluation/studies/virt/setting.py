@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, CrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, CosineSimilarityLoss
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss
+from transformers import TrainerCallback
 
 from evaluation.engine import setting
 from evaluation.engine.pairs import Answer, Array, Examples, training_and_dev
@@ -61,6 +64,12 @@ class Setting(setting.Setting):
         few = examples.first_ones(_DRY_PAIRS) if self.place.dry_run else examples
         return trim(few, self._tokenizer, self.task.max_length)
 
+    @cached_property
+    def tests(self) -> dict[str, Examples]:
+        """The reported sets, or their first pairs."""
+        limit = self.study.test_limit
+        return {name: found.first_ones(limit or len(found)) for name, found in super().tests.items()}
+
     def steps(self, wanted: int = 0) -> int:
         """Return the length of a training: what a row or the teacher asks for, or 0 for the task's budget."""
         if self.place.dry_run:
@@ -74,17 +83,29 @@ class Setting(setting.Setting):
         order = np.random.default_rng(self.seed).permutation(len(training))
         return self.cut(training.take(order[: steps * self.study.batch_size]))
 
-    def _train(self, model: Any, loss: nn.Module, seen: Examples, targets: list[Any], steps: int, rate: float) -> None:
-        options: Any = {"seed": self.seed, "batch_size": self.study.batch_size}
+    def _train(
+        self, model: Any, loss: nn.Module, seen: Examples, targets: list[Any], steps: int, rate: float, **more: Any
+    ) -> None:
+        options: Any = {"seed": self.seed, "batch_size": self.study.batch_size, "bf16": self.study.bf16, **more}
         train(model, loss, seen.columns(targets), max_steps=steps, learning_rate=rate, **options)
 
     @cached_property
+    def _teaching(self) -> Setting:
+        seed = self.study.teacher_seed
+        return self if seed in (None, self.seed) else Setting(self.study, self.name, seed)
+
+    @property
     def teacher(self) -> CrossEncoder:
         """The cross-encoder that the rows learn from: this seed's, or that of the study's ``teacher_seed``."""
-        seed = self.study.teacher_seed
-        if seed in (None, self.seed):
-            return self.cross_encoder
-        return Setting(self.study, self.name, seed).cross_encoder
+        return self._teaching.cross_encoder
+
+    def maps(self, row: Row) -> Path | None:
+        """Return the folder of the teacher's maps, which rows that look at the same ones share."""
+        if not self.study.cache_maps:
+            return None
+        kinds = (row.layers, row.heads, row.target, row.include_special_tokens)
+        digest = hashlib.sha256(json.dumps(kinds).encode()).hexdigest()[:12]
+        return cache_of(self.study) / "maps" / f"{self._teaching._cross_encoder_folder.name}-{digest}"
 
     @cached_property
     def cross_encoder(self) -> CrossEncoder:
@@ -133,16 +154,21 @@ class Setting(setting.Setting):
         """What the teacher says of the training pairs that the task's budget allows for."""
         # Asked once: rows see the first ones of the same order.
         seen = self.seen(max(self.steps(), *(row.steps for row in self.study.rows)))
-        return predict(self.teacher, seen, apply_softmax=bool(self.task.classes))
+        with self.study.passes():
+            return predict(self.teacher, seen)
 
     def targets(self, row: Row, seen: Examples) -> list[Any]:
-        """Return what a row learns: the gold labels, or their mixture with the teacher's answers."""
+        """Return what a row learns: the gold labels, or with the teacher's answers a mixture or both side by side."""
         if not row.distillation:
             return self.gold(seen)
-        gold = np.array(seen.gold)
+        gold, answers = np.array(seen.gold), self._answers[: len(seen)]
         if self.task.classes:
             gold = np.eye(len(self.task.classes))[gold.astype(int)]
-        mixed: list[Any] = ((1 - row.distillation) * gold + row.distillation * self._answers[: len(seen)]).tolist()
+            if row.scores != "kl":
+                both: list[Any] = np.concatenate([gold, answers], axis=1).tolist()
+                return both
+            answers = softmax(answers, axis=1)
+        mixed: list[Any] = ((1 - row.distillation) * gold + row.distillation * answers).tolist()
         return mixed
 
     def measure(self, row: Row) -> Record:
@@ -159,10 +185,11 @@ class Setting(setting.Setting):
             torch.manual_seed(self.seed)
             task_loss, answer = student(row, model, len(self.task.classes))
             before = map_agreement(model, self.teacher, watched)
-            loss = with_virt(row, model, self.teacher, task_loss)
+            loss = with_virt(row, model, self.teacher, task_loss, self.maps(row))
             targets = self.targets(row, seen)
             begin = self.place.clock()
-            self._train(model, loss, seen, targets, steps, row.learning_rate)
+            callbacks = [Later(loss, row.weight, row.virt_after)] if row.virt_after else []
+            self._train(model, loss, seen, targets, steps, row.learning_rate, callbacks=callbacks)
             found["seconds_step"] = (self.place.clock() - begin) / steps
             after = map_agreement(model, self.teacher, watched)
             found["agreement"] = {
@@ -173,7 +200,9 @@ class Setting(setting.Setting):
 
     def score(self, name: str, examples: Examples, answer: Answer) -> Record:
         """Score answers on a set."""
-        classes, found = self.task.classes, answer(examples)
+        classes = self.task.classes
+        with self.study.passes():
+            found = answer(examples)
         if classes and found.ndim == 2:
             found = found.argmax(axis=1)
         return score(name, np.array(examples.gold), found, self.task.positive_class, bool(classes))
@@ -195,19 +224,50 @@ def student(row: Row, model: SentenceTransformer, classes: int) -> tuple[nn.Modu
         classifier = VIRTPairClassifier(model, classes or None, fusion=row.fusion)
         return VIRTPairLoss(classifier), partial(predict, classifier)
     if classes:
-        return softmax_siamese(model, classes, soft_cross_entropy if row.distillation else nn.CrossEntropyLoss())
+        return softmax_siamese(model, classes, class_loss(row))
     regression: Any = CoSENTLoss if row.regression == "cosent" else CosineSimilarityLoss
     return regression(model), partial(compare, model, cosine_similarity)
 
 
-def with_virt(row: Row, model: SentenceTransformer, teacher: CrossEncoder, task_loss: nn.Module) -> nn.Module:
+def with_virt(
+    row: Row, model: SentenceTransformer, teacher: CrossEncoder, task_loss: nn.Module, cache: Path | None = None
+) -> nn.Module:
     """Return the loss of a row: its own, with VIRT's where the row has a weight for it."""
     if not row.weight:
         return task_loss
     keys = ("weight", "heads", "target", "distance", "include_special_tokens")
     options: Any = {key: getattr(row, key) for key in keys}
     layers: Any = row.layers if isinstance(row.layers, str) else list(row.layers)
-    return VIRTLoss(model, teacher, task_loss, layers=layers, **options)
+    return VIRTLoss(model, teacher, task_loss, layers=layers, cache=cache, **options)
+
+
+class Later(TrainerCallback):
+    """Let VIRT begin after a share of the steps, when the student has learned something of the task."""
+
+    def __init__(self, loss: Any, weight: float, share: float) -> None:
+        self.loss, self.weight, self.share = loss, weight, share
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Set the weight of the maps."""
+        self.loss.weight = self.weight if state.global_step >= self.share * state.max_steps else 0.0
+
+
+def class_loss(row: Row) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what a row's logits of classes cost."""
+    if not row.distillation:
+        return nn.CrossEntropyLoss()
+    if row.scores == "kl":
+        return soft_cross_entropy
+    return partial(logit_regression, share=row.distillation, centered=row.scores == "margin")
+
+
+def logit_regression(logits: Tensor, targets: Tensor, share: float, centered: bool) -> Tensor:
+    """Return the cross-entropy to gold classes, and with a share the squared distance to a teacher's logits."""
+    gold, answers = targets.view(len(logits), 2, -1).to(logits.dtype).unbind(dim=1)
+    task = cross_entropy(logits, gold)
+    if centered:  # the mean squared distance of all differences between two logits, up to a factor
+        logits, answers = (side - side.mean(dim=1, keepdim=True) for side in (logits, answers))
+    return (1 - share) * task + share * mse_loss(logits, answers)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -38,12 +38,16 @@ class Row(pairs.PairRow):
     kind: str = "siamese"
     # Share of the teacher's answers in what is learned, the rest is the gold label.
     distillation: float = 0.0
+    # How the teacher's answers on classes are learned: "kl", mixed into the probabilities; "mse", its logits;
+    # "margin", the differences between its logits, which leave open what a softmax does not see.
+    scores: str = "kl"
     weight: float = 0.0  # of VIRTLoss, as all down to ``include_special_tokens``; 0 for no VIRT
     layers: str | tuple[int, ...] = "all"
     target: str = "softmax_slice"
     distance: str = "mse"
     heads: str = "match"
     include_special_tokens: bool = False
+    virt_after: float = 0.0  # share of the steps that pass before VIRT begins
     learning_rate: float = 1e-4  # peak; linear warm-up over a tenth of the steps, then linear decay
     regression: str = "mse"  # host's loss on the cosine where the task has scores, or "cosent"
     fusion: str = "difference"  # of the interaction
@@ -86,6 +90,7 @@ class Study(pairs.PairStudy[Row]):
     row_type: ClassVar[type[Row]] = Row
     task_type: ClassVar[type[Task]] = Task
     setting_type: ClassVar[type[Setting]] = Setting
+    takes_bf16: ClassVar[bool] = True
 
     model: str  # folder below --models; cross-encoder and students start from it
     grid: Grid | None = None
@@ -96,6 +101,8 @@ class Study(pairs.PairStudy[Row]):
     # Of the cross-encoder that all seeds learn from; None for one of their own each.
     teacher_seed: int | None = None
     agreement_pairs: int = 256  # dev pairs on which attention maps are compared
+    test_limit: int = 0  # the first so many pairs of each reported set; 0 leaves them whole
+    cache_maps: bool = False  # whether rows share the teacher's maps, kept in half precision beside the cross-encoder
 
     @classmethod
     def from_tables(cls, raw: dict[str, Any]) -> Self:
@@ -117,6 +124,17 @@ class Study(pairs.PairStudy[Row]):
             where = f"row {row.name!r}:"
             check_choice(where, "kind", row.kind, ("cross-encoder", "siamese", "interaction"))
             check_choice(where, "regression", row.regression, ("mse", "cosent"))
+            check_choice(where, "scores", row.scores, ("kl", "mse", "margin"))
+            graded = [name for name in self.tasks_of(row) if not self.tasks[name].classes]
+            if row.scores != "kl" and (graded or not row.distillation):
+                raise ValueError(
+                    f"{where} scores={row.scores!r} is for tasks with classes and rows with distillation; leave it out"
+                )
+            if not 0 <= row.virt_after < 1 or (row.virt_after and not row.weight):
+                raise ValueError(
+                    f"{where} virt_after={row.virt_after} must be a share of the steps, from 0 to below 1, of a row "
+                    "with a weight"
+                )
             if row.distillation and row.kind == "interaction":
                 raise ValueError(
                     f"{where} distillation={row.distillation} is for siamese rows; the pair head takes labels"
