@@ -5,7 +5,8 @@ other, ``nn.Conv1d`` on transposed tensors, the concatenations of the fusion for
 normalised in every pass, as the authors' code does; the folded transcription has that normalisation folded away, as
 our network has. They are compared network against network, on token vectors; beside them, where onnxruntime is
 installed, the network as an ONNX file. The cross-encoders have the shapes of BERT-base and of MiniLM-L6; they are
-compared from texts to scores, ``CrossEncoder.predict`` against ``RE2Matcher.predict``. Texts have ``--tokens`` words
+compared from texts to scores, ``CrossEncoder.predict`` against ``RE2Matcher.predict``, in PyTorch and with
+``set_backend("onnx")``. Texts have ``--tokens`` words
 of one token each, so the cross-encoders read twice as many and three special tokens.
 
 A dry run takes seconds::
@@ -134,7 +135,7 @@ def onnx_method(network: RE2, file: Path, inputs: dict[str, Tensor]) -> Callable
     # By default onnxruntime takes all cores, which would not compare.
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    export_onnx(network, file)
+    export_onnx(network, file, overwrite=True)
     session = InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
     return lambda: torch.from_numpy(session.run(None, feeds)[0])
@@ -147,9 +148,17 @@ def compare_models(
     torch.manual_seed(0)
     matcher = RE2Matcher(word_vectors(width), config).eval()
     fold_weight_norm(matcher.network)  # as fit and load leave it
-    turns = take_turns({"predict": lambda: matcher.predict(given, batch_size=len(given)), **slow}, runs)
+    methods: dict[str, Callable[[], Any]] = {"predict": lambda: matcher.predict(given, batch_size=len(given))}
+    if importlib.util.find_spec("onnxruntime") is not None:
+        served = copy.deepcopy(matcher).set_backend("onnx")
+        methods["onnx_predict"] = lambda: served.predict(given, batch_size=len(given))
+    turns = take_turns({**methods, **slow}, runs)
     found: dict[str, Any] = {f"{name}_seconds": median for name, median in turns.medians().items()}
-    found |= {f"times_the_pairs_a_second_of_{name}": turns.ratio(name, "predict") for name in slow}
+    for ours, theirs in itertools.product(methods, slow):
+        found[f"{ours}_times_the_pairs_a_second_of_{theirs}"] = turns.ratio(theirs, ours)
+    if "onnx_predict" in methods:
+        apart = abs(turns.results["onnx_predict"] - turns.results["predict"]).max()
+        found["onnx_largest_difference"] = float(apart)
     return found | {"seconds": turns.seconds}
 
 

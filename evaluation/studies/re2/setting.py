@@ -12,7 +12,7 @@ from evaluation.engine import setting
 from evaluation.engine.pairs import Answer, Examples, training_and_dev
 from evaluation.engine.scores import ranking_score, score
 from evaluation.engine.study import Record
-from evaluation.studies.re2.training import train_matcher, train_siamese
+from evaluation.studies.re2.training import choose_cosine, train_matcher, train_siamese
 from st_plugins.matching import RE2Schedule
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Setting(setting.Setting):
     def measure(self, row: Row) -> Record:
         """Train and score a row."""
         begin = self.place.clock()
-        trained = (train_siamese if row.kind == "siamese" else train_matcher)(row, self)
+        ways = {"re2": train_matcher, "siamese": train_siamese, "cosine": choose_cosine}
+        trained = ways[row.kind](row, self)
         found: Record = {
             "schedule": self.study.schedule_of(row, self.name).to_dict(),
             "pairs": len(self.training),

@@ -15,6 +15,7 @@ from evaluation.engine.study import Page, Results, check_choice, stamp
 from evaluation.engine.tables import section
 from evaluation.studies.re2 import tables
 from evaluation.studies.re2.setting import Setting
+from evaluation.studies.re2.word_embeddings import FORMS
 from st_plugins.matching import RE2Config, RE2Schedule
 
 
@@ -36,10 +37,17 @@ class Task(pairs.Task):
 class Row(pairs.PairRow):
     """A matcher."""
 
-    kind: str = "re2"  # or "siamese": means of word vectors, and a softmax on [u; v; |u - v|]
+    # Or "siamese": means of word vectors, and a softmax on [u; v; |u - v|]; or "cosine": the cosine of these means
+    # with thresholds chosen on dev, which is the floor.
+    kind: str = "re2"
     # What gives RE2 its token vectors: "words" (word vectors, of a Siamese row, too), "subwords" (learned on the
-    # training texts) or "transformer" (the frozen tokens of an encoder).
+    # training texts), "embeddings" (the word embeddings of an encoder, without the encoder) or "transformer" (the
+    # frozen tokens of an encoder).
     source: str = "words"
+    # Of word embeddings: "raw" or "whitened" by the tokens of the training texts; and to how many directions they are
+    # cut, the ones with most variance, 0 for all.
+    form: str = "raw"
+    dimensions: int = 0
     trainable: bool = False  # whether word vectors are trained
     model: str = ""  # folder below --models: with vectors.txt.gz for words, an encoder for a transformer
     width: int = 50  # of learned vectors
@@ -100,8 +108,15 @@ class Study(pairs.PairStudy[Row]):
             raise ValueError(f"full={self.full!r} must be the row that ablations are compared with")
 
     def _check_row(self, where: str, row: Row) -> None:
-        check_choice(where, "kind", row.kind, ("re2", "siamese"))
-        check_choice(where, "source", row.source, ("words", "subwords", "transformer"))
+        check_choice(where, "kind", row.kind, ("re2", "siamese", "cosine"))
+        check_choice(where, "source", row.source, ("words", "subwords", "embeddings", "transformer"))
+        check_choice(where, "form", row.form, FORMS)
+        if row.form != "raw" and row.source != "embeddings":
+            raise ValueError(f"{where} form={row.form!r} is for source='embeddings'")
+        if row.dimensions and row.form != "whitened":
+            raise ValueError(f"{where} dimensions={row.dimensions} needs form='whitened'")
+        if row.kind == "cosine" and row.source not in ("words", "embeddings"):
+            raise ValueError(f"{where} source={row.source!r} must be words or embeddings in a cosine row")
         if row.kind == "siamese" and row.source != "words":
             raise ValueError(f"{where} source={row.source!r} must be words in a siamese row")
         if row.trainable and row.source != "words":
@@ -142,7 +157,7 @@ class Study(pairs.PairStudy[Row]):
         lines = [f"# {self.title}", "", tables.INTRODUCTION, ""]
         lines += main_table([*own, *beside], self.sets, everything, tables.MISSING)
         lines += [*tables.paper_lines(self, results), ""]
-        for base in [row.name for row in self.main if row.kind == "siamese"] + beside:
+        for base in [row.name for row in self.main if row.kind != "re2"] + beside:
             differences = difference_table(own, base, self.sets, everything)
             lines += [*differences, ""] if len(differences) > 2 else []
         lines += section("Dev sets and costs", tables.COSTS, tables.cost_table(self, results))

@@ -17,6 +17,7 @@ from torch import nn
 from evaluation.engine.pairs import Answer, Array, Examples
 from evaluation.engine.pipelines import Pipeline, build_model
 from evaluation.engine.training import predict, softmax_siamese, train
+from evaluation.studies.re2.word_embeddings import cosine_answer, word_embeddings
 from st_plugins.core.pair_metrics import measure
 from st_plugins.matching import LearnedEmbedding, RE2Matcher, TransformerTokens, WordVectors
 from st_plugins.methods.re2.checkpoints import BestWeightsCallback
@@ -43,6 +44,8 @@ def build_source(
     """Return what gives a row its token vectors; subwords are learned on the training pairs."""
     if row.source == "words":
         return WordVectors.from_file(models / row.model / "vectors.txt.gz", trainable=row.trainable)
+    if row.source == "embeddings":
+        return word_embeddings(row.model, row.form, row.dimensions, training.texts, models)
     if row.source == "subwords":
         return LearnedEmbedding.from_texts(training.texts, row.width, row.vocabulary)
     # Its two special tokens are no tokens of a text.
@@ -115,6 +118,14 @@ def train_siamese(row: Row, setting: Setting) -> Trained:
     best.restore()
     parameters = _parameters(loss.get_submodule("classifier"), static)
     return Trained(answer, int(state.global_step), best.step, parameters, coverage)
+
+
+def choose_cosine(row: Row, setting: Setting) -> Trained:
+    """Choose the thresholds of the cosine on dev; nothing is trained."""
+    task, training = setting.task, setting.training
+    source: Any = build_source(row, training, setting.place.models, task.max_length)
+    answer = cosine_answer(source, setting.dev, len(task.classes), task.ranked, task.max_length)
+    return Trained(answer, 0, 0, _parameters(nn.Identity(), source), source.covered(training.texts))
 
 
 class _DevScore(BaseEvaluator):

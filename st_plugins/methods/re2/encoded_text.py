@@ -44,7 +44,12 @@ def token_vectors(source: Any, features: Any, device: torch.device) -> list[Tens
 
 
 def encode_texts(
-    source: Any, network: RE2, texts: Sequence[str], batch_size: int, read: dict[str, int] | None = None
+    source: Any,
+    network: RE2,
+    texts: Sequence[str],
+    batch_size: int,
+    read: dict[str, int] | None = None,
+    first_encoding: bool = True,
 ) -> list[EncodedText]:
     """Compute what depends on one text only; the results are views of the tensors of batches."""
     device = next(network.parameters()).device
@@ -52,7 +57,8 @@ def encode_texts(
     for rows in longest_first([len(text) for text in texts], batch_size):
         features = source.tokenize([texts[row] for row in rows], network.config.max_seq_length)
         vectors = token_vectors(source, features, device)
-        encodings = network.first_encoding(*padded(vectors, device))
+        # Without it they are of width 0.
+        encodings = network.first_encoding(*padded(vectors, device)) if first_encoding else [v[:, :0] for v in vectors]
         for row, own, encoding in zip(rows, vectors, encodings, strict=True):
             found[row] = EncodedText(own, encoding[: len(own)])
     if read is not None:

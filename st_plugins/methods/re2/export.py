@@ -26,15 +26,14 @@ def export_onnx(
 ) -> Path:
     """Write the network as one ONNX file, in float32, for any number of pairs and of tokens."""
     # Inputs are `first` and `second`, (pairs, tokens, width) float32, with a source `first_ids` and `second_ids`,
-    # (pairs, tokens) int64, and masks of bool; each text has at least one column. The output is `logits`.
+    # (pairs, tokens) int64, and masks of bool; each text has at least one column. The output is `logits`. What is
+    # beyond max_seq_length columns is cut off in the file, as the tokenizer cuts it for PyTorch: pad on the right.
     if source is not None and not isinstance(source, TokenTable):
         raise TypeError(
             f"source must be WordVectors or LearnedEmbedding, got {type(source).__name__}; export a transformer by "
             "itself, and the network without a source"
         )
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install 'st-plugins[onnx]'")
+    check_exporter()
     target = file_target(path, name="path", overwrite=overwrite, mark=b"first_mask")
     model = _Exported(copy.deepcopy(network), copy.deepcopy(source)).float().cpu().eval()
     fold_weight_norm(model)
@@ -59,13 +58,23 @@ def export_onnx(
     return Path(path)
 
 
+def check_exporter() -> None:
+    """Raise an ImportError if a package that exporting needs is missing."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install 'st-plugins[onnx]'")
+
+
 class _Exported(nn.Module):
     def __init__(self, network: RE2, source: TokenTable | None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.limit = network, network.config.max_seq_length
         self.table: Any = None if source is None else source.embedding
 
     def forward(self, first: Tensor, first_mask: Tensor, second: Tensor, second_mask: Tensor) -> Tensor:
+        if self.limit is not None:
+            first, first_mask = first[:, : self.limit], first_mask[:, : self.limit]
+            second, second_mask = second[:, : self.limit], second_mask[:, : self.limit]
         if self.table is not None:
             first, second = self.table(first), self.table(second)
         logits: Tensor = self.network(first, first_mask, second, second_mask)

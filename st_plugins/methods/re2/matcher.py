@@ -24,11 +24,12 @@ from st_plugins.core.loading.records import described
 from st_plugins.core.loading.sizes import check_sizes
 from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
 from st_plugins.core.pair_metrics import check_metric
-from st_plugins.core.pair_model import LateInteractionModel, activated, check_batch_size, refuse_non_finite_pairs
+from st_plugins.core.pair_model import activated, check_batch_size, refuse_non_finite_pairs
 from st_plugins.methods.re2.config import CONFIGURATIONS, RE2Config, RE2Schedule
 from st_plugins.methods.re2.encoded_text import EncodedText, encode_texts, saying_cut, token_vectors
 from st_plugins.methods.re2.layers import fold_weight_norm
 from st_plugins.methods.re2.learned_embedding import LearnedEmbedding
+from st_plugins.methods.re2.matcher_backend import MatcherWithBackend
 from st_plugins.methods.re2.network import RE2
 from st_plugins.methods.re2.transformer_tokens import TransformerTokens
 from st_plugins.methods.re2.word_vectors import WordVectors
@@ -45,7 +46,7 @@ SOURCES: dict[str, Any] = {kind.__name__: kind for kind in (LearnedEmbedding, Tr
 _RECORD, _TENSORS, _SOURCE = "matcher.json", "matcher.safetensors", "source"
 
 
-class RE2Matcher(LateInteractionModel):
+class RE2Matcher(MatcherWithBackend):
     """Classify or score pairs of texts with RE2: word vectors, convolutions and alignment, fast on a CPU.
 
     Token vectors come from a source: word vectors from a file or a static model, learned subword vectors, or the
@@ -54,7 +55,7 @@ class RE2Matcher(LateInteractionModel):
 
     **It has no sentence vector**: what becomes of a text depends on the other one, from the first alignment on. What
     does not (the token vectors and the first encoding) is computed once for a text in a call, and can be kept for
-    many calls with `encode_texts`.
+    many calls with `encode_texts`. `set_backend` moves `predict` and `rank` to onnxruntime, faster still.
 
     Args:
         source: What gives the token vectors: `WordVectors`, `LearnedEmbedding` or `TransformerTokens`.
@@ -84,7 +85,7 @@ class RE2Matcher(LateInteractionModel):
 
     _batch_size, _texts_a_pair = 64, 2
     _record_name, _files = _RECORD, (_TENSORS, _SOURCE)
-    _record_keys = ("config", "labels", "schedule", "source", "trained")
+    _record_keys = ("config", "labels", "onnx", "schedule", "source", "trained")
     _given = (str, EncodedText)
 
     def __init__(self, source: Source, config: RE2Config | str = "small", labels: Sequence[str] | None = None) -> None:
@@ -185,12 +186,17 @@ class RE2Matcher(LateInteractionModel):
         Raises:
             FileExistsError: There are checkpoints, and neither ``resume`` nor ``overwrite`` is on.
             ModuleNotFoundError: The packages of the extra ``train`` are missing.
-            ValueError: The data or a setting does not suit, a class has no pair to learn it from, the loss became
-                NaN, or the checkpoints are of a training with other data, settings or weights; the message names one.
+            ValueError: The backend is not PyTorch, the data or a setting does not suit, a class has no pair to learn
+                from, the loss became NaN, or the checkpoints are of a training with other data, settings or weights;
+                the message names one.
         """
         from st_plugins.core.host import check_installed
         from st_plugins.methods.re2.training import train_matcher
 
+        if self._onnx is not None:
+            raise ValueError(
+                "fit needs the backend 'torch', got 'onnx', a file of the weights before; set_backend('torch')"
+            )
         check_installed()
         metric = check_metric(metric, self.num_labels)
         given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
@@ -238,7 +244,7 @@ class RE2Matcher(LateInteractionModel):
         """
         given = check_documents(texts, (str,), "texts")
         rows, places = distinct(given)
-        with torch.no_grad(), evaluating(self), self._encoding(None) as encode:
+        with torch.no_grad(), evaluating(self), self._reading(first_encoding=True) as encode:
             found = encode([given[row] for row in rows], check_batch_size(batch_size))
         # Copies: else a row would keep its whole batch.
         copies = [EncodedText(*(part.to("cpu", copy=True) for part in text)) for text in found]
@@ -276,8 +282,13 @@ class RE2Matcher(LateInteractionModel):
 
     @contextmanager
     def _encoding(self, prompt: str | None) -> Iterator[Callable[[Sequence[str], int], list[EncodedText]]]:
+        with self._reading(first_encoding=self._onnx is None) as encode:  # the file makes it anew
+            yield encode
+
+    @contextmanager
+    def _reading(self, first_encoding: bool) -> Iterator[Callable[[Sequence[str], int], list[EncodedText]]]:
         with cached(), saying_cut(self.source, self.config) as read:
-            yield partial(encode_texts, self.source, self.network, read=read)
+            yield partial(encode_texts, self.source, self.network, read=read, first_encoding=first_encoding)
 
     def _length(self, encoded: EncodedText) -> int:
         return len(encoded.vectors)
@@ -289,9 +300,15 @@ class RE2Matcher(LateInteractionModel):
         numbers: list[int],
         maps: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        (x, x_mask), (y, y_mask) = (padded([text.vectors for text in texts], self.device) for texts in (first, second))
-        x_encoded, y_encoded = (padded([text.encoding for text in texts], self.device)[0] for texts in (first, second))
-        logits: Tensor = self.network(x, x_mask, y, y_mask, maps, x_encoded, y_encoded)
+        x, y = ([text.vectors for text in texts] for texts in (first, second))
+        logits: Tensor
+        if self._onnx is not None and maps is None:
+            logits = self._onnx(x, y).to(self.device)
+        else:
+            x_encoded, y_encoded = (
+                padded([text.encoding for text in texts], self.device)[0] for texts in (first, second)
+            )
+            logits = self.network(*padded(x, self.device), *padded(y, self.device), maps, x_encoded, y_encoded)
         refuse_non_finite_pairs(
             logits,
             numbers,
@@ -303,6 +320,8 @@ class RE2Matcher(LateInteractionModel):
         (folder / _SOURCE).mkdir()
         self.source.save(folder / _SOURCE)
         write_tensors(folder / _TENSORS, fold_weight_norm(copy.deepcopy(self.network)).state_dict())
+        if self._onnx is not None:
+            self._onnx.write(folder)
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -311,7 +330,7 @@ class RE2Matcher(LateInteractionModel):
             "schedule": self.schedule.to_dict(),
             "labels": self.labels,
             "trained": self.trained,
-        }
+        } | ({} if self._onnx is None else {"onnx": self._onnx.digest})
 
     @classmethod
     def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:

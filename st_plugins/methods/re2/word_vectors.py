@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding, Transformer
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 from typing_extensions import Self
 
 from st_plugins.core.texts import check_texts
+from st_plugins.io import load_sentence_transformer
 from st_plugins.methods.re2.token_table import TokenTable
 from st_plugins.methods.re2.vectors import read_vectors
 
@@ -39,8 +43,8 @@ _WORD = "|".join(
 class WordVectors(TokenTable):
     r"""Word vectors: a row of a table for each word, zeros for the words that have none.
 
-    Make it with `from_file` or `from_static`. The table is frozen unless ``trainable=True``; rows of unknown words
-    stay zero even then.
+    Make it with `from_encoder`, `from_file` or `from_static`. The table is frozen unless ``trainable=True``; rows of
+    unknown words of a file stay zero even then.
 
     Example:
         >>> import tempfile
@@ -136,6 +140,73 @@ class WordVectors(TokenTable):
             _warn_if_low(source.coverage, "the model")
         return source
 
+    @classmethod
+    def from_encoder(
+        cls,
+        model: SentenceTransformer | str | Path,
+        texts: Iterable[str],
+        dimensions: int | None = 64,
+        trainable: bool = False,
+    ) -> Self:
+        """Take the word embeddings of a trained encoder, whitened: its tokenizer and first table, and no layer of it.
+
+        The tokens of the texts get mean 0 and, in the directions with the most variance, variance 1 without
+        correlation. In the study ``re2`` the network judges better on the 64 directions of all-MiniLM-L6-v2 than on
+        GloVe vectors.
+
+        Args:
+            model: The encoder, or its folder or hub id; it is left as it is.
+            texts: The texts of the training pairs, whose tokens are counted as often as they occur.
+            dimensions: How many directions to keep; None keeps all.
+            trainable: Whether the table is trained.
+
+        Returns:
+            The source.
+
+        Raises:
+            TypeError: ``model`` does not start with a transformer, or ``texts`` is one string or holds something else.
+            ValueError: ``dimensions`` is out of its range, the tokens of ``texts`` do not differ in so many
+                directions, or the tokenizer is none that transformers calls fast.
+
+        Example:
+            >>> from st_plugins.miniature import corpus, untrained_encoder
+            >>> source = WordVectors.from_encoder(untrained_encoder(), corpus(100), dimensions=8)
+            >>> vectors, mask = source(source.tokenize(["a dog runs"]))
+            >>> vectors.shape[-1], bool(mask.all())
+            (8, True)
+
+        Reference:
+            Su et al., arXiv 2103.15316, whiten sentence vectors so; of single words it is ours.
+        """
+        wrong = isinstance(dimensions, bool) or not isinstance(dimensions, int | None)
+        if wrong or (dimensions is not None and dimensions < 1):
+            raise ValueError(f"dimensions={dimensions!r} must be a whole number of at least 1, or None for all")
+        kept = check_texts(texts, "texts")
+        loaded = model if isinstance(model, SentenceTransformer) else load_sentence_transformer(model, "cpu")
+        first: Any = loaded[0]
+        if not isinstance(first, Transformer) or not isinstance(first.model, nn.Module):
+            raise TypeError(
+                f"model must start with a Transformer that PyTorch computes, got {type(first).__name__}; use "
+                "from_static for a StaticEmbedding"
+            )
+        if not isinstance(first.tokenizer, PreTrainedTokenizerFast):
+            raise ValueError(
+                f"model must have a fast tokenizer of transformers, got {type(first.tokenizer).__name__}; use "
+                "TransformerTokens"
+            )
+        # A copy: what is set on it would be set on the model's own.
+        tokenizer = Tokenizer.from_str(first.tokenizer.backend_tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        # Tables are often longer than the vocabulary, whose ids may have gaps.
+        size = 1 + max(tokenizer.get_vocab().values())
+        encoder: Any = first.model
+        table = encoder.get_input_embeddings().weight.detach().cpu().double()[:size]
+        encodings = tokenizer.encode_batch(kept, add_special_tokens=False)
+        ids = torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.long)
+        whitened = _whitened(table, torch.bincount(ids, minlength=size).double(), dimensions)
+        return cls(tokenizer, whitened.float(), trainable)
+
     def covered(self, texts: Iterable[str]) -> float:
         """Return the share of the tokens in texts that have a vector other than zero.
 
@@ -149,6 +220,25 @@ class WordVectors(TokenTable):
         ids = torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.long)
         known = self.embedding.weight.detach().cpu().ne(0).any(dim=1)
         return float(known[ids].double().mean()) if len(ids) else 1.0
+
+
+def _whitened(table: Tensor, counts: Tensor, dimensions: int | None) -> Tensor:
+    """Whiten a table in float64 by its rows, each as often as it is counted."""
+    share = counts / counts.sum().clamp(min=1)
+    centered = table - share @ table
+    values, vectors = torch.linalg.eigh((centered * share[:, None]).T @ centered)
+    values, vectors = values.flip(0), vectors.flip(1)
+    rank = int((values > values[0].clamp(min=0) * 1e-10).sum())
+    kept = rank if dimensions is None else dimensions
+    if not rank:
+        raise ValueError("texts has fewer than two different tokens, which have no direction; give more texts")
+    if kept > rank:
+        raise ValueError(
+            f"the tokens of texts differ in {rank} directions, fewer than dimensions={dimensions}; give {rank} at "
+            "most, or more texts"
+        )
+    whitened: Tensor = centered @ (vectors[:, :kept] / values[:kept].sqrt())
+    return whitened
 
 
 def _word_tokenizer(lowercase: bool, keep_punctuation: bool) -> Tokenizer:

@@ -97,6 +97,25 @@ def test_onnx_with_its_vectors_reads_ids(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+@needs_onnx
+def test_the_file_cuts_what_the_tokenizer_would_cut(tmp_path: Path) -> None:
+    source = LearnedEmbedding.from_texts(["a dog runs", "a cat sleeps"], WIDTH)
+    built = network(blocks=1, max_seq_length=3)
+    path = export_onnx(built, tmp_path / "re2.onnx", source)
+    texts = (["a dog runs and runs", "dog", ""], ["a cat", "a cat sleeps and sleeps and sleeps", "a cat sleeps"])
+    whole = [source.tokenize(side) for side in texts]
+    assert whole[0]["input_ids"].shape[1] > 3
+    with torch.no_grad():
+        expected = built(*source(source.tokenize(texts[0], 3)), *source(source.tokenize(texts[1], 3)))
+        uncut = built(*source(whole[0]), *source(whole[1]))
+    feeds = {}
+    for name, side in zip(("first", "second"), whole, strict=True):
+        feeds |= {f"{name}_ids": side["input_ids"], f"{name}_mask": side["attention_mask"].bool()}
+    found = run(path, **feeds)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(found[:2], uncut[:2], atol=1e-4)
+
+
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     real = importlib.util.find_spec

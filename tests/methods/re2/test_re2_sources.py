@@ -177,6 +177,45 @@ def test_a_static_model_gives_its_vectors(caplog: pytest.LogCaptureFixture) -> N
     assert model[0].embedding.weight[1].tolist() == [1.0, 2.0]  # copied
 
 
+@pytest.mark.parametrize("dimensions", [3, None])
+def test_word_embeddings_of_an_encoder_are_whitened_by_the_tokens_of_the_texts(
+    model: SentenceTransformer, dimensions: int | None
+) -> None:
+    texts = ["the dog eats the apple", "a cat", "the house", "nobody sleeps here", "two cats eat"]
+    before = model[0].model.get_input_embeddings().weight.detach().clone()
+    source = WordVectors.from_encoder(model, texts, dimensions)
+    # The oracle: every token of every text is a row, and the directions are those of a singular value decomposition.
+    rows = np.concatenate([before[model.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts])
+    centered = rows.astype(np.float64) - rows.astype(np.float64).mean(axis=0)
+    left, values, _ = np.linalg.svd(centered, full_matrices=False)
+    kept = dimensions or int((values > 1e-4 * values[0]).sum())
+    expected = left[:, :kept] * np.sqrt(len(rows))
+    vectors, mask = source(source.tokenize(texts))
+    found = vectors[mask].double().numpy()
+    assert found.shape == expected.shape
+    signs = np.sign((found * expected).sum(axis=0))
+    assert found * signs == pytest.approx(expected, abs=1e-3)
+    assert torch.equal(before, model[0].model.get_input_embeddings().weight) and not source.trainable
+
+
+def test_an_encoder_whose_words_cannot_be_whitened_is_refused(model: SentenceTransformer) -> None:
+    with pytest.raises(ValueError, match=r"differ in 1 directions, fewer than dimensions=64; give 1 at most"):
+        WordVectors.from_encoder(model, ["the dog"])
+    for texts in ([], ["the"]):
+        with pytest.raises(ValueError, match=r"fewer than two different tokens"):
+            WordVectors.from_encoder(model, texts, None)
+    for dimensions in (0, 8.0, True, "8"):
+        with pytest.raises(
+            ValueError, match=rf"dimensions={dimensions!r} must be a whole number of at least 1, or None"
+        ):
+            WordVectors.from_encoder(model, ["the dog"], dimensions)
+    for texts, got in (("the dog", "one string"), (None, "NoneType"), (7, "int")):
+        with pytest.raises(TypeError, match=rf"texts must be a list of strings, got {got}"):
+            WordVectors.from_encoder(model, texts)
+    with pytest.raises(TypeError, match=r"must start with a Transformer .*got StaticEmbedding; use from_static"):
+        WordVectors.from_encoder(static_model(torch.rand(3, 2)), ["dog"])
+
+
 def test_unfit_models_and_weights_are_refused(model: SentenceTransformer) -> None:
     with pytest.raises(TypeError, match=r"model must be a StaticEmbedding.*got Transformer; use TransformerTokens"):
         WordVectors.from_static(model)
