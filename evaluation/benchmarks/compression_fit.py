@@ -26,7 +26,7 @@ from st_plugins.compression.choice.certificate import Certificate
 from st_plugins.compression.choice.copies import TEXTS
 from st_plugins.compression.choice.fidelity import unit
 from st_plugins.compression.choice.sample import Sample, applied
-from st_plugins.compression.quantization import BITS, Quantization
+from st_plugins.core.quantization import BITS, Quantization
 
 Array = NDArray[np.floating]
 

@@ -13,14 +13,17 @@ import typer
 from rich.text import Text
 
 from st_plugins import __version__
+from st_plugins.cli.adapt import adapt
 from st_plugins.cli.compare import compare
 from st_plugins.cli.compress import compress
 from st_plugins.cli.demo import demo
+from st_plugins.cli.encode import encode
 from st_plugins.cli.evaluate import evaluate
 from st_plugins.cli.explain import explain
 from st_plugins.cli.export import export
 from st_plugins.cli.geometry import geometry
 from st_plugins.cli.match import match
+from st_plugins.cli.plan import plan
 from st_plugins.cli.train_consert import consert
 from st_plugins.cli.train_re2 import re2
 from st_plugins.cli.verify import verify
@@ -35,13 +38,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Tell the truth about a sentence-embedding model, and improve it.",
 )
-for command in (evaluate, compare, compress, whiten, geometry, explain):
+for command in (evaluate, compare, adapt, compress, whiten, encode, geometry, explain):
     app.command()(command)
 train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Adapt a model to your texts.")
 app.add_typer(train, name="train")
 for command in (consert, re2):
     train.command()(command)
-for command in (match, export, verify, demo):
+for command in (plan, match, export, verify, demo):
     app.command()(command)
 
 # Asked for after the command has failed, when its context is gone.

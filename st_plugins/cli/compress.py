@@ -19,6 +19,7 @@ from st_plugins.cli.options import (
     grouped,
     refuse_unused,
 )
+from st_plugins.cli.running import Running, TextsOption, left_out
 from st_plugins.report.terminal import say, terminal
 
 
@@ -27,7 +28,7 @@ def compress(
     context: typer.Context,
     model: ModelArgument,
     *,
-    texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
+    texts: TextsOption,
     output: OutputFolder,
     column: ColumnOption = None,
     bytes: Annotated[int | None, typer.Option(help="Bytes that a vector may take.", show_default=False)] = None,
@@ -55,6 +56,7 @@ def compress(
     prompt_name: PromptNameOption = None,
     route: RouteOption = None,
     overwrite: OverwriteOption = False,
+    running: Running,
     loading: Loading,
 ) -> None:
     """Make a model's vectors smaller, and say beforehand what that costs.
@@ -77,7 +79,7 @@ def compress(
     from st_plugins.core.host import check_prompt
     from st_plugins.core.serving import served_otherwise
     from st_plugins.core.writing.atomic import folder_target
-    from st_plugins.data.own import read_pairs, read_texts
+    from st_plugins.data.own import read_pairs
     from st_plugins.data.retrieval import read_retrieval
     from st_plugins.evaluation.measuring.ways import way_of_texts
 
@@ -85,18 +87,19 @@ def compress(
         refuse_unused(context, "without --pairs", "first", "second", "score")
     elif retrieval is not None:
         raise ValueError("--pairs and --retrieval are both given, but one of them has to choose; leave one out")
+    running.refuse_unused(context)
     check_wanted(output_dimension, bytes, precision, max_loss, method)
     check_model(model)
     check_prompt(prompt, prompt_name)
     target = folder_target(output, name="--output", overwrite=overwrite, inputs=(model, texts, pairs, retrieval))
-    sentences = read_texts(texts, column)
+    given = running.texts(texts, column)
     labeled = None if pairs is None else read_pairs(pairs, first, second, score)
     task = None if retrieval is None else read_retrieval(retrieval)
     loaded = loading.load(model)
     way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
     found = compressed(
         loaded,
-        sentences,
+        given,
         output_dimension,
         bytes=bytes,
         precision=precision,
@@ -108,11 +111,12 @@ def compress(
         route=way.route,
         batch_size=loading.batch_size,
         source=texts.name,
+        engine=running.made(),
     )
     found.write(target)
     terminal().print(size_table(found).to_terminal())
     otherwise = served_otherwise(found.model)
-    warnings = [warning] if warning else []
+    warnings = ([warning] if warning else []) + left_out(given)
     if otherwise:
         warnings.append(f"embedding servers would give other vectors: {otherwise}")
     print_warnings(terminal(), warnings)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from st_plugins.evaluation.suite import STSSuiteEvaluator
     from st_plugins.evaluation.task_result import TasksResult
 
+FLOOR_TEXTS = 100_000
+"""Of more texts the floor is whitened on the first."""
+
 
 class Dtype(str, Enum):
     """Precision of the model's weights."""
@@ -53,7 +56,9 @@ class Scored:
         else:
             refuse_unused(context, "without --pairs", "first", "second", "score")
 
-    def evaluator(self, texts: Path | None = None, column: str | None = None, **settings: Any) -> STSSuiteEvaluator:
+    def evaluator(
+        self, texts: Path | list[str] | None = None, column: str | None = None, **settings: Any
+    ) -> STSSuiteEvaluator:
         """Build the evaluator, whose floor is whitened on the texts."""
         from st_plugins.data.own import read_pairs, read_texts
         from st_plugins.evaluation.suite import STSSuiteEvaluator
@@ -63,7 +68,7 @@ class Scored:
             tasks=own or self.tasks,
             data=self.data,
             split=self.split,
-            floor_texts=None if texts is None else read_texts(texts, column),
+            floor_texts=read_texts(texts, column) if isinstance(texts, Path) else texts,
             **settings,
         )
 
@@ -157,7 +162,7 @@ class Loading:
 
 def _stored_otherwise(name: str) -> list[str]:
     """Say where a folder holds vectors that are to be stored in fewer bits than are measured."""
-    from st_plugins.compression.quantization import Quantization
+    from st_plugins.core.quantization import Quantization
 
     try:
         stored = Quantization.load(Path(name).expanduser())

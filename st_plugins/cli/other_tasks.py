@@ -10,10 +10,12 @@ import typer
 
 from st_plugins.cli.measuring import Scored
 from st_plugins.cli.options import refuse_unused
+from st_plugins.cli.running import AddressOption, EngineName, Running
 
 if TYPE_CHECKING:
     from st_plugins.evaluation.measuring.task_evaluator import TaskEvaluator
 
+_DOCUMENTS = 8
 _KINDS = "--retrieval, --pair-classification, --classification and --clustering"
 
 
@@ -23,6 +25,20 @@ class OtherTasks:
 
     retrieval: Annotated[
         Path | None, typer.Option(help="Folder with corpus, queries and qrels as BEIR has them.", show_default=False)
+    ] = None
+    corpus_embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the corpus' embeddings by this model, as 'encode' writes it: it is not encoded again.",
+            show_default=False,
+        ),
+    ] = None
+    engine: Annotated[
+        EngineName, typer.Option(help="What searches --corpus-embeddings: this process, or a Ray cluster.")
+    ] = EngineName.local
+    address: AddressOption = None
+    workers: Annotated[
+        int | None, typer.Option(help="Searches at a time, with --engine ray (default: one a core).", min=1)
     ] = None
     pair_classification: Annotated[
         Path | None, typer.Option(help="Pairs whose --score has two values, 0 and 1.", show_default=False)
@@ -44,15 +60,26 @@ class OtherTasks:
     def inputs(self) -> tuple[Path | None, ...]:
         """What is read."""
         files = (self.pair_classification, self.classification, self.classification_test, self.clustering)
-        return (self.retrieval, *files)
+        return (self.retrieval, self.corpus_embeddings, *files)
 
     @property
     def given(self) -> bool:
         """Whether there is anything to measure on."""
         return any(path is not None for path in self.inputs)
 
+    @property
+    def _running(self) -> Running:
+        return Running(self.engine, self.address, self.workers)
+
     def refuse_unused(self, context: typer.Context) -> None:
         """Refuse options that go with tasks other than those given."""
+        if self.corpus_embeddings is None:
+            refuse_unused(context, "without --corpus-embeddings", "engine", "address", "workers")
+        elif self.retrieval is None:
+            refuse_unused(context, "without --retrieval", "corpus_embeddings")
+        if self.engine is EngineName.local:
+            refuse_unused(context, "with --engine local, which searches in this process", "workers")
+        self._running.refuse_unused(context)
         if not self.given:
             refuse_unused(context, f"without one of {_KINDS}", "text", "label", "precision")
             return
@@ -78,8 +105,11 @@ class OtherTasks:
 
         found: list[TaskEvaluator] = []
         if self.retrieval is not None:
-            documents = read_retrieval(self.retrieval, scored.split)
-            found.append(evaluation.RetrievalEvaluator(documents, similarity=similarity, **settings))
+            # Only a few of the documents are read, to see whether the embeddings are those of their texts.
+            few = None if self.corpus_embeddings is None else _DOCUMENTS
+            documents = read_retrieval(self.retrieval, scored.split, documents=few)
+            stored: dict[str, Any] = {"corpus_embeddings": self.corpus_embeddings, "engine": self._running.made()}
+            found.append(evaluation.RetrievalEvaluator(documents, similarity=similarity, **stored, **settings))
         if self.pair_classification is not None:
             pairs = read_pairs(self.pair_classification, scored.first, scored.second, scored.score)
             found.append(

@@ -84,17 +84,29 @@ def re2(
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="A model whose token vectors to use; without both, they are learned.", show_default=False),
+        typer.Option(help="A model whose token vectors to use; without any, they are learned.", show_default=False),
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="A model whose word embeddings to use, whitened by the texts of --train, without its layers.",
+            show_default=False,
+        ),
     ] = None,
     all_words: Annotated[
         bool, typer.Option("--all-words", help="Keep all of --vectors, not only the words of --train and --dev.")
     ] = False,
     embedding_dimension: Annotated[
         int | None,
-        typer.Option(help="Width of learned vectors; 300, with --config small 50.", min=1, show_default=False),
+        typer.Option(
+            help="Width of learned vectors, 300, with --config small 50; or directions of --words, 64.",
+            min=1,
+            show_default=False,
+        ),
     ] = None,
     train_vectors: Annotated[
-        bool, typer.Option("--train-vectors", help="Train --vectors or --encoder along; they are frozen otherwise.")
+        bool,
+        typer.Option("--train-vectors", help="Train --vectors, --words or --encoder along; otherwise frozen."),
     ] = False,
     first: FirstOption = "sentence1",
     second: SecondOption = "sentence2",
@@ -102,6 +114,7 @@ def re2(
     score: Annotated[bool, typer.Option("--score", help="Learn a score from 0 to 1 instead of classes.")] = False,
     fitting: Fitting,
     max_seq_length: LengthOption = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write what match --backend onnx opens.")] = False,
 ) -> None:
     """Train RE2 to classify or score pairs of texts: word vectors, convolutions and alignment, fast on a CPU.
 
@@ -110,6 +123,8 @@ def re2(
     [bold]Examples[/bold]
 
       st-plugins train re2 --train train.tsv --dev dev.tsv --vectors glove.txt.gz --output ./matcher
+
+      st-plugins train re2 --train train.tsv --dev dev.tsv --words ./my-model --output ./matcher
 
       st-plugins train re2 --train snli.jsonl --dev-share 0.1 --config snli --output ./matcher
 
@@ -125,28 +140,34 @@ def re2(
     from st_plugins.core.writing.checkpoints import CheckpointFolder
     from st_plugins.io import load_sentence_transformer
     from st_plugins.methods.re2.config import RE2Config, RE2Schedule, configuration_for
+    from st_plugins.methods.re2.export import check_exporter
     from st_plugins.methods.re2.learned_embedding import LearnedEmbedding
     from st_plugins.methods.re2.matcher import RE2Matcher
     from st_plugins.methods.re2.transformer_tokens import TransformerTokens
     from st_plugins.methods.re2.word_vectors import WordVectors
 
-    target = folder_target(output, name="--output", overwrite=fitting.overwrite, inputs=(train, dev, vectors, encoder))
+    target = folder_target(
+        output, name="--output", overwrite=fitting.overwrite, inputs=(train, dev, vectors, words, encoder)
+    )
     # Looks only, before the pairs are read; `fit` opens the folder.
     CheckpointFolder(target.path, {}).check(resume=fitting.resume, overwrite=fitting.overwrite)
     if dev is not None and dev_share is not None:
         raise ValueError("--dev and --dev-share are both given; choose one")
-    if vectors is not None and encoder is not None:
-        raise ValueError("--vectors and --encoder are both given; choose one")
+    sources = {"--vectors": vectors, "--words": words, "--encoder": encoder}
+    named = [option for option, value in sources.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} are {'both' if len(named) == 2 else 'all'} given; choose one")
     if vectors is None:
         refuse_unused(context, "without --vectors", "all_words")
-    if vectors is None and encoder is None:
-        refuse_unused(context, "without --vectors or --encoder", "train_vectors")
-    else:
-        refuse_unused(context, "beside --vectors or --encoder", "embedding_dimension")
+    if not named:
+        refuse_unused(context, "without --vectors, --words or --encoder", "train_vectors")
+    elif words is None:
+        refuse_unused(context, f"beside {named[0]}", "embedding_dimension")
     if dev is None and dev_share is None:
         refuse_unused(context, "without --dev or --dev-share", "metric", "patience")
-    if encoder is not None:
-        check_model(encoder)
+    for model in (words, encoder):
+        if model is not None:
+            check_model(model)
     columns = (first, second, label)
     rows, labels = _labeled(read_table(train), columns, score)
     judged = None if dev is None else _labeled(read_table(dev), columns, score, labels, "dev")[0]
@@ -160,13 +181,19 @@ def re2(
     source: Any
     if vectors is not None:
         # Files of vectors hold millions of words, and the pairs use few of them.
-        words = [text for pairs in (rows, judged) if pairs is not None for text in (*pairs.first, *pairs.second)]
-        source = WordVectors.from_file(vectors, None if all_words else words, trainable=train_vectors)
+        texts = [text for pairs in (rows, judged) if pairs is not None for text in (*pairs.first, *pairs.second)]
+        source = WordVectors.from_file(vectors, None if all_words else texts, trainable=train_vectors)
+    elif words is not None:
+        source = WordVectors.from_encoder(
+            words, [*rows.first, *rows.second], embedding_dimension or 64, trainable=train_vectors
+        )
     elif encoder is not None:
         source = TransformerTokens(load_sentence_transformer(encoder, "cpu"), trainable=train_vectors)
     else:
         width = embedding_dimension or (50 if chosen == "small" else 300)
         source = LearnedEmbedding.from_texts([*rows.first, *rows.second], width)
+    if onnx:
+        check_exporter()  # before the training
     matcher = RE2Matcher(source, shape, labels)
     found = matcher.fit(
         rows,
@@ -175,6 +202,8 @@ def re2(
         checkpoints=target.path,
         **vars(fitting),
     )
+    if onnx:
+        matcher.set_backend("onnx")
     with target.write() as folder:
         matcher.save(folder)
     found.remove_checkpoints()

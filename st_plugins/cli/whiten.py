@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from pathlib import Path
+from itertools import islice
 from typing import Annotated
 
 import typer
 
-from st_plugins.cli.measuring import HeldOut, Loading, check_model
+from st_plugins.cli.measuring import FLOOR_TEXTS, HeldOut, Loading, check_model
 from st_plugins.cli.options import (
     ColumnOption,
     ModelArgument,
@@ -21,6 +21,7 @@ from st_plugins.cli.options import (
     SeedOption,
     grouped,
 )
+from st_plugins.cli.running import Running, TextsOption, left_out
 from st_plugins.report.terminal import say, terminal
 
 
@@ -29,7 +30,7 @@ def whiten(
     context: typer.Context,
     model: ModelArgument,
     *,
-    texts: Annotated[Path, typer.Option(help="Unlabelled texts: one a line, or a folder of such files.")],
+    texts: TextsOption,
     output: OutputFolder,
     column: ColumnOption = None,
     output_dimension: Annotated[
@@ -50,6 +51,7 @@ def whiten(
     overwrite: OverwriteOption = False,
     scored: HeldOut,
     seed: SeedOption = 0,
+    running: Running,
     loading: Loading,
 ) -> None:
     """Whiten a raw encoder on unlabelled texts and write a plain model, smaller and more isotropic.
@@ -69,30 +71,34 @@ def whiten(
     from st_plugins.core.host import check_prompt
     from st_plugins.core.serving import save_plain
     from st_plugins.core.writing.atomic import folder_target
-    from st_plugins.data.own import read_texts
     from st_plugins.evaluation.comparison import compare as compare_results
     from st_plugins.evaluation.measuring.ways import way_of_texts
     from st_plugins.methods.whitening import fold as folding
 
     scored.refuse_unused(context)
+    running.refuse_unused(context)
     check_model(model)
     check_prompt(prompt, prompt_name)
     kind = _shrinkage(shrinkage)
     target = folder_target(
         output, name="--output", overwrite=overwrite, inputs=(model, texts, scored.pairs, scored.data)
     )
-    sentences = read_texts(texts, column)
+    given = running.texts(texts, column)
     # The pairs are read now, so that an error in them comes before the model is loaded.
     evaluator = None
     if scored.given:
         evaluator = scored.evaluator(
-            texts, column, seed=seed, batch_size=loading.batch_size, prompt=prompt, prompt_name=prompt_name
+            list(islice(given, FLOOR_TEXTS)),
+            seed=seed,
+            batch_size=loading.batch_size,
+            prompt=prompt,
+            prompt_name=prompt_name,
         )
     loaded = loading.load(model)
     way, warning = way_of_texts(loaded, column or "", route, prompt, prompt_name)
     whitened = recipes.whiten(
         loaded,
-        sentences,
+        given,
         output_dimension,
         center=center,
         power=power,
@@ -102,6 +108,7 @@ def whiten(
         route=way.route,
         batch_size=loading.batch_size,
         source=texts.name,
+        engine=running.made(),
     )
     # Measured before anything is written, written before anything is printed.
     after, before = (
@@ -123,12 +130,12 @@ def whiten(
                 "for smaller vectors without what hurts here, rotation without centering or scaling: st-plugins "
                 f"compress {shlex.quote(model)} --texts {shlex.quote(str(texts))} --output-dimension {width}"
             )
-    warnings = [warning] if warning else []
+    warnings = ([warning] if warning else []) + left_out(given)
     if otherwise and not keep_plugin:
         warnings.append(f"embedding servers would give other vectors: {otherwise}")
     print_warnings(terminal(), warnings)
     how = "load it with st_plugins.load" if keep_plugin else "plain SentenceTransformer loads it"
-    say(f"wrote {output}: {result.get_embedding_dimension()} dimensions, whitened on {len(sentences):,} texts; {how}")
+    say(f"wrote {output}: {result.get_embedding_dimension()} dimensions, whitened on {len(given):,} texts; {how}")
 
 
 def _shrinkage(text: str) -> float | str:

@@ -30,6 +30,15 @@ def opened(
         raise ValueError(f"texts has {len(texts)} entries, but {what} needs at least {least}; give more text")
     if len(set(texts)) < 2:
         raise ValueError(f"the {len(texts)} texts are all equal, but {what} needs different ones")
+    return texts, *opened_head(model, prompt, route)
+
+
+def opened_head(
+    model: SentenceTransformer, prompt: str | None, route: str | None
+) -> tuple[SentenceTransformer, list[nn.Module], int]:
+    """Return a copy of the model to fit behind, what comes last, and the width."""
+    check_encoder(model)
+    check_prompt(prompt)
     routers = [module for module in model.modules() if isinstance(module, Router)]
     named = {name for router in routers for name in router.sub_modules if name not in _MODALITIES}
     routes = sorted(named | {task for router in routers for task, _ in router.route_mappings if task})
@@ -49,7 +58,7 @@ def opened(
         head = modules
     result = rebuild(model, head)
     result.truncate_dim = None  # else the end of each embedding would not be fitted on
-    return texts, result, [copy.deepcopy(module) for module in modules[len(head) :]], width_of(result)
+    return result, [copy.deepcopy(module) for module in modules[len(head) :]], width_of(result)
 
 
 def closed(result: SentenceTransformer, modules: Iterable[nn.Module]) -> SentenceTransformer:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
+
 import torch
 from transformers import TrainingArguments
+
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_device(device: str | None) -> None:
@@ -35,3 +41,33 @@ def check_present(device: str | torch.device | None) -> None:
             f"device={device!r} is not there, torch says: {reason}; use 'cpu', or 'cuda', 'cuda:1' or 'mps' where the "
             "machine has such a device"
         ) from error
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use, which can be fewer than the machine has."""
+    # A container or a batch system gives a process some cores (its affinity) or a share of them (its cgroup's quota).
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    count = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, min([count, *_quotas()]))
+
+
+def _quotas() -> list[int]:
+    """Return the cores, rounded up, that each cgroup (version 2) around this process allows."""
+    try:
+        lines = _OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        if not line.startswith("0::"):
+            continue
+        own = _CGROUPS / line.removeprefix("0::").strip("/")
+        for folder in (own, *own.parents):  # a quota holds for all the groups below it
+            if folder != _CGROUPS and _CGROUPS not in folder.parents:
+                break
+            try:
+                quota, period = (folder / "cpu.max").read_text().split()
+                found.append(math.ceil(int(quota) / int(period)))
+            except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max": no limit here
+                continue
+    return found

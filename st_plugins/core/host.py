@@ -13,7 +13,9 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Normalize, Router, Transformer
 from torch import nn
 from torch.nn.parallel import DataParallel
+from transformers.utils import logging as transformers_logging
 
+from st_plugins.core.numbers import check_count
 from st_plugins.core.texts import text_fault
 
 _CARRIED = ("language", "license", "base_model", "base_model_revision", "local_files_only")  # of the model card
@@ -143,6 +145,20 @@ def recorded(module: nn.Module, read: Callable[[Any], Any] = lambda output: outp
         handle.remove()
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting on what it makes, writes and reads inside the block, and from drawing bars."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 def positions(model: SentenceTransformer) -> int | None:
     """Return how many tokens the encoder has positions for; None if they are relative, rotary or there are none."""
     found = []
@@ -184,7 +200,6 @@ def _encoders(model: SentenceTransformer) -> list[nn.Module]:
 
 
 def _check(length: int, there: int | None) -> None:
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"max_seq_length={length!r} must be a whole number of at least 1")
+    check_count("max_seq_length", length)
     if there is not None and length > there:
         raise ValueError(f"max_seq_length={length} is more than the encoder's {there} positions; give at most {there}")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -19,6 +20,8 @@ from st_plugins.core.wrappers import refuse_around_layers, wrapped
 Features = dict[str, Any]
 T = TypeVar("T")  # a tensor, or tensors by name
 _ADDED = "added"
+_SEEDS = 2**32  # torch's generator on a CPU reads no more bits of a seed
+_SPREAD = 0x9E3779B9  # odd, so that no two processes get one seed
 
 
 def forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -26,6 +29,22 @@ def forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
     if device.type == "cpu":
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+
+
+@contextlib.contextmanager
+def own_randomness(model: nn.Module) -> Iterator[None]:
+    """Draw other random numbers inside the block than the other processes of a training do."""
+    if get_world_size() == 1:
+        yield
+        return
+    # The host's trainer gives all processes one seed, so that they would draw the same masks for different texts. A
+    # number of the common stream makes a stream for each: nothing is kept from batch to batch, a checkpoint's random
+    # state says all, and the common stream goes on alike everywhere, whoever else draws from it.
+    common = int(torch.randint(_SEEDS, ()))
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with forked_rng(device):
+        torch.manual_seed((common + get_rank() * _SPREAD) % _SEEDS)
+        yield
 
 
 @contextlib.contextmanager
@@ -39,9 +58,9 @@ def as_in_training(model: SentenceTransformer | CrossEncoder) -> Iterator[None]:
             "the model is in evaluation mode while gradients are computed; call model.train() before training, or "
             "compute an evaluation loss inside torch.no_grad()"
         )
-    # From a fixed seed, so that values at different checkpoints compare.
+    # From a fixed seed, so that values at different checkpoints compare; another one in each process.
     with forked_rng(model.device), in_mode(model, training=True):
-        torch.manual_seed(0)
+        torch.manual_seed(get_rank())
         yield
 
 
@@ -61,9 +80,10 @@ class GuardedLoss(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss; what a module of the model finds not to be finite is an error of the training."""
         try:
-            return super().__call__(*args, **kwargs)
+            with own_randomness(self.model):
+                return super().__call__(*args, **kwargs)
         except NonFiniteRowsError as error:
-            count = _rows(self._batch[0]) if self._batch else 0  # a pass may have each row several times
+            count = batch_rows(self._batch[0]) if self._batch else 0  # a pass may have each row several times
             raise self.non_finite(str(error), sorted({row % count for row in error.rows} if count else ())) from error
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -78,7 +98,7 @@ class GuardedLoss(nn.Module):
 
     def begin(self, columns: Sequence[Any], labels: Tensor | None = None) -> None:
         """Remember the batch, for errors, and refuse one that no loss could make anything of."""
-        if columns and not _rows(columns[0]):
+        if columns and not batch_rows(columns[0]):
             raise ValueError("the batch has no rows; give the loss at least one")
         # MatryoshkaLoss and its like ask several times about one batch; errors count batches.
         batch = [_identity(column) for column in columns]
@@ -142,7 +162,7 @@ def _same(column: Any, other: Any) -> bool:
     return column is other
 
 
-def _rows(column: Any) -> int:
+def batch_rows(column: Any) -> int:
     """Return the number of texts in a column, or 1 where it cannot be seen."""
     if not isinstance(column, Mapping):
         return len(column)

@@ -48,7 +48,7 @@ class NonFiniteLossError(FloatingPointError, ValueError):
     ) -> None:
         self.rows, self.texts, self.step, self.batch = list(rows), list(texts), step, batch
         when = "" if batch is None else f" in batch {batch}"
-        said = what + (when if step is None else f" at step {step}")
+        said = self.what = what + (when if step is None else f" at step {step}")
         if rows:
             said += f"; the embeddings of rows {_short(self.rows)} of the batch are not finite: {_short(self.texts)}"
         elif texts:

@@ -61,22 +61,30 @@ def served_otherwise(model: SentenceTransformer) -> str | None:
 
 def save_plain(model: SentenceTransformer, folder: Path) -> str | None:
     """Save a model, for servers too where they give the same vectors; where they would not, say why."""
-    fault = served_otherwise(model)
+    model.save(str(folder))
+    fault = served_otherwise(model) or _missing(folder)
     if fault is None:
-        save_served(model, folder)
-    else:
-        model.save(str(folder))
+        _add_older_keys(model, folder)
     return fault
 
 
 def save_served(model: SentenceTransformer, folder: Path) -> None:
     """Save a model that servers give the same vectors of, with the names and keys that they look for."""
     model.save(str(folder))
+    if fault := _missing(folder):
+        raise ValueError(fault)
+    _add_older_keys(model, folder)
+
+
+def _missing(folder: Path) -> str | None:
+    """Say which file that servers read is missing in a folder, if one is."""
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise ValueError(
-                f"the model has no {name} of its own, which servers read; merge its adapter, if it has one"
-            )
+            return f"the model has no {name} of its own, which servers read; merge its adapter, if it has one"
+    return None
+
+
+def _add_older_keys(model: SentenceTransformer, folder: Path) -> None:
     kinds = [type(module).__name__ for module in model]
     rows = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     for row, kind in zip(rows, kinds, strict=True):

@@ -31,6 +31,8 @@ def check_texts(texts: Iterable[str], name: str) -> list[str]:
     # Iterating over a dictionary or a table of pandas gives its columns' names, which are strings too.
     if isinstance(texts, Mapping) or hasattr(texts, "columns"):
         raise TypeError(f"{name} must be a list of strings, got a {type(texts).__name__}; give one column of it")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be a list of strings, got {type(texts).__name__}")
     found = list(texts)
     for index, text in enumerate(found):
         if not isinstance(text, str):

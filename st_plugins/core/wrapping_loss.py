@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from torch import nn
@@ -16,8 +17,10 @@ class WrappingLoss(GuardedLoss):
         super().__init__()
         if not isinstance(loss, nn.Module) or not isinstance(getattr(loss, "model", None), nn.Module):
             raise TypeError(f"loss must be a loss with its model at loss.model, got {type(loss).__name__}")
-        if not weight >= 0:  # so that NaN is refused, too
-            raise ValueError(f"weight must be at least 0, got {weight}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise TypeError(f"weight must be a number, got {weight!r}")
+        if not 0 <= weight < math.inf:  # so that NaN is refused, too
+            raise ValueError(f"weight must be at least 0, got {weight}" + ", not finite" * (weight == math.inf))
         self.loss = loss
         self.weight = weight
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from st_plugins.evaluation.classification import ClassificationEvaluator, score_classification, training_rows
 from st_plugins.evaluation.clustering import ClusteringEvaluator, score_clustering
 from st_plugins.evaluation.comparison import Comparison, compare, compare_tasks
+from st_plugins.evaluation.evaluate_models import EvaluatedModels, evaluate_models
 from st_plugins.evaluation.leaderboard import (
     leaderboard_scores,
     read_leaderboard,
@@ -24,6 +25,7 @@ __all__ = [
     "ClusteringEvaluator",
     "Comparison",
     "Difference",
+    "EvaluatedModels",
     "FloorResult",
     "MeasuredTask",
     "PairClassificationEvaluator",
@@ -37,6 +39,7 @@ __all__ = [
     "compare",
     "compare_tasks",
     "difference",
+    "evaluate_models",
     "holm",
     "leaderboard_scores",
     "read_leaderboard",

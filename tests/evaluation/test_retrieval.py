@@ -12,7 +12,8 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sklearn.metrics import ndcg_score
 
 from st_plugins.data import RetrievalData
-from st_plugins.evaluation import RetrievalEvaluator, retrieval, score_retrieval
+from st_plugins.evaluation import RetrievalEvaluator, score_retrieval
+from st_plugins.evaluation.measuring import nearest
 from st_plugins.miniature import corpus as miniature_corpus
 from st_plugins.miniature import untrained_encoder
 
@@ -84,8 +85,8 @@ def test_ndcg_is_scikit_learns_where_no_similarities_are_equal() -> None:
 def test_blocks_change_nothing(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, queries, corpus = graded()
     whole = score_retrieval(queries, corpus, data, similarity=similarity)
-    monkeypatch.setattr(retrieval, "_QUERIES", 7)
-    monkeypatch.setattr(retrieval, "_DOCUMENTS", 11)
+    monkeypatch.setattr(nearest, "_QUERIES", 7)
+    monkeypatch.setattr(nearest, "_DOCUMENTS", 11)
     assert score_retrieval(queries, corpus, data, similarity=similarity).per_unit == whole.per_unit
 
 

@@ -69,6 +69,11 @@ def read_content(path: Path) -> str:
             data, packed = gzip.decompress(data), False
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
+    return decoded(data, path)
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """Return bytes from the beginning of a file as text."""
     for magic, what in _FOREIGN.items():
         if data.startswith(magic):
             raise ValueError(f"{path}: is {what}, not text; export it as CSV or JSON lines")

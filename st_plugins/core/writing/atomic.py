@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +52,19 @@ class Target:
                     folder.rmdir()
             raise
 
+    def take(self, finished: Path, known: Mapping[str, str]) -> None:
+        """Make a folder beside it, which took long to fill, the target in one step; checksums may be known."""
+        with neighbors.neighbor(self.path.parent, self.path.name) as beside:
+            self._commit(finished, beside / neighbors.OLD, known)
+
     def write_text(self, text: str) -> None:
         """Write a file's whole content, as UTF-8."""
         with self.write() as file:
             file.write_bytes(text.encode())
 
-    def _commit(self, new: Path, old: Path) -> None:
+    def _commit(self, new: Path, old: Path, known: Mapping[str, str] | None = None) -> None:
         if self.is_folder:
-            marks.mark(new)
+            marks.mark(new, known)
         # A temporary folder is its owner's alone; the mask can only be read by setting it.
         mask = os.umask(0)
         os.umask(mask)

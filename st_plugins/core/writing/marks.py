@@ -18,10 +18,10 @@ MARK = ".st-plugins.json"
 _UNFINISHED = f"{MARK}.tmp"
 
 
-def mark(folder: Path, **about: Any) -> None:
-    """Write the list of the files that are in a folder now, as its last file."""
+def mark(folder: Path, known: Mapping[str, str] | None = None, **about: Any) -> None:
+    """Write the list of the files that are in a folder now, as its last file; known checksums are not computed."""
     found = sorted(_entries(folder).items())
-    files = {name: checksum(path) for name, path in found if path.is_file()}
+    files = {name: (known or {}).get(name) or checksum(path) for name, path in found if path.is_file()}
     folders = [name for name, path in found if path.is_dir()]
     content = {"library": LIBRARY, "about": about, "folders": folders, "files": files}
     # The mark comes last and in one step: a folder without it was not finished, and is nobody's to delete.

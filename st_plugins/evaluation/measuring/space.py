@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,38 @@ from st_plugins.methods.whitening.whitening import Whitening
 _EQUAL = 1e-6  # of the largest value: what float32 and the place in a batch make of equal numbers
 
 
+@dataclass
+class Spread:
+    """The least and the greatest value of each dimension, of embeddings that come in parts."""
+
+    low: NDArray[np.float32] | None = None
+    high: NDArray[np.float32] | None = None
+
+    def add(self, embeddings: NDArray[np.float32]) -> None:
+        """Take in some embeddings."""
+        if len(embeddings):
+            self.merge(Spread(embeddings.min(axis=0), embeddings.max(axis=0)))
+
+    def merge(self, other: Spread) -> None:
+        """Take in the spread of other embeddings."""
+        if other.low is not None and other.high is not None:
+            self.low = other.low if self.low is None else np.minimum(self.low, other.low)
+            self.high = other.high if self.high is None else np.maximum(self.high, other.high)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether all embeddings, of at least two texts, are one, but for rounding."""
+        if self.low is None or self.high is None:
+            return False
+        largest = max(self.high.max(), -self.low.min())
+        return bool((self.high - self.low).max() <= _EQUAL * largest)
+
+
 def is_collapsed(embeddings: NDArray[np.float32]) -> bool:
     """Say whether all texts have one embedding, but for rounding."""
-    if len(embeddings) < 2:
-        return False
-    # Without np.abs, which copies what may be a large corpus.
-    largest = max(embeddings.max(), -embeddings.min())
-    return bool(np.ptp(embeddings, axis=0).max() <= _EQUAL * largest)
+    spread = Spread()
+    spread.add(embeddings)
+    return len(embeddings) > 1 and spread.collapsed
 
 
 def space_of_pairs(

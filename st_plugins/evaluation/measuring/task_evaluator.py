@@ -16,7 +16,7 @@ from st_plugins.evaluation.measuring.encoding import distinct, encode_ways
 from st_plugins.evaluation.measuring.floor import token_ids
 from st_plugins.evaluation.measuring.record import describe_model, measured
 from st_plugins.evaluation.measuring.sentence_evaluator import SentenceEvaluator
-from st_plugins.evaluation.measuring.ways import own_ways, ways_of
+from st_plugins.evaluation.measuring.ways import Way, own_ways, ways_of
 from st_plugins.evaluation.task_result import MeasuredTask, TasksResult
 
 Vectors = NDArray[np.float32]
@@ -98,6 +98,7 @@ class TaskEvaluator(SentenceEvaluator):
         check_length(model)
         similarity = self._similarity_of(model)
         *ways, warning = ways_of(model, self.task, self.columns, self.routes, self.prompt, self.prompt_name)
+        self._check(model, ways)
         tokens = self._tokens(model)
         lengths = [len(text) for text in (self.texts if tokens is None else tokens)]
         show = len(self.texts) > 2000 if self.show_progress_bar is None else self.show_progress_bar
@@ -122,6 +123,9 @@ class TaskEvaluator(SentenceEvaluator):
             warnings=list(task.warnings),
         )
         return self.last_result
+
+    def _check(self, model: SentenceTransformer, ways: Sequence[Way]) -> None:
+        """Refuse a model, or a way to encode, that the task cannot be measured with; here none."""
 
     def _tokens(self, model: SentenceTransformer) -> list[list[int]] | None:
         if len(self.texts) > _MANY:

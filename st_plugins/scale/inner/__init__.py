@@ -1,0 +1,3 @@
+"""What the parts of this folder are made of."""
+
+from __future__ import annotations
