@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from st_plugins.adaptation.adapt import adapt
     from st_plugins.compression.compress import compress
     from st_plugins.io import load, save_for_servers
     from st_plugins.methods.whitening.fold import fold
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "adapt": "st_plugins.adaptation.adapt",
     "compress": "st_plugins.compression.compress",
     "first_last_avg": "st_plugins.recipes",
     "fit_flow": "st_plugins.recipes",
@@ -26,7 +28,17 @@ _LAZY = {
     "whiten": "st_plugins.recipes",
 }
 
-__all__ = ["__version__", "compress", "first_last_avg", "fit_flow", "fold", "load", "save_for_servers", "whiten"]
+__all__ = [
+    "__version__",
+    "adapt",
+    "compress",
+    "first_last_avg",
+    "fit_flow",
+    "fold",
+    "load",
+    "save_for_servers",
+    "whiten",
+]
 
 
 def __getattr__(name: str) -> Any:

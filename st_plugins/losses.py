@@ -6,6 +6,7 @@ from st_plugins.core.attention import LayerAttention, capture_attention, support
 from st_plugins.core.headed_loss import HeadedLoss
 from st_plugins.core.loss import Terms
 from st_plugins.core.nonfinite import NonFiniteLossError
+from st_plugins.methods.contrastive.anchored import AnchoredLoss, anchor
 from st_plugins.methods.contrastive.consert import ConSERTLoss, nt_xent
 from st_plugins.methods.contrastive.consert_joint import ConSERTJointLoss
 from st_plugins.methods.contrastive.simcse import SimCSELoss, simcse_loss
@@ -17,6 +18,7 @@ from st_plugins.methods.virt.layer_agreement import LayerAgreement, map_agreemen
 from st_plugins.methods.virt.virt_loss import VIRTLoss
 
 __all__ = [
+    "AnchoredLoss",
     "ConSERTJointLoss",
     "ConSERTLoss",
     "HeadedLoss",
@@ -30,6 +32,7 @@ __all__ = [
     "SpanSharpnessRegularizer",
     "Terms",
     "VIRTLoss",
+    "anchor",
     "capture_attention",
     "map_agreement",
     "nt_xent",

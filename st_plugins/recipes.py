@@ -17,11 +17,13 @@ from st_plugins.core.host import check_encoder, gives_unit_length, rebuild
 from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
 from st_plugins.methods.layer_mix.layer_mix import LayerMix, recipe_weights
 from st_plugins.methods.whitening.whitening import Whitening, check_center, check_output_dimension, check_power
+from st_plugins.scale.engines import Engine
+from st_plugins.scale.one_pass import opened_anywhere, summarize
 
 
 def whiten(
     model: SentenceTransformer,
-    texts: Sequence[str],
+    texts: Sequence[str] | Any,
     output_dimension: int | None = None,
     *,
     center: bool = True,
@@ -33,6 +35,7 @@ def whiten(
     route: str | None = None,
     batch_size: int = 32,
     source: str = "",
+    engine: str | Engine = "local",
     show_progress_bar: bool | None = None,
 ) -> SentenceTransformer:
     """Return the model with a Whitening, fitted on unlabeled texts.
@@ -49,7 +52,8 @@ def whiten(
 
     Args:
         model: The model; left as it is, the new one has copies of its weights.
-        texts: Texts like those the model will see; a few thousand at least, more than the model has dimensions.
+        texts: Texts like those the model will see; a few thousand at least, more than the model has dimensions. For
+            more than fit into memory: a path or pattern of files, `st_plugins.scale.Texts`, or a Ray Dataset.
         output_dimension: Dimensions to keep; None keeps all that the texts span. A ``truncate_dim`` of the model
             that would cut what is asked for here is lifted.
         center: As for `Whitening`: whether the mean is subtracted.
@@ -61,13 +65,15 @@ def whiten(
         route: Whose texts these are in a model with routes, "query" or "document" for example.
         batch_size: Texts encoded at a time.
         source: Where the texts come from, for the record saved with the module.
+        engine: What encodes texts in files: ``"local"``, ``"ray"``, or a ``Local`` or ``Ray`` of `st_plugins.scale`.
         show_progress_bar: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
         The new model.
 
     Raises:
-        TypeError: ``texts`` is one string, something in it is no string, or ``model`` is no SentenceTransformer.
+        TypeError: ``texts`` is one string and no path, something in it is no string, or ``model`` is no
+            SentenceTransformer.
         ValueError: There are too few texts, ``output_dimension`` exceeds the model's dimension or the rank, or the
             model has routes and ``route`` names none of them.
 
@@ -82,24 +88,22 @@ def whiten(
     check_output_dimension(output_dimension)
     check_center(center)
     check_power(power)
-    texts, result, tail, dimension = opened(model, texts, 2, "a covariance", prompt, route)
+    here, result, tail, dimension = opened_anywhere(model, texts, 2, "a covariance", prompt, route, engine)
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
-    different = len(set(texts))
-    # N points span N - 1 dimensions around their mean. The references have no ε: beyond that they divide by rounding.
-    rank = different - 1 if center else different
-    if output_dimension is not None and output_dimension > rank and not shrinkage and power > 0:
-        repeated = "" if different == len(texts) else f", {different} of them different,"
-        raise ValueError(
-            f"output_dimension is {output_dimension}, but {len(texts)} texts{repeated} have rank {rank} at most; give "
-            "more texts, choose a smaller output_dimension, or set shrinkage='ledoit-wolf' or power=0"
-        )
+    if here is not None and output_dimension is not None and not shrinkage and power > 0:
+        _check_rank(here, output_dimension, center)
     # A Normalize in the tail does it afterwards.
     normalize = (normalize or gives_unit_length(model[-1])) and not tail
     options: dict[str, Any] = {"shrinkage": shrinkage, "rcond": rcond, "normalize": normalize}
     whitening = Whitening(dimension, output_dimension, center=center, power=power, **options)
-    for block in encoded(result, texts, batch_size, "Whitening", show_progress_bar, prompt, route):
-        whitening.partial_fit(block, source)
+    if here is None:
+        shown: Any = {"description": "Whitening", "show_progress_bar": show_progress_bar}
+        way: Any = {"prompt": prompt, "route": route, "batch_size": batch_size}
+        whitening.fit_moments(summarize(result, texts, engine=engine, **way, **shown).moments, source)
+    else:
+        for block in encoded(result, here, batch_size, "Whitening", show_progress_bar, prompt, route):
+            whitening.partial_fit(block, source)
     whitening.affine()  # a rank that does not suffice is reported here, not at the first encode()
     # Directions are sorted by variance, so truncation goes on meaning something, unless more was asked for here.
     truncated = model.truncate_dim
@@ -231,6 +235,19 @@ def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
     stock: Any = Pooling
     changed = stock(width_of(transformer), pooling_mode=mode, include_prompt=_include_prompt(model))
     return rebuild(model, [transformer, changed, *rest])
+
+
+def _check_rank(texts: Sequence[str], output_dimension: int, center: bool) -> None:
+    """Refuse more dimensions than texts can span."""
+    different = len(set(texts))
+    # N points span N - 1 dimensions around their mean. The references have no ε: beyond that they divide by rounding.
+    rank = different - 1 if center else different
+    if output_dimension > rank:
+        repeated = "" if different == len(texts) else f", {different} of them different,"
+        raise ValueError(
+            f"output_dimension is {output_dimension}, but {len(texts)} texts{repeated} have rank {rank} at most; give "
+            "more texts, choose a smaller output_dimension, or set shrinkage='ledoit-wolf' or power=0"
+        )
 
 
 def _include_prompt(model: SentenceTransformer) -> bool:

@@ -20,7 +20,7 @@ import st_plugins
 
 ROOT = Path(st_plugins.__file__).parent
 SHELVES = ("augment", "losses", "matching", "modules", "training")
-PUBLIC = ("compression", "data", "evaluation", "explain", "geometry", "miniature", "serving")
+PUBLIC = ("adaptation", "compression", "data", "evaluation", "explain", "geometry", "miniature", "scale", "serving")
 LOOSE = 3
 LINES = 400
 COMMENTS = 0.02

@@ -11,11 +11,20 @@ import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-NAMES = ["quickstart", "compressing", "training", "distilling", "matching", "small", "explaining", "searching"]
+NAMES = [
+    "quickstart",
+    "compressing",
+    "adapting",
+    "training",
+    "distilling",
+    "matching",
+    "small",
+    "explaining",
+    "searching",
+]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
 def test_a_block_runs(block: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)

@@ -15,21 +15,23 @@ from st_plugins.compression.choice.candidates import OTHER_SHAPES, TRUNCATION, C
 from st_plugins.compression.choice.certificate import Certificate
 from st_plugins.compression.choice.copies import mutilated
 from st_plugins.compression.choice.judge import Transform, check_labeled, judge_of
-from st_plugins.compression.choice.sample import LEAST, Map, Sample
+from st_plugins.compression.choice.sample import FIRST, LEAST, Map, Sample, empty_summary
 from st_plugins.compression.choice.wanted import Wanted
 from st_plugins.compression.compressed import Compressed, Option
-from st_plugins.compression.quantization import Quantization, bytes_of
-from st_plugins.core.appending import closed, encoded, opened
+from st_plugins.core.appending import closed, encoded
+from st_plugins.core.quantization import Quantization, bytes_of
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.retrieval import RetrievalData
 from st_plugins.methods.whitening.fold import dense_of
+from st_plugins.scale.engines import Engine
+from st_plugins.scale.one_pass import first_vectors, opened_anywhere, summarize
 
 Array = NDArray[np.floating]
 
 
 def compress(
     model: SentenceTransformer,
-    texts: Sequence[str],
+    texts: Sequence[str] | Any,
     output_dimension: int | None = None,
     *,
     bytes: int | None = None,
@@ -42,6 +44,7 @@ def compress(
     route: str | None = None,
     batch_size: int = 32,
     source: str = "",
+    engine: str | Engine = "local",
     show_progress_bar: bool | None = None,
 ) -> Compressed:
     """Return a plain model with smaller vectors, chosen on unlabeled texts, with what it costs said beforehand.
@@ -63,7 +66,8 @@ def compress(
     Args:
         model: The model; left as it is.
         texts: Unlabeled texts like those the model will see; a few thousand, more than the model has dimensions. Each
-            different one counts once.
+            different one counts once. For more than fit into memory: a path or pattern of files,
+            `st_plugins.scale.Texts`, or a Ray Dataset; there each counts as often as it occurs.
         output_dimension: Dimensions to keep.
         bytes: Bytes that a vector may take, at most.
         precision: ``"float32"``, ``"float16"``, ``"int8"``, ``"int4"``, ``"int2"`` or ``"binary"``, see
@@ -78,13 +82,14 @@ def compress(
         route: Whose texts these are in a model with routes; the other routes get the same map.
         batch_size: Texts encoded at a time.
         source: Where the texts come from, for the report.
+        engine: What encodes texts in files: ``"local"``, ``"ray"``, or a ``Local`` or ``Ray`` of `st_plugins.scale`.
         show_progress_bar: Whether to show progress bars; None shows them on a terminal.
 
     Returns:
         The model, its quantization, the certificate, and what else was tried.
 
     Raises:
-        TypeError: ``texts`` is one string, or something in it is no string.
+        TypeError: ``texts`` is one string and no path, or something in it is no string.
         ValueError: Neither a size nor a loss is asked for, the size cannot be reached, every way loses more than
             ``max_loss``, or the texts are too few.
 
@@ -102,15 +107,24 @@ def compress(
         the default is neither. The signs of a random rotation as bits: Charikar, "Similarity estimation techniques
         from rounding algorithms" (2002).
     """
-    texts, head, tail, width = opened(model, texts, 2, "a choice", prompt, route)
-    texts = list(dict.fromkeys(texts))
+    here, head, tail, width = opened_anywhere(model, texts, 2, "a choice", prompt, route, engine)
     wanted = Wanted(width, output_dimension, bytes, precision, max_loss, method)
     options: Any = (show_progress_bar, prompt, route)
     check_labeled(pairs, retrieval)
     sample = Sample(width, normalized=bool(tail))
-    for block in encoded(head, texts, batch_size, "Encoding", *options):
-        sample.add(block.float().cpu().numpy())
-    trial = Trial(sample, _copies(head, texts, sample, (batch_size, "Encoding copies", *options)))
+    if here is None:
+        way: Any = {"prompt": prompt, "route": route, "batch_size": batch_size}
+        # The first texts decide how the groups are told apart, as of a list.
+        sample.summary = empty_summary(first_vectors(head, texts, FIRST, **way))
+        sample.summary = summarize(
+            head, texts, sample.summary, engine=engine, **way, show_progress_bar=show_progress_bar
+        )
+    else:
+        different = list(dict.fromkeys(here))
+        for block in encoded(head, different, batch_size, "Encoding", *options):
+            rows = block.float().cpu().numpy()
+            sample.add(rows, different[sample.count : sample.count + len(rows)])
+    trial = Trial(sample, _copies(head, sample, (batch_size, "Encoding copies", *options)))
     judge = judge_of(head, pairs, retrieval, batch_size, prompt, route)
     maps = Maps(sample.whole)
 
@@ -151,7 +165,7 @@ def compress(
         recognized=trial.recognized,
         measured=None if judge is None else judge.loss(stored(mapped, quantization)),
         metric="" if judge is None else judge.metric,
-        texts=len(texts),
+        texts=sample.count,
         source=source,
     )
 
@@ -181,12 +195,12 @@ def _option(candidate: Candidate, trial: Trial) -> Option:
     return Option(candidate.bytes, candidate.method, candidate.dimension, candidate.precision, certificate)
 
 
-def _copies(head: SentenceTransformer, texts: list[str], sample: Sample, options: Any) -> list[tuple[Array, Array]]:
+def _copies(head: SentenceTransformer, sample: Sample, options: Any) -> list[tuple[Array, Array]]:
     """Return the embeddings of mutilated copies of held-out texts, for each group."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for places in sample.places:
-        first, second = mutilated([texts[place] for place in places], generator)
+    for texts in sample.texts:
+        first, second = mutilated(texts, generator)
         if len(first) < LEAST:  # texts of one or two words: nothing can be left out
             return []
         both = [block.float().cpu().numpy() for block in encoded(head, [*first, *second], *options)]

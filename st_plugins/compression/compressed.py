@@ -14,9 +14,9 @@ from typing_extensions import Self
 
 from st_plugins.compression.choice.candidates import TRUNCATION
 from st_plugins.compression.choice.certificate import Certificate
-from st_plugins.compression.quantization import BITS, Quantization
 from st_plugins.core.files import LIBRARY, library_versions
 from st_plugins.core.loading.files import read_object
+from st_plugins.core.quantization import BITS, Quantization
 from st_plugins.core.serving import save_plain
 from st_plugins.core.writing.atomic import Target, folder_target
 from st_plugins.evaluation.pages.figures import Picture, picture

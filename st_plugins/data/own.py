@@ -96,7 +96,7 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
                 "file instead"
             )
         _say_skipped(path, [file for file in inside if file not in files])
-    lines = [line for file in files for line in _texts_of(file, column)]
+    lines = [line for file in files for line in texts_of(file, column)]
     texts = [line for line in lines if line.strip()]
     if len(texts) < len(lines):
         logger.info("%s: %d blank lines skipped, %d texts kept", path, len(lines) - len(texts), len(texts))
@@ -105,8 +105,13 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
     return texts
 
 
-def _texts_of(path: Path, column: str | None) -> list[str]:
-    content = read_content(path)
+def texts_of(path: Path, column: str | None) -> list[str]:
+    """Return the texts of one file, blank ones too."""
+    return texts_in(read_content(path), path, column)
+
+
+def texts_in(content: str, path: Path, column: str | None) -> list[str]:
+    """Return the texts in what was read of a file, blank ones too."""
     table = try_table(path, content, texts=column is None) if content.strip() else None
     if table is None:
         if column is not None:
@@ -118,10 +123,10 @@ def _texts_of(path: Path, column: str | None) -> list[str]:
         if returns := sum("\r" in line for line in lines):
             logger.warning("%s: %d texts hold a carriage return; if it ends a line, write \\n there", path, returns)
         return lines
-    return table.texts(_text_column(table) if column is None else column, "column")
+    return table.texts(text_column(table) if column is None else column, "column")
 
 
-def _text_column(table: Table) -> str:
+def text_column(table: Table) -> str:
     """Return the only column that can hold the texts."""
     if table.columns == ["text"] or (len(table.columns) == 1 and table.columns[0].strip().casefold() in _TEXT_NAMES):
         return table.columns[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from st_plugins.core.reading.content import read_lines
 from st_plugins.core.reading.tables import Table, read_table
@@ -27,6 +30,8 @@ class RetrievalData:
         qrels: Per query id the score of each judged document; 0 and below means not relevant.
         source: Where the texts came from: a folder, or ``"own texts"``.
         warnings: Sentences for the report.
+        partial: Whether ``corpus`` has only some of the documents, or none, since the embeddings of all of them are
+            elsewhere. Whether all judged documents exist is then known only when these are read.
 
     Raises:
         ValueError: A judged document or query does not exist, no document is relevant, or a text holds half a
@@ -44,6 +49,7 @@ class RetrievalData:
     qrels: Mapping[str, Mapping[str, int]]
     source: str = "own texts"
     warnings: tuple[str, ...] = ()
+    partial: bool = False
 
     def __post_init__(self) -> None:
         place = f"retrieval data {self.name!r}"
@@ -55,7 +61,8 @@ class RetrievalData:
                     raise ValueError(f"{place}: the text of {key!r} in {kind} {fault}")
         judged = {document: None for scores in self.qrels.values() for document in scores}
         for kind, found, known in (("queries", self.qrels, self.queries), ("documents", judged, self.corpus)):
-            if missing := [key for key in found if key not in known]:
+            missing = [] if known is self.corpus and self.partial else [key for key in found if key not in known]
+            if missing:
                 raise ValueError(
                     f"{place}: qrels name {len(missing):,} {kind} that do not exist, the first {missing[0]!r}; add "
                     "them, or take their judgments out"
@@ -78,15 +85,18 @@ class RetrievalData:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 over ids, texts and judgments, so that two results can prove they saw the same task."""
+        """SHA-256 over ids, texts and judgments, so that two results can prove they saw the same task.
+
+        Where ``partial`` is set, the documents that are elsewhere are not part of it.
+        """
         digest = hashlib.sha256()
-        for part in (self.corpus, self.queries, self.qrels):
+        for part in ({} if self.partial else self.corpus, self.queries, self.qrels):
             for item in part.items():
                 digest.update(json.dumps(item, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
 
-def read_retrieval(folder: str | Path, split: str = "test") -> RetrievalData:
+def read_retrieval(folder: str | Path, split: str = "test", *, documents: int | None = None) -> RetrievalData:
     r"""Read a retrieval task in the layout of the BEIR benchmark.
 
     A document's text is its title, a space, and its text, as the public leaderboard (MTEB) encodes it.
@@ -96,6 +106,8 @@ def read_retrieval(folder: str | Path, split: str = "test") -> RetrievalData:
             ``text``) and ``qrels/test.tsv`` (columns ``query-id``, ``corpus-id`` and ``score``); or with the same
             files as ``NAME_corpus.jsonl``, ``NAME_queries.jsonl`` and ``NAME_qrels.tsv``. Each may end in ``.gz``.
         split: Which file in ``qrels``; the layout with names has only one set of judgments.
+        documents: Read only so many of the first documents, where the embeddings of all of them are elsewhere; None
+            reads all.
 
     Returns:
         The task. Ids are text: the number 1 and ``"1"`` are one id.
@@ -119,12 +131,16 @@ def read_retrieval(folder: str | Path, split: str = "test") -> RetrievalData:
     """
     folder = Path(folder).expanduser()
     name, *paths = _files(folder, split)
-    documents, questions = map(_read_texts, paths[:2])
-    titled = zip(documents.texts("title"), documents.texts("text"), strict=True)
-    corpus = _by_id(documents, [f"{title} {text}".strip() for title, text in titled])
+    if documents is not None and documents < 0:
+        raise ValueError(f"documents={documents} must be at least 0, or None for all")
+    table, questions = _read_texts(paths[0], documents), _read_texts(paths[1])
+    titled = zip(table.texts("title"), table.texts("text"), strict=True)
+    corpus = _by_id(table, [f"{title} {text}".strip() for title, text in titled])
     queries = _by_id(questions, questions.texts("text"))
-    qrels = _qrels(read_table(paths[2]), {"query-id": (queries, paths[1]), "corpus-id": (corpus, paths[0])})
-    return RetrievalData(name, corpus, queries, qrels, source=str(folder))
+    known = {"query-id": (queries, paths[1]), "corpus-id": (corpus, paths[0])}
+    partial = documents is not None
+    qrels = _qrels(read_table(paths[2]), known, unknown=("corpus-id",) if partial else ())
+    return RetrievalData(name, corpus, queries, qrels, source=str(folder), partial=partial)
 
 
 def _files(folder: Path, split: str) -> tuple[str, Path, Path, Path]:
@@ -163,12 +179,19 @@ def _existing(folder: Path, name: str, remedy: str = "; a retrieval task needs i
     raise FileNotFoundError(f"{folder / name} (or the same with .gz) does not exist{remedy}")
 
 
-def _read_texts(path: Path) -> Table:
+def _first_lines(path: Path, count: int) -> list[str]:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in itertools.islice(file, count)]
+
+
+def _read_texts(path: Path, count: int | None = None) -> Table:
     """Read the objects of documents or queries as a table of ids and texts."""
     # Not by `read_table`, whose columns are those of the first object: in many a corpus only some documents have a
     # title, or it is null.
     rows = []
-    for number, line in enumerate(read_lines(path), start=1):
+    lines = read_lines(path) if count is None else _first_lines(path, count)
+    for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -206,11 +229,13 @@ def _by_id(table: Table, texts: list[str]) -> dict[str, str]:
     return found
 
 
-def _qrels(table: Table, known: Mapping[str, tuple[Mapping[str, str], Path]]) -> dict[str, dict[str, int]]:
+def _qrels(
+    table: Table, known: Mapping[str, tuple[Mapping[str, str], Path]], unknown: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
     columns = {column: _ids(table, column) for column in known}
     for column, (texts, path) in known.items():
         # A judgment that is dropped without a word changes the scores.
-        missing = [row for row, key in enumerate(columns[column]) if key not in texts]
+        missing = [row for row, key in enumerate(columns[column]) if key not in texts and column not in unknown]
         if missing:
             said = f", nor are those of {len(missing) - 1:,} more lines" if len(missing) > 1 else ""
             raise table.error(

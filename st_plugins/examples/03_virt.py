@@ -17,10 +17,10 @@ from sentence_transformers.sentence_transformer.losses import CosineSimilarityLo
 from sentence_transformers.util import pairwise_cos_sim
 from torch import nn
 from tqdm.auto import trange
-from transformers.utils import logging as transformers_logging
 
 from st_plugins import miniature
 from st_plugins.core.dropout import without_dropout
+from st_plugins.core.host import quiet
 from st_plugins.evaluation import Difference
 from st_plugins.evaluation.statistics import difference
 from st_plugins.examples.pairs import Pair, entailment_pairs, resampled_share
@@ -98,20 +98,13 @@ def run(
 def cross_encoder(encoder: SentenceTransformer) -> CrossEncoder:
     """Return a cross-encoder with one label that starts from an encoder."""
     transformer: Any = encoder[0]
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # it would report that the head is new
-    transformers_logging.disable_progress_bar()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            transformer.model.save_pretrained(folder)
-            transformer.tokenizer.save_pretrained(folder)
-            model: CrossEncoder = CrossEncoder(
-                folder, num_labels=1, max_length=2 * MAX_LENGTH, device="cpu", local_files_only=True
-            )
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    # Else the host would report that the head is new.
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        transformer.model.save_pretrained(folder)
+        transformer.tokenizer.save_pretrained(folder)
+        model: CrossEncoder = CrossEncoder(
+            folder, num_labels=1, max_length=2 * MAX_LENGTH, device="cpu", local_files_only=True
+        )
     # Which text a token belongs to: the miniature tokenizer keeps it back, and much is not learned without it.
     model.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     return model

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+if TYPE_CHECKING:
+    from st_plugins.scale.summary import Summary
+
+_SAMPLE = 5000  # of embeddings that are not in memory
 _BLOCK_ENTRIES = 2**21  # pairs looked at in one go: 16 MiB of float64
 
 
@@ -211,11 +216,14 @@ def describe(
     are NaN where fewer than two rows remain.
 
     Args:
-        x: Embeddings, (N, d).
+        x: Embeddings, (N, d). Where they do not fit into memory: the folder that `st_plugins.scale.encode` wrote, a
+            Ray Dataset with a column ``vector``, or a `st_plugins.scale.Summary` with a sample, as ``summarize`` makes
+            of texts.
         positives: Both sides of pairs that mean the same, for the alignment; left out of the result when None.
         leading: How many eigenvalues to list.
-        max_rows: Rows used for the uniformity, whose cost grows with their square; None uses all.
-        seed: Seed of that choice.
+        max_rows: Rows used for the uniformity, whose cost grows with their square; None uses all of a matrix, and
+            5,000 of a folder or dataset.
+        seed: Seed of that choice; of a summary, which has made it already, neither counts.
 
     Returns:
         Keys ``rows``, ``dimension``, ``zero_rows``, ``mean_norm``, ``mean_random_cosine``, ``uniformity``,
@@ -223,32 +231,15 @@ def describe(
         ``spectrum`` (the leading eigenvalues) and, with ``positives``, ``alignment``.
 
     Raises:
-        ValueError: A row is not finite, or there are fewer than two rows.
+        ValueError: A row is not finite, there are fewer than two rows, or a summary has no sample.
 
     Example:
         >>> found = describe([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
         >>> found["isoscore"], found["spectrum"], found["mean_norm"]
         (1.0, [0.5, 0.5], 1.0)
     """
-    # A zero vector has no direction; it counts for lengths and the covariance, not on the sphere.
-    matrix = as_matrix(x)
-    directed = matrix[matrix.any(axis=1)]
-    values = spectrum(matrix)
-    enough = len(directed) >= 2
-    result: dict[str, Any] = {
-        "rows": len(matrix),
-        "dimension": matrix.shape[1],
-        "zero_rows": len(matrix) - len(directed),
-        "mean_norm": float(np.linalg.norm(matrix, axis=1).mean()),
-        "mean_random_cosine": mean_random_cosine(directed) if enough else math.nan,
-        "uniformity": uniformity(directed, max_rows=max_rows, seed=seed) if enough else math.nan,
-        "uniformity_rows": min(len(directed), max_rows or len(directed)),
-        "effective_rank": _effective_rank(values),
-        "participation_ratio": _participation_ratio(values),
-        "isoscore": _isoscore(values),
-        "total_variance": float(values.sum()),
-        "spectrum": values[:leading].tolist(),
-    }
+    summary = summary_of(x, max_rows or _SAMPLE, seed)
+    result = _of_rows(x, leading, max_rows, seed) if summary is None else _of_summary(summary, leading)
     if positives is not None:
         first, second = as_matrix(positives[0], "positives[0]"), as_matrix(positives[1], "positives[1]")
         if first.shape != second.shape:
@@ -256,6 +247,69 @@ def describe(
         kept = first.any(axis=1) & second.any(axis=1)
         result["alignment"] = alignment(first[kept], second[kept]) if kept.sum() >= 2 else math.nan
     return result
+
+
+def _of_rows(x: Any, leading: int, max_rows: int | None, seed: int) -> dict[str, Any]:
+    # A zero vector has no direction; it counts for lengths and the covariance, not on the sphere.
+    matrix = as_matrix(x)
+    directed = matrix[matrix.any(axis=1)]
+    enough = len(directed) >= 2
+    return {
+        "rows": len(matrix),
+        "dimension": matrix.shape[1],
+        "zero_rows": len(matrix) - len(directed),
+        "mean_norm": float(np.linalg.norm(matrix, axis=1).mean()),
+        "mean_random_cosine": mean_random_cosine(directed) if enough else math.nan,
+        "uniformity": uniformity(directed, max_rows=max_rows, seed=seed) if enough else math.nan,
+        "uniformity_rows": min(len(directed), max_rows or len(directed)),
+        **_of_spectrum(spectrum(matrix), leading),
+    }
+
+
+def _of_summary(summary: Summary, leading: int) -> dict[str, Any]:
+    if not summary.size or summary.split is not None:
+        raise ValueError("x is a summary without a sample of all rows; make it with Summary(dimension, sample=5000)")
+    if summary.count < 2:
+        raise ValueError(f"x has {summary.count} rows; give at least 2")
+    moments, sampled = summary.moments, summary.sample()
+    directed, rows = summary.count - summary.zero_rows, sampled[sampled.any(axis=1)]
+    pairs, total = directed * (directed - 1), summary.directions
+    values = np.maximum(np.linalg.eigvalsh(moments.second())[::-1], 0.0)
+    return {
+        "rows": summary.count,
+        "dimension": summary.dimension,
+        "zero_rows": summary.zero_rows,
+        "mean_norm": summary.norms / summary.count,
+        "mean_random_cosine": float(total @ total - directed) / pairs if pairs else math.nan,
+        "uniformity": uniformity(rows) if len(rows) >= 2 else math.nan,
+        "uniformity_rows": len(rows),
+        **_of_spectrum(values, leading),
+    }
+
+
+def _of_spectrum(values: NDArray[np.float64], leading: int) -> dict[str, Any]:
+    return {
+        "effective_rank": _effective_rank(values),
+        "participation_ratio": _participation_ratio(values),
+        "isoscore": _isoscore(values),
+        "total_variance": float(values.sum()),
+        "spectrum": values[:leading].tolist(),
+    }
+
+
+def summary_of(x: Any, sample: int, seed: int) -> Summary | None:
+    """Return the summary that is given, or that of embeddings which are not in memory; None for those that are."""
+    if isinstance(x, np.ndarray | list | tuple) or hasattr(x, "detach"):
+        return None
+    # Only here: scale needs torch, which numbers of a matrix do not.
+    from st_plugins.scale.embeddings import Embeddings
+    from st_plugins.scale.one_pass import summarize_vectors
+    from st_plugins.scale.summary import Summary
+    from st_plugins.scale.texts import is_dataset
+
+    if isinstance(x, Embeddings | str | Path) or is_dataset(x):
+        return summarize_vectors(x, sample, seed=seed)
+    return x if isinstance(x, Summary) else None
 
 
 def as_matrix(x: Any, name: str = "x") -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from st_plugins.geometry.embeddings import as_matrix
+from st_plugins.geometry.embeddings import as_matrix, summary_of
 
 RANK_TOLERANCE = 1e-12
 """Eigenvalues below this fraction of the largest count as zero: forming a covariance rounds by about d * 2e-16."""
@@ -65,7 +65,7 @@ class Gaussian:
         """Fit mean and covariance (divisor N).
 
         Args:
-            x: Embeddings, (N, d).
+            x: Embeddings, (N, d), or what else `describe` takes.
             shrinkage: See :meth:`shrunk`.
 
         Returns:
@@ -74,10 +74,17 @@ class Gaussian:
         Raises:
             ValueError: A row is not finite, there are fewer than two rows, or ``shrinkage`` is outside [0, 1].
         """
-        matrix = as_matrix(x)
-        mean = matrix.mean(axis=0)
-        centered = matrix - mean
-        fitted = cls(mean, centered.T @ centered / len(matrix), len(matrix))
+        summary = summary_of(x, 0, 0)
+        if summary is not None:
+            moments = summary.moments
+            if moments.count < 2:
+                raise ValueError(f"x has {moments.count} rows; give at least 2")
+            fitted = cls(np.asarray(moments.mean, np.float64), np.asarray(moments.second(), np.float64), moments.count)
+        else:
+            matrix = as_matrix(x)
+            mean = matrix.mean(axis=0)
+            centered = matrix - mean
+            fitted = cls(mean, centered.T @ centered / len(matrix), len(matrix))
         return fitted.shrunk(shrinkage) if shrinkage else fitted
 
     def shrunk(self, shrinkage: float) -> Self:

@@ -7,14 +7,16 @@ import math
 import string
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
+from st_plugins.core.files import write_tensors
+from st_plugins.core.host import quiet
 from st_plugins.miniature.english.grammar import vocabulary
 from st_plugins.miniature.sentiment import sentiment_vocabulary
 
@@ -54,7 +56,10 @@ def assemble(bert: BertModel, tokenizer: PreTrainedTokenizerFast) -> SentenceTra
     """Make a sentence-transformers model."""
     # Its Transformer module can only be read from a folder, so one exists for a moment.
     with tempfile.TemporaryDirectory() as folder, seeded(0), quiet():
-        bert.save_pretrained(folder)
+        # As `bert.save_pretrained` does, which writes nothing in any but the first process of a process group.
+        bert.config.architectures, bert.config.dtype = [type(bert).__name__], str(bert.dtype).removeprefix("torch.")
+        bert.config.save_pretrained(folder)
+        write_tensors(Path(folder, "model.safetensors"), bert.state_dict())
         tokenizer.save_pretrained(folder)
         transformer = Transformer(folder)
         pooling = Pooling(bert.config.hidden_size, pooling_mode="mean")
@@ -115,15 +120,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide the progress bars of saving and loading, which take no time here."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

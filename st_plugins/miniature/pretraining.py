@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 from transformers import BertModel
 
 from st_plugins import __version__
+from st_plugins.core.host import quiet
 from st_plugins.core.writing.atomic import atomic_folder
-from st_plugins.miniature.encoder import MAX_LENGTH, SPECIAL, assemble, quiet, random_bert, seeded, tokenizer, words
+from st_plugins.miniature.encoder import MAX_LENGTH, SPECIAL, assemble, random_bert, seeded, tokenizer, words
 from st_plugins.miniature.world import corpus
 
 logger = logging.getLogger(__name__)

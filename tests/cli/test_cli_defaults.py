@@ -14,6 +14,7 @@ from st_plugins.cli import compare as cli_compare
 from st_plugins.cli import evaluate as cli_evaluate
 from st_plugins.cli import explain as cli_explain
 from st_plugins.cli import geometry as cli_geometry
+from st_plugins.cli import plan as cli_plan
 from st_plugins.cli import train_consert as cli_consert
 from st_plugins.cli import train_re2 as cli_re2
 from st_plugins.cli import whiten as cli_whiten
@@ -22,6 +23,7 @@ from st_plugins.evaluation import PairClassificationEvaluator, RetrievalEvaluato
 from st_plugins.explain import explain_pair, explain_query, explain_text
 from st_plugins.geometry import describe
 from st_plugins.matching import RE2Config, RE2Matcher
+from st_plugins.scale import plan
 from st_plugins.training import train_consert
 
 PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], set[str]]] = [
@@ -35,6 +37,7 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], set[str]]] = [
     (cli_evaluate.evaluate, read_retrieval, set()),
     (cli_compare.compare, compare, set()),
     (cli_geometry.geometry, describe, set()),
+    (cli_plan.plan, plan, set()),
     (cli_explain.explain, explain_text, set()),
     (cli_explain.explain, explain_pair, set()),
     (cli_explain.explain, explain_query, set()),

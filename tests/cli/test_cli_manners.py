@@ -88,6 +88,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run: Run) -> None:
         (("train", "re2", "--config", "x"), "snli"),
         (("evaluate", "m", "--dtype", "x"), "bfloat16"),
         (("evaluate", "m", "--max-seq-length", "0"), "--max-seq-length"),
+        (("plan", "m", "--texts", "0"), "--texts"),
     ]
     for args, words in cases:
         code, out, err = run(*args)
@@ -114,6 +115,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run: Run) -> None:
         ("whiten m --texts texts.txt --output o --column a", "--column"),
         ("geometry m --texts texts.txt --column a", "--column"),
         ("geometry m --texts texts.txt --overwrite", "--overwrite"),
+        ("plan m --texts 9 --column a", "--column"),
+        ("plan m --texts 9 --overwrite", "--overwrite"),
         ("evaluate m --pairs pairs.tsv --overwrite", "--overwrite"),
         ("compare m m --pairs pairs.tsv --overwrite", "--overwrite"),
         ("explain m text --overwrite", "--overwrite"),
@@ -185,6 +188,11 @@ def test_the_precision_is_the_models_own_unless_an_option_says_otherwise(
         ("geometry m --texts missing.txt", "missing.txt"),
         ("geometry m --texts texts.txt --device nowhere", "--device='nowhere'"),
         ("geometry m --texts texts.txt --prompt \ud83d", "--prompt holds half a character"),
+        ("plan m --texts 9 --sample missing.txt", "missing.txt"),
+        ("plan m --texts 9 --sample texts.txt --length 4", "--length=4 and a sample"),
+        ("plan m --texts 9 --machines 2", "--machines=2 needs Ray"),
+        ("plan m --texts 9 --precision int3", "--precision='int3'"),
+        ("plan m --texts 9 --seconds 0", "--seconds=0.0"),
         ("explain m a b --device nowhere", "--device='nowhere'"),
         ("explain m a \ud83d", "second holds half a character"),
         ("explain m \ud83d", "first holds half a character"),
@@ -272,6 +280,7 @@ def test_a_training_says_that_it_cuts_to_the_positions(
         ("compare", "texts.txt", "texts.txt"),
         ("geometry", "texts.txt", "--texts", "texts.txt"),
         ("whiten", "texts.txt", "--texts", "texts.txt", "--output", "out"),
+        ("plan", "texts.txt", "--texts", "9"),
         ("explain", "texts.txt", "a dog"),
         ("train", "consert", "texts.txt", "--texts", "texts.txt", "--output", "out"),
     ],

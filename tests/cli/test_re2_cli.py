@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,26 @@ def test_train_and_match_classes(run: Run, pairs: Path, tmp_path: Path) -> None:
     assert code == 1 and "not empty" in err
 
 
+@pytest.mark.skipif(find_spec("onnxscript") is None, reason="needs the extra onnx")
+def test_train_and_match_with_onnx(run: Run, pairs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "matcher"
+    code, _, err = run("train", "re2", "--train", pairs, "--output", output, "--onnx", *FAST)
+    assert code == 0, err
+    assert (output / "onnx/model.onnx").is_file() and RE2Matcher.load(output).backend == "torch"
+    numbers = []
+    for backend in ("torch", "onnx"):
+        scored = tmp_path / f"{backend}.tsv"
+        code, _, err = run("match", output, pairs, "--backend", backend, "--output", scored)
+        assert code == 0, err
+        numbers.append(read_table(scored).scores("probability of no"))
+    np.testing.assert_allclose(*numbers, rtol=0, atol=1e-4)
+    (output / "onnx/model.onnx").write_bytes(b"")
+    code, _, err = run("match", output, pairs, "--backend", "onnx", "--output", tmp_path / "again.tsv")
+    assert code == 1 and "model.onnx is not what was saved with the matcher" in err
+    code, _, err = run("match", output, pairs, "--backend", "openvino", "--output", tmp_path / "again.tsv")
+    assert code == 2 and "torch" in err and "onnx" in err
+
+
 def test_train_a_score_on_word_vectors(run: Run, pairs: Path, tmp_path: Path) -> None:
     vectors = tmp_path / "vectors.txt"
     words = ("a", "the", "man", "dog", "cat", "is", "in", "at", "reading", "unused")
@@ -121,6 +142,11 @@ def test_train_on_an_encoder(run: Run, pairs: Path, model: SentenceTransformer, 
     assert code == 0, err
     assert "no development pairs, the last step is kept" in out
     assert isinstance(RE2Matcher.load(output).source, TransformerTokens)
+    options = ("--words", tmp_path / "encoder", "--embedding-dimension", 5)
+    code, _, err = run("train", "re2", "--train", pairs, "--output", tmp_path / "words", *options, *FAST)
+    assert code == 0, err
+    source = RE2Matcher.load(tmp_path / "words").source
+    assert isinstance(source, WordVectors) and source.embedding_dimension == 5
 
 
 def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: Path) -> None:
@@ -177,6 +203,7 @@ def test_errors_are_one_line_and_leave_nothing(run: Run, pairs: Path, tmp_path: 
             train("pairs.tsv", "--vectors", tmp_path / "vectors.txt"),
             "vectors.txt, line 2: expected a word and 2 numbers",
         ),
+        (train("pairs.tsv", "--vectors", "a", "--words", "b"), "--vectors and --words are both given; choose one"),
         (train("pairs.tsv", "--vectors", "a", "--encoder", "b"), "--vectors and --encoder are both given; choose one"),
         (train("pairs.tsv", "--dev", "a", "--dev-share", 0.1), "--dev and --dev-share are both given; choose one"),
         (train("pairs.tsv", "--dev-share", 3), "must lie above 0 and below 1"),

@@ -13,7 +13,7 @@ from sklearn.covariance import LedoitWolf
 from st_plugins.compression.choice.candidates import MARGIN, METHODS, Candidate, Maps, Trial, of_size, random_rotation
 from st_plugins.compression.choice.sample import Sample, applied
 from st_plugins.compression.choice.wanted import Wanted
-from st_plugins.compression.quantization import BITS, Quantization, bytes_of
+from st_plugins.core.quantization import BITS, Quantization, bytes_of
 from st_plugins.methods.whitening.moments import Moments
 
 Array = NDArray[np.floating]

@@ -25,7 +25,7 @@ import st_plugins
 from st_plugins.compression import Compressed, compress
 from st_plugins.compression.choice.candidates import Candidate, Trial, of_size
 from st_plugins.compression.choice.judge import PairJudge
-from st_plugins.compression.quantization import BITS
+from st_plugins.core.quantization import BITS
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.retrieval import RetrievalData
 from st_plugins.miniature import sts_pairs

@@ -127,28 +127,30 @@ def test_half_of_the_words_are_left_out_and_of_chinese_half_of_the_letters() -> 
 
 def test_a_sample_sums_up_what_it_was_given_whatever_the_blocks() -> None:
     rows = points(9000, 8) + np.float32(1)
-    whole = Sample(8).add(rows)
+    texts = [f"text {number}" for number in range(9000)]
+    whole = Sample(8).add(rows, texts)
     split = Sample(8)
     for start in range(0, 9000, 4096):
-        split.add(rows[start : start + 4096])
+        split.add(rows[start : start + 4096], texts[start : start + 4096])
     for sample in (whole, split):
         moments, expected = sample.whole, Moments.of(rows.astype(np.float64))
         assert sample.count == 9000 and sum(one.count for one in sample.moments) == 9000
         np.testing.assert_allclose(moments.second(), expected.second(), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(moments.mean, expected.mean, rtol=1e-5)
-        for held, places in zip(sample.held, sample.places, strict=True):
+        for held, names in zip(sample.held, sample.texts, strict=True):
+            places = [texts.index(name) for name in names]
             assert held.tobytes() == rows[places].tobytes() and len({*places}) == len(places) == 1000
-        assert not {*sample.places[0]} & {*sample.places[1]}
+        assert not {*sample.texts[0]} & {*sample.texts[1]}
     assert whole.held[0].tobytes() == split.held[0].tobytes()
 
 
 def test_the_groups_are_apart_along_the_direction_in_which_texts_differ_most() -> None:
     rows = points(400, 8)
-    sample = Sample(8).add(rows)
+    sample = Sample(8).add(rows, [str(row) for row in range(400)])
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     _, _, directions = np.linalg.svd(unit - unit.mean(axis=0))
     along = unit @ directions[0]
-    sides = [along[places] > np.median(along) for places in sample.places]
+    sides = [along[[int(name) for name in names]] > np.median(along) for names in sample.texts]
     assert {bool(side.all()) for side in sides} == {True, False} and all(len({*side}) == 1 for side in sides)
 
 

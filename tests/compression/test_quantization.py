@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sentence_transformers.util import quantize_embeddings
 
 from st_plugins.compression import Quantization
-from st_plugins.compression.quantization import BITS, bytes_of
+from st_plugins.core.quantization import BITS, bytes_of
 from st_plugins.miniature import untrained_encoder
 
 PACKED = {"int4": 4, "int2": 2}

@@ -364,7 +364,6 @@ class TestPretraining:
         assert rows == sorted(map(tuple, sentences))
 
     @pytest.mark.slow
-    @pytest.mark.timeout(600)
     def test_full_pretraining_beats_guessing_by_frequency(self, tmp_path: Path) -> None:
         miniature.pretrained_encoder(tmp_path, show_progress_bar=False)
         scores = json.loads(next(tmp_path.rglob("pretraining.json")).read_text())["scores"]

@@ -19,7 +19,7 @@ from st_plugins.cli import app as cli
 from st_plugins.evaluation.report import markdown
 from st_plugins.evaluation.result import SuiteResult
 from st_plugins.explain import explain_pair, explain_text
-from st_plugins.methods.contrastive.train_result import _code
+from st_plugins.methods.contrastive.train_result import code
 from st_plugins.report.matrices import STYLE
 from st_plugins.report.page import escape
 from st_plugins.report.terminal import foreign, say, shown, terminal
@@ -109,7 +109,7 @@ def test_explanations_are_safe_for_a_console_with_markup(model: SentenceTransfor
 
 def test_pages_and_cards() -> None:
     assert escape('<b title="x">\x1b\u202e\n') == "&lt;b title=&quot;x&quot;&gt;\\x1b\\u202e\n"
-    assert _code("a`b``c") == "``` a`b``c ```" and _code("plain\n") == r"`plain\n`"
+    assert code("a`b``c") == "``` a`b``c ```" and code("plain\n") == r"`plain\n`"
 
 
 def test_markdown_rows_are_not_broken(model: SentenceTransformer, run: Run, sentences: list[str]) -> None:

@@ -15,19 +15,19 @@ from sentence_transformers.base.modules import Normalize
 
 from evaluation.engine import study
 from evaluation.engine.corpus import draw_texts
+from evaluation.engine.judged import Task, other_task, places, sts_tasks
 from evaluation.engine.pipelines import Pipeline, build_model
 from evaluation.engine.study import Page, Record, Results, by_row, check_choice
 from evaluation.engine.vectors import KeptVectors
 from evaluation.studies.compression import ways
 from evaluation.studies.compression.tables import page
-from evaluation.studies.compression.tasks import Task, other_task, places, sts_tasks
 from evaluation.studies.compression.ways import Array, Way
 from st_plugins.compression.choice.candidates import ROTATION, Candidate, Maps, Trial, of_size
 from st_plugins.compression.choice.copies import mutilated
 from st_plugins.compression.choice.fidelity import NEIGHBORS, Measured, unit
 from st_plugins.compression.choice.sample import Map, Sample, applied
-from st_plugins.compression.quantization import BITS, Quantization
 from st_plugins.core.host import rebuild
+from st_plugins.core.quantization import BITS, Quantization
 from st_plugins.evaluation import difference
 
 _BLOCK = 4096
@@ -212,9 +212,9 @@ class Study(study.Study[Row]):
         vectors = self.vectors(texts)
         sample = Sample(vectors.shape[1])
         for start in range(0, len(vectors), _BLOCK):
-            sample.add(vectors[start : start + _BLOCK])
+            sample.add(vectors[start : start + _BLOCK], texts[start : start + _BLOCK])
         generator = torch.Generator().manual_seed(0)
-        halves = [mutilated([texts[place] for place in group], generator) for group in sample.places]
+        halves = [mutilated(group, generator) for group in sample.texts]
         trial = Trial(sample, [(self.vectors(first), self.vectors(second)) for first, second in halves])
         maps, tasks = Maps(sample.whole), self.reported if row.target else self.all_tasks
         shape: Way = lambda rows: rows  # noqa: E731

@@ -11,7 +11,7 @@ from sentence_transformers.util import quantize_embeddings
 from sklearn.decomposition import PCA
 
 from st_plugins.compression.choice.sample import Map, applied
-from st_plugins.compression.quantization import BITS, Quantization
+from st_plugins.core.quantization import BITS, Quantization
 from st_plugins.modules import Whitening
 
 Array = NDArray[Any]

@@ -12,8 +12,8 @@ from sentence_transformers.sentence_transformer.losses import CoSENTLoss, Softma
 from transformers import TrainerCallback
 
 from evaluation.engine import training
-from evaluation.engine.batching import LengthGroupedBatchSampler
 from evaluation.engine.corpus import draw_texts
+from st_plugins.core.batching import LengthGroupedBatchSampler
 from st_plugins.core.reading.tables import read_table
 from st_plugins.evaluation import STSSuiteEvaluator
 from st_plugins.geometry import GeometryCallback

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from evaluation.engine import study, training
-from evaluation.engine.batching import text_length
 from evaluation.engine.pipelines import Pipeline, build_model
 from evaluation.engine.spans import heaviest, heaviest_section
 from evaluation.engine.study import Page, Record, Results, check_choice, stamp
 from evaluation.engine.tables import section
 from evaluation.studies.self_explaining import tables
 from evaluation.studies.self_explaining.poolings import WordScoredSpanPooling
+from st_plugins.core.batching import text_length
 from st_plugins.core.reading.tables import read_table
 from st_plugins.explain import Faithfulness, explain_text, faithfulness, gradient_saliency
 from st_plugins.losses import SelfExplainingLoss

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from st_plugins.compression.choice.fidelity import Held, Measured, paired, rank_correlation, recognized, unit
 from st_plugins.compression.choice.sample import Map, Sample, applied
-from st_plugins.compression.quantization import BITS, Quantization, bytes_of
+from st_plugins.core.quantization import BITS, Quantization, bytes_of
 from st_plugins.methods.whitening.moments import Moments
 from st_plugins.methods.whitening.transform import derive
 

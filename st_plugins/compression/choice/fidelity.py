@@ -106,11 +106,16 @@ def rank_correlation(first: Array, second: Array) -> float:
     return _correlation(rankdata(first), rankdata(second))
 
 
-def recognized(first: Array, second: Array) -> float:
-    """Return how surely two mutilated copies of a text find each other: the mean of 1 / rank, both ways."""
+def reciprocal_ranks(first: Array, second: Array) -> Array:
+    """Return 1 / rank of each row's partner on the other side among all, the mean of both ways, ``(n,)``."""
     similarities = unit(np.asarray(first, dtype=np.float32)) @ unit(np.asarray(second, dtype=np.float32)).T
     own = np.diag(similarities)
     # Ties count as lost: a map onto one point recognizes nothing.
     forth = 1 / (similarities >= own[:, None]).sum(axis=1)
     back = 1 / (similarities >= own[None, :]).sum(axis=0)
-    return float(forth.mean() + back.mean()) / 2
+    return np.asarray((forth + back) / 2)
+
+
+def recognized(first: Array, second: Array) -> float:
+    """Return how surely two mutilated copies of a text find each other."""
+    return float(reciprocal_ranks(first, second).mean())

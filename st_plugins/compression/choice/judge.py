@@ -99,16 +99,22 @@ class RetrievalJudge:
 Judge = PairJudge | RetrievalJudge
 
 
+def check_graded(pairs: Pairs) -> None:
+    """Refuse what is no scored pairs, or has one score only."""
+    if not isinstance(pairs, Pairs):
+        raise TypeError(f"pairs must be Pairs, got {type(pairs).__name__}; st_plugins.data.read_pairs reads a file")
+    if not np.ptp(pairs.scores):
+        raise ValueError(
+            f"pairs {pairs.name!r}: all scores are {pairs.scores[0]:g}, which says nothing; leave them out"
+        )
+
+
 def check_labeled(pairs: Pairs | None, retrieval: RetrievalData | None) -> None:
     """Refuse labels that cannot choose."""
     if pairs is not None and retrieval is not None:
         raise ValueError("pairs and retrieval are given, but one of them has to choose; leave the other out")
-    if pairs is not None and not isinstance(pairs, Pairs):
-        raise TypeError(f"pairs must be Pairs, got {type(pairs).__name__}; st_plugins.data.read_pairs reads a file")
-    if pairs is not None and not np.ptp(pairs.scores):
-        raise ValueError(
-            f"pairs {pairs.name!r}: all scores are {pairs.scores[0]:g}, which says nothing; leave them out"
-        )
+    if pairs is not None:
+        check_graded(pairs)
     if retrieval is not None and not isinstance(retrieval, RetrievalData):
         raise TypeError(f"retrieval must be RetrievalData, got {type(retrieval).__name__}; read_retrieval reads one")
 

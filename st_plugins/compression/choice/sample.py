@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from typing_extensions import Self
 from st_plugins.compression.choice.fidelity import unit
 from st_plugins.core.rows import refuse_non_finite
 from st_plugins.methods.whitening.moments import Moments
+from st_plugins.scale.summary import Summary, along
 
 Array = NDArray[np.floating]
 Map = tuple[Array, Array]
@@ -18,7 +20,7 @@ Map = tuple[Array, Array]
 
 KEPT = 1000  # texts of a group that the choice is judged on
 LEAST = 25  # below, ten neighbors and a rank correlation say nothing
-_ROWS = 4096  # added at a time: memory does not grow with the block
+FIRST = 4096  # rows that decide how the groups are told apart
 
 
 @dataclass(eq=False)
@@ -31,50 +33,30 @@ class Sample:
 
     dimension: int
     normalized: bool = True  # whether the model's vectors have unit length in the end
-    moments: tuple[Moments, Moments] = field(init=False)
-    _kept: list[tuple[Array, NDArray[np.float64], NDArray[np.intp]]] = field(init=False)
-    _split: tuple[Array, float] | None = field(default=None, init=False)
-    _generator: np.random.Generator = field(init=False)
+    summary: Summary | None = None  # made on the first rows
 
-    def __post_init__(self) -> None:
-        self.moments = (Moments(self.dimension), Moments(self.dimension))
-        none = np.zeros((0, self.dimension), np.float32), np.zeros(0), np.zeros(0, np.intp)
-        self._kept = [none, none]
-        self._generator = np.random.default_rng(0)
+    @property
+    def moments(self) -> tuple[Moments, Moments]:
+        """Moments of each group."""
+        first, second = self._summed().groups
+        return first, second
 
     @property
     def count(self) -> int:
         """Number of texts seen."""
-        return sum(moments.count for moments in self.moments)
+        return 0 if self.summary is None else self.summary.count
 
-    def add(self, block: Array) -> Self:
+    def add(self, block: Array, texts: Sequence[str] | None = None) -> Self:
         """Add a block of embeddings; the first rows decide how the groups are told apart."""
-        for first in range(0, len(block), _ROWS):
-            self._add(block[first : first + _ROWS])
+        if self.summary is None:
+            refuse_non_finite(block, 0)
+            self.summary = empty_summary(block)
+        self.summary.add(block, texts)
         return self
-
-    def _add(self, block: Array) -> None:
-        refuse_non_finite(block, self.count)
-        direction, threshold = self._split = self._split or _halves(block)
-        start, side = self.count, unit(block) @ direction > threshold
-        # Each text draws a number, and those with the highest are kept: a fair sample, whatever the blocks.
-        drawn = self._generator.random(len(block))
-        for group in (0, 1):
-            rows = np.flatnonzero(side == bool(group))
-            if len(rows):
-                part = block[rows]
-                self.moments[group].merge(Moments.of(part, first_row=start))
-                vectors, numbers, places = self._kept[group]
-                numbers, places = np.append(numbers, drawn[rows]), np.append(places, start + rows)
-                best = np.sort(np.argsort(-numbers)[:KEPT])
-                # Only what stays is copied.
-                old, new = best[best < len(vectors)], best[best >= len(vectors)] - len(vectors)
-                kept = np.concatenate([vectors[old], np.asarray(part[new], dtype=np.float32)])
-                self._kept[group] = kept, numbers[best], places[best]
 
     def check(self) -> None:
         """Refuse texts that are too few to judge anything by."""
-        fewest = min(len(held) for held, *_ in self._kept)
+        fewest = min(map(len, self.held)) if self.count else 0
         if fewest < LEAST:
             raise ValueError(
                 f"the {self.count} different texts are too few, or too much alike, to say what is lost (the smaller "
@@ -84,12 +66,12 @@ class Sample:
     @property
     def held(self) -> tuple[Array, Array]:
         """Embeddings of some texts of each group."""
-        return self._kept[0][0], self._kept[1][0]
+        return self._summed().sample(0), self._summed().sample(1)
 
     @property
-    def places(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Which of the texts these are, counted over all blocks."""
-        return self._kept[0][2], self._kept[1][2]
+    def texts(self) -> tuple[list[str], list[str]]:
+        """These texts, if they were given."""
+        return self._summed().texts(0), self._summed().texts(1)
 
     def given(self, vectors: Array, mapped: Map) -> Array:
         """Return the vectors that the model gives with a map in it."""
@@ -99,17 +81,26 @@ class Sample:
     @property
     def whole(self) -> Moments:
         """Moments of all texts."""
-        return Moments(self.dimension).merge(self.moments[0]).merge(self.moments[1])
+        return self._summed().moments
+
+    def _summed(self) -> Summary:
+        if self.summary is None:
+            raise ValueError("there are no embeddings yet; add some")
+        return self.summary
 
 
-def _halves(block: Array) -> tuple[Array, float]:
-    """Return the direction in which texts differ most, and its middle."""
-    rows = unit(np.asarray(block, dtype=np.float64))
+def empty_summary(block: Array) -> Summary:
+    """Return a summary of nothing in two groups, told apart as the first rows of a block are best."""
+    rows = unit(np.asarray(block[:FIRST], dtype=np.float64))
     values, vectors = np.linalg.eigh(np.cov(rows.T, ddof=0))
     direction = vectors[:, int(values.argmax())]
     # The sign of an eigenvector is arbitrary, and must not decide which group is which.
     direction = direction * np.sign(direction[np.abs(direction).argmax()])
-    return direction, float(np.median(rows @ direction))
+    # Its middle lies between two rows, where rounding changes no side.
+    places = np.unique(along(block[:FIRST], direction))
+    middle = len(places) // 2
+    threshold = float(places[middle - 1 : middle + 1].mean()) if len(places) > 1 else float(places[0])
+    return Summary(rows.shape[1], sample=KEPT, split=(direction, threshold))
 
 
 def applied(vectors: Array, mapped: Map) -> Array:

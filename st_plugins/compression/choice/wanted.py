@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from st_plugins.compression.choice.candidates import METHODS, Candidate, Limits, of_size
-from st_plugins.compression.quantization import BITS, bytes_of, check_precision
+from st_plugins.core.quantization import BITS, bytes_of, check_precision
 
 _SMALLEST = 8  # dimensions
 # Shares of the dimensions that are tried where a size is looked for.

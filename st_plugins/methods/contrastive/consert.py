@@ -85,7 +85,8 @@ class ConSERTLoss(ViewLoss):
         views: Two views; each a `View`, several of them in the order in which they act, their configuration, or their
             short form ("feature-cutoff:0.2").
         temperature: τ of the paper, above 0. Smaller values look at the nearest negatives only.
-        gather_across_devices: Whether sentences of the other processes' batches are negatives too.
+        gather_across_devices: Whether sentences of the other processes' batches are negatives too. The training is
+            then that of one process with the whole batch; all processes need equally large parts of it.
         mini_batch_size: Sentences encoded at a time, so that large batches fit into memory, at the cost of a second
             forward pass: gradients are those of the whole batch. None encodes the batch at once.
         encoder_dropout: Whether the encoder's own dropout is on.

@@ -96,7 +96,8 @@ class SimCSELoss(ViewLoss, HeadedLoss):
         model: The model to train. [CLS] pooling, as published.
         temperature: τ of the paper, above 0.
         hard_negative_weight: Added to the logit of an anchor's own hard negative.
-        gather_across_devices: Whether sentences of the other processes' batches are negatives too.
+        gather_across_devices: Whether sentences of the other processes' batches are negatives too. The training is
+            then that of one process with the whole batch; all processes need equally large parts of it.
         mini_batch_size: Sentences encoded at a time, so that large batches fit into memory, at the cost of a second
             forward pass: gradients are those of the whole batch. None encodes the batch at once.
         mlp_head: Whether the loss sees the embeddings through a layer d → d with tanh, which is trained with the

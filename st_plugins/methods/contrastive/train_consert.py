@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback
 from st_plugins import io
 from st_plugins.core.devices import check_device, check_placement
 from st_plugins.core.host import check_installed, check_prompt, default_prompt
+from st_plugins.core.identity import fingerprint
 from st_plugins.core.nan_guard import NonFiniteLossCallback
 from st_plugins.core.writing.atomic import folder_target
 from st_plugins.core.writing.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
@@ -31,7 +32,6 @@ from st_plugins.methods.contrastive.train_preparation import (
     check_ranges,
     checksum,
     distinct_texts,
-    fingerprint,
     name_of,
     prepared,
     prompted,

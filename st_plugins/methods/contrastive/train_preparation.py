@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from transformers import PreTrainedModel
 
 from st_plugins import io
 from st_plugins.core.host import positions, rebuild
 from st_plugins.core.loading.hub import local_folder
 from st_plugins.core.texts import check_texts
 from st_plugins.data.pairs import Pairs
-from st_plugins.evaluation.measuring.record import describe_model
 from st_plugins.geometry.probe import NUMBERS
 
 logger = logging.getLogger(__name__)
-
-# What loading or saving writes into an encoder's configuration; the type is that of the weights.
-_NOT_OF_THE_CONTENT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def check_ranges(
@@ -94,29 +87,6 @@ def checksum(texts: Iterable[str]) -> str:
         encoded = text.encode()
         # With its length before it, so that no two lists of texts look alike.
         digest.update(b"%d\n%b\n" % (len(encoded), encoded))
-    return digest.hexdigest()
-
-
-def fingerprint(model: SentenceTransformer) -> str:
-    """Return a SHA-256 of what a model is, wherever it lies and whatever it is called."""
-    # Modules with their settings (also dropout), weights, tokenizer, prompts and similarity; not its name.
-    described = describe_model(model)
-    wanted = ("modules", "max_seq_length", "similarity_fn_name", "prompts", "default_prompt_name")
-    settings = {name: described[name] for name in wanted}
-    encoders = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    settings["encoders"] = [
-        {key: value for key, value in part.config.to_dict().items() if key not in _NOT_OF_THE_CONTENT}
-        for part in encoders
-    ]
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        vocabulary = json.loads(backend.to_str())
-        settings["tokenizer"] = vocabulary | {"truncation": None, "padding": None}  # which tokenizing changes
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
 
 

@@ -90,12 +90,10 @@ def consert_section(
     parameters = {name.replace("_", " "): _plain(value) for name, value in settings.items() if name not in hidden}
     parameters |= {"optimiser": "AdamW, weight decay 0.01, epsilon 1e-6", "gradient clipping": "norm 1.0"}
     parameters |= {"last incomplete batch": "left out", "schedule": "linear warm-up, linear decay"}
-    data = (
-        f"{result.texts:,} distinct texts{f' from {_code(source)}' if source else ''}, SHA-256 `{settings['texts']}`"
-    )
+    data = f"{result.texts:,} distinct texts{f' from {code(source)}' if source else ''}, SHA-256 `{settings['texts']}`"
     lines = [
         "## How this model was made",
-        f"{_code(settings['model'])}, adapted to unlabelled texts with ConSERT by st-plugins. It fits texts like "
+        f"{code(settings['model'])}, adapted to unlabelled texts with ConSERT by st-plugins. It fits texts like "
         "these; on others it may be worse than the model it was made from.",
         "- **Method**: ConSERT, Yan et al. (2021), [arXiv 2105.11741](https://arxiv.org/abs/2105.11741): two "
         "augmented views of each text attract each other, all other texts in the batch repel.",
@@ -121,7 +119,7 @@ def consert_section(
     return "\n\n".join(lines)
 
 
-def _code(text: object) -> str:
+def code(text: object) -> str:
     """Return text as Markdown code, whatever backticks are in it."""
     plain = shown(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import all_gather_with_grad
+from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank, get_world_size
 from torch import Tensor, nn
 
 from st_plugins.core.dropout import dropout_probabilities, without_dropout
 from st_plugins.core.host import inner_model
-from st_plugins.core.loss import Features, GuardedLoss, as_in_training, forked_rng
+from st_plugins.core.loss import Features, GuardedLoss, as_in_training, batch_rows, forked_rng
 from st_plugins.core.wrappers import around, keep_layers, refuse_around, repeated
 from st_plugins.methods.contrastive.augmented_pass import AugmentedPass, augmented
 from st_plugins.methods.contrastive.gradient_cache import embed_in_mini_batches
@@ -65,6 +65,8 @@ class ViewLoss(GuardedLoss, ABC):
         self.begin(columns)
         self.check_columns(columns)
         self.check_labels(labels)
+        if self._gathers:
+            check_processes(inner_model(self.model).device, type(self).__name__, batch_rows(columns[0]), len(columns))
         embeddings = self.embed(columns, labels)
         return self.guarded(self.compute_loss_from_embeddings(embeddings, labels), embeddings)
 
@@ -112,10 +114,15 @@ class ViewLoss(GuardedLoss, ABC):
 
     def gather(self, embeddings: Tensor) -> tuple[Tensor, int]:
         """Collect the embeddings of all processes, and say where those of this one begin."""
-        # In the order of their ranks and with gradients; all processes need equally large batches.
-        if not (self.gather_across_devices and dist.is_available() and dist.is_initialized()):
+        # In the order of their ranks and with gradients: each process gets the sum of what all losses say of its
+        # embeddings, and the mean that DistributedDataParallel takes is that of the whole batch's loss.
+        if not self._gathers:
             return embeddings, 0
-        return all_gather_with_grad(embeddings.contiguous()), dist.get_rank() * len(embeddings)
+        return all_gather_with_grad(embeddings.contiguous()), get_rank() * len(embeddings)
+
+    @property
+    def _gathers(self) -> bool:
+        return self.gather_across_devices and get_world_size() > 1
 
     def alone(self, candidates: int) -> bool:
         """Say whether a batch has nothing to tell its sentence apart from, and warn of it the first time."""
@@ -232,6 +239,25 @@ def read_views(views: Sequence[Any], mini_batch_size: int | None = None) -> View
             "mini_batch_size is there to avoid; choose another view, or mini_batch_size=None"
         )
     return read
+
+
+def check_processes(device: torch.device, name: str, texts: int, columns: int) -> None:
+    """Raise a ValueError in all processes if their batches are no parts of one."""
+    # Collectives of different shapes wait for each other, or mix up memory; these three numbers always fit.
+    own = torch.tensor([[texts, columns, zlib.crc32(name.encode())]], device=device)
+    found: list[list[int]] = all_gather(own).tolist()
+    sizes, numbers, names = (sorted(set(values)) for values in zip(*found, strict=True))
+    if len(names) > 1 or len(numbers) > 1:
+        raise ValueError(
+            f"gather_across_devices=True, but not all processes have the same loss and text columns (here a {name} "
+            f"and {columns} columns): with several datasets a step may be another dataset's in each process; train "
+            "them one after the other, or set gather_across_devices=False"
+        )
+    if len(sizes) > 1:
+        raise ValueError(
+            f"gather_across_devices=True, but the processes have batches of {', '.join(str(f[0]) for f in found)} "
+            "texts; set dataloader_drop_last=True, which leaves out the last batch of an epoch where it is smaller"
+        )
 
 
 def adversarial_views(views: Views) -> list[int]:

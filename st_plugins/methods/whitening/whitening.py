@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -140,6 +141,46 @@ class Whitening(FittedModule):
         if total.count < 2:
             raise ValueError(f"embeddings has {total.count} rows, but a covariance needs at least 2; give more texts")
         return self._set(total, {source or "unnamed": total.count})
+
+    def fit_moments(self, moments: Moments, source: str = "") -> Self:
+        """Forget earlier statistics and fit on those of embeddings that are elsewhere.
+
+        Args:
+            moments: Of at least 2 embeddings, such as the ``moments`` of a `Summary`; left as they are.
+            source: Where the embeddings come from, for the record saved with the module.
+
+        Returns:
+            Itself.
+
+        Raises:
+            TypeError: ``moments`` is something else, a whole summary for example.
+            ValueError: They are of another width, of fewer than 2 embeddings, or hold NaN or infinity; the module
+                then keeps the statistics it had.
+
+        Example:
+            >>> import numpy as np
+            >>> from st_plugins.scale import Summary
+            >>> rows = np.random.default_rng(0).normal(3.0, [5.0, 1.0, 0.1], size=(500, 3))
+            >>> summary = Summary(3).add(rows[:200]).merge(Summary(3).add(rows[200:]))
+            >>> module = Whitening(3).fit_moments(summary.moments, source="500 random points")
+            >>> bool(np.allclose(module.weight, Whitening(3).fit(rows).weight, rtol=1e-12))
+            True
+        """
+        if not isinstance(moments, Moments):
+            raise TypeError(f"moments must be Moments, got {type(moments).__name__}; of a summary, give its moments")
+        if moments.dimension != self.embedding_dimension:
+            raise ValueError(
+                f"moments are of width {moments.dimension}, but this {type(self).__name__} reads embeddings of width "
+                f"{self.embedding_dimension}; create it with the width of the moments"
+            )
+        if moments.count < 2:
+            raise ValueError(f"moments are of {moments.count} rows, but a covariance needs at least 2; add more texts")
+        if not all(
+            np.isfinite(part).all() for part in (moments.mean, moments.scatter, moments.cubic, moments.quartic)
+        ):
+            raise ValueError("moments must be finite, but hold NaN or infinity; sum the embeddings up again")
+        # A copy: what is added to the moments later is not to change the module.
+        return self._set(copy.deepcopy(moments), {source or "unnamed": moments.count})
 
     def partial_fit(self, block: Array | Tensor, source: str = "") -> Self:
         """Add one block of embeddings to the statistics.

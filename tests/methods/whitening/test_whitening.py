@@ -154,6 +154,37 @@ def test_any_split_and_merge_equal_one_shot() -> None:
             assert other.state.moments().ledoit_wolf() == pytest.approx(whole.state.moments().ledoit_wolf(), rel=1e-9)
 
 
+def test_moments_from_elsewhere_give_what_their_embeddings_give(tmp_path: Path) -> None:
+    points = anisotropic().astype(np.float32)
+    moments = Moments.of(points[:100]).merge(Moments.of(points[100:]))
+    module = Whitening(12, 5).partial_fit(points[:7]).fit_moments(moments, source="elsewhere")
+    mean, covariance = oracle_covariance(points)
+    np.testing.assert_allclose(module.fitted_mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(module.covariance, covariance, rtol=0, atol=1e-12 * np.abs(covariance).max())
+    np.testing.assert_allclose(module.weight, Whitening(12, 5).fit(points).weight, rtol=1e-9)
+    moments.merge(Moments.of(points * 9)).scatter[:] = 0
+    np.testing.assert_allclose(module.covariance, covariance, rtol=0, atol=1e-12 * np.abs(covariance).max())
+    module.save(str(tmp_path))
+    assert json.loads((tmp_path / "fit.json").read_text())["sources"] == {"elsewhere": 300}
+
+
+def test_moments_that_do_not_fit_are_refused_and_leave_the_statistics_alone() -> None:
+    module = Whitening(12).fit(anisotropic())
+    before = module.record()["checksum"]
+    with pytest.raises(TypeError, match="moments must be Moments, got ndarray"):
+        module.fit_moments(anisotropic())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of width 3, but this Whitening reads embeddings of width 12"):
+        module.fit_moments(Moments.of(np.ones((4, 3))))
+    with pytest.raises(ValueError, match="of 1 rows"):
+        module.fit_moments(Moments.of(anisotropic(1)))
+    for part in ("mean", "scatter", "cubic", "quartic"):
+        broken = Moments.of(anisotropic())
+        setattr(broken, part, getattr(broken, part) * np.nan)
+        with pytest.raises(ValueError, match="moments must be finite"):
+            module.fit_moments(broken)
+    assert module.record()["checksum"] == before
+
+
 def test_many_chunks_in_parallel_equal_one(monkeypatch: pytest.MonkeyPatch) -> None:
     points = anisotropic(1000)
     whole = Moments.of(points)
