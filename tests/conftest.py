@@ -56,6 +56,7 @@ from transformers import (
 )
 
 from st_plugins.cli import app
+from st_plugins.cli.demo.packaged_encoder import NAME, packaged_encoder
 from st_plugins.data.tasks import TASKS
 
 WORDS = (
@@ -253,6 +254,12 @@ def model(make_model: Callable[..., SentenceTransformer]) -> SentenceTransformer
 def encoder_folder(_saved_encoder: Callable[[str], Path]) -> Path:
     """Folder of the tiny BERT as a plain transformers checkpoint."""
     return _saved_encoder("bert")
+
+
+@pytest.fixture(scope="session")
+def real_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all-MiniLM-L6-v2, unchanged; its name is the model's."""
+    return packaged_encoder(tmp_path_factory.mktemp("real") / NAME)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import st_plugins
+from st_plugins.cli.demo import packaged_encoder
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +23,14 @@ def test_lowest_constraints_are_the_lower_bounds_of_pyproject() -> None:
     pins = dict(re.findall(r"^([a-z-]+)==([0-9.]+)$", (ROOT / "constraints-lowest.txt").read_text("utf-8"), re.M))
     bounds.pop("tomli", None)  # Python 3.10 only
     assert bounds == pins
+
+
+def test_the_extra_demo_pins_the_weights_that_the_demo_knows() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (extra,) = re.findall(r"^demo = \[(.*)\]", project, re.M)
+    assert f'"{packaged_encoder.PINNED}"' in extra
+    (development,) = re.findall(r"^dev = \[\n  \"st-plugins\[(.*)\]\"", project, re.M)
+    assert "demo" in development.split(",")
 
 
 def test_version_is_the_installed_one() -> None:

@@ -16,7 +16,7 @@ from st_plugins import __version__
 from st_plugins.cli.adapt import adapt
 from st_plugins.cli.compare import compare
 from st_plugins.cli.compress import compress
-from st_plugins.cli.demo import demo
+from st_plugins.cli.demo.command import demo
 from st_plugins.cli.encode import encode
 from st_plugins.cli.evaluate import evaluate
 from st_plugins.cli.explain import explain

@@ -1,0 +1,1 @@
+"""``st-plugins demo``: the steps, and what they work on."""
