@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from st_plugins.adaptation.race.race import Race, drawn, held_out_of
 from st_plugins.adaptation.race.reading import Reading
 from st_plugins.adaptation.race.training import Schedule
 from st_plugins.core.devices import check_device
-from st_plugins.core.host import check_installed, check_prompt, default_prompt, quiet
+from st_plugins.core.host import check_encoder, check_installed, check_prompt, default_prompt, quiet
 from st_plugins.core.identity import fingerprint
 from st_plugins.core.numbers import check_count
 from st_plugins.core.writing.atomic import folder_target
@@ -116,6 +117,8 @@ def adapt(
         (TSDAE); Su et al., arXiv 2103.15316 (whitening); Hu et al., arXiv 2106.09685 (low-rank adapters). The race
         and its gate are ours.
     """
+    if not isinstance(model, str | os.PathLike):
+        check_encoder(model)
     check_installed()
     check_settings(budget, batches, learning_rate, batch_size, max_seq_length, seed, bf16, resume, output)
     check_device(device)

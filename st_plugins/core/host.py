@@ -54,10 +54,12 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
 
 def check_encoder(model: Any) -> None:
     """Refuse what is no SentenceTransformer, the path of one for example."""
-    if not isinstance(model, SentenceTransformer):
-        raise TypeError(
-            f"model must be a SentenceTransformer, got {type(model).__name__}; load it first: st_plugins.load(path)"
-        )
+    if isinstance(model, SentenceTransformer):
+        return
+    # What compress and adapt return holds one.
+    held = isinstance(getattr(model, "model", None), SentenceTransformer)
+    remedy = "give its .model" if held else "load it first: st_plugins.load(path)"
+    raise TypeError(f"model must be a SentenceTransformer, got {type(model).__name__}; {remedy}")
 
 
 def gives_unit_length(module: nn.Module) -> bool:

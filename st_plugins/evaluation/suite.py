@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from typing_extensions import Self
 
 from st_plugins.core.files import library_versions
-from st_plugins.core.host import check_length
+from st_plugins.core.host import check_encoder, check_length
 from st_plugins.core.texts import check_texts
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.readers import pairs_of
@@ -220,6 +220,7 @@ class STSSuiteEvaluator(SentenceEvaluator):
             ValueError: The model gave a NaN or infinite embedding, has no such route or prompt, or its
                 ``max_seq_length`` is more than its encoder can read.
         """
+        check_encoder(model)
         check_length(model)
         similarity = self._similarity_of(model)
         warnings: list[str] = []

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from st_plugins.core.host import check_encoder
 from st_plugins.core.texts import check_strings
 from st_plugins.explain.alignment import Alignment, Link, LinkKind
 from st_plugins.explain.inner.linking import (
@@ -64,6 +65,7 @@ def align(
         The alignment.
 
     Raises:
+        TypeError: ``model`` is no SentenceTransformer.
         ValueError: The model gives no token vectors, has fewer layers, or there is nothing to link in a text.
 
     Example:
@@ -78,6 +80,7 @@ def align(
         Centering, the mean over layers, the choice of none, the support of neighbors, the rule about marks and phrases
         are ours; ε = 0.2, τ = 0.1, λ = 0.15 were chosen on the dev pairs of MultiMWA.
     """
+    check_encoder(model)
     check_strings(first=first, second=second)
     if by not in ("word", "token", "sentence"):
         raise ValueError(f"by={by!r} must be 'word', 'token' or 'sentence'")

@@ -17,7 +17,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from typing_extensions import Self
 
-from st_plugins.core.host import evaluating
+from st_plugins.core.host import check_encoder, evaluating
 from st_plugins.explain.gradient import gradient_saliency
 from st_plugins.explain.inner.reading import Reading, read
 from st_plugins.report.table import Cell, Table
@@ -152,6 +152,7 @@ def faithfulness(
         The results.
 
     Raises:
+        TypeError: ``model`` is no SentenceTransformer.
         ValueError: The saliency does not fit the text, the text has fewer than two tokens to delete, or a bin is not
             between 0 and 1.
 
@@ -171,6 +172,7 @@ def faithfulness(
         AOPC also counts the empty deletion, whose change is zero, and so is 5/6 of our mean. Our similarity scores
         are no probabilities: compare rankings of one model on one text, not numbers across models.
     """
+    check_encoder(model)
     if not bins or not all(0 < share < 1 for share in bins):
         raise ValueError(f"bins must be shares between 0 and 1, such as {BINS}; got {tuple(bins)}")
     if repeats < 1:

@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from st_plugins.core.files import JSONText
+from st_plugins.core.host import check_encoder
 from st_plugins.explain.eraser import Faithfulness
 from st_plugins.explain.eraser import faithfulness as measure
 from st_plugins.explain.inner.drawing import pieces, place, shown
@@ -188,6 +189,7 @@ def explain_text(
         Spans with weights, and saliency of the tokens.
 
     Raises:
+        TypeError: ``model`` is no SentenceTransformer.
         ValueError: The pooling is not supported, there is nothing to explain in ``text``, or ``top_k`` is below 1.
 
     Example:
@@ -196,6 +198,7 @@ def explain_text(
         >>> round(float(explanation.saliency.sum()), 6), len(explanation.spans)
         (1.0, 3)
     """
+    check_encoder(model)
     check_count(top_k, "top_k")
     if by is not None:
         check_by(by, "span")

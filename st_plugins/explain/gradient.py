@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from st_plugins.core.host import evaluating
+from st_plugins.core.host import check_encoder, evaluating
 from st_plugins.explain.inner.reading import read
 from st_plugins.methods.contrastive.encoders import encoder_parts
 
@@ -50,6 +50,7 @@ def gradient_saliency(
         Shrikumar, Greenside, Shcherbina & Kundaje, "Not Just a Black Box: Learning Important Features Through
         Propagating Activation Differences" (2016), arXiv 1605.01713, section 2: gradient × input.
     """
+    check_encoder(model)
     features = batch_to_device(dict(read(model, text, prompt).features), model.device)
     modules = list(model)
     with evaluating(model), torch.enable_grad():

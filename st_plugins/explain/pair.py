@@ -88,6 +88,7 @@ def explain_pair(
         The contributions.
 
     Raises:
+        TypeError: ``model`` is no SentenceTransformer.
         ValueError: The pooling, a module after it, or the similarity function is not supported, there is nothing to
             explain in a text, ``top_k`` or ``max_spans`` is below 1, ``by`` or ``view`` is unknown, or
             the encoder cannot be gone through at ``depth``.

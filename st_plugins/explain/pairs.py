@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from st_plugins.core.host import check_encoder
 from st_plugins.core.texts import check_strings
 from st_plugins.explain.align import Units, linked, units_of
 from st_plugins.explain.eraser import Faithfulness, mean_faithfulness
@@ -70,7 +71,7 @@ def explain_pairs(
         An explanation of each pair, in their order.
 
     Raises:
-        TypeError: A pair is not two strings.
+        TypeError: A pair is not two strings, or ``model`` is no SentenceTransformer.
         ValueError: As for ``explain_pair``; messages name the pair and the side.
 
     Example:
@@ -138,6 +139,7 @@ def explained(
     show_progress_bar: bool = False,
 ) -> list[PairExplanation]:
     """Explain pairs, whose texts messages call what ``named`` says of a pair's row and the text's side."""
+    check_encoder(model)
     check_count(batch_size, "batch_size")
     function = str(model.similarity_fn_name)
     if function not in ("cosine", "dot"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from st_plugins.core.host import evaluating
+from st_plugins.core.host import check_encoder, evaluating
 from st_plugins.core.texts import check_texts
 from st_plugins.explain.align import Units, linked, units_of
 from st_plugins.explain.hit import Hit
@@ -76,7 +76,7 @@ def explain_query(
     Raises:
         ValueError: There is no text, or nothing to explain in one; the model has no token vectors, or gives NaN; or
             ``top_k`` or ``batch_size`` is below 1.
-        TypeError: ``texts`` are no strings.
+        TypeError: ``texts`` are no strings, or ``model`` is no SentenceTransformer.
 
     Example:
         >>> from st_plugins.miniature import untrained_encoder
@@ -90,6 +90,7 @@ def explain_query(
         >>> bool(abs(apart - (found.hits[0].score - found.hits[1].score)) < 1e-5)
         True
     """
+    check_encoder(model)
     by = "word" if by is None else by
     if by not in ("word", "token", "sentence"):
         raise ValueError(f"by={by!r} must be 'word', 'token' or 'sentence'")

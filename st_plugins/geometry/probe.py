@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from st_plugins.core.host import default_prompt, evaluating
+from st_plugins.core.host import check_encoder, default_prompt, evaluating
 from st_plugins.geometry.embeddings import describe
 
 NUMBERS = {"alignment": -1, "effective_rank": 1, "isoscore": 1, "mean_random_cosine": -1, "uniformity": -1}
@@ -80,6 +80,7 @@ class Probe:
         Raises:
             FloatingPointError: A text gets an embedding with NaN or infinity.
         """
+        check_encoder(model)
         with evaluating(model):
             embeddings = self._encode(model, self.texts)
             if self.pairs is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.core.files import library_versions
-from st_plugins.core.host import check_length
+from st_plugins.core.host import check_encoder, check_length
 from st_plugins.evaluation.measuring.encoding import distinct, encode_ways
 from st_plugins.evaluation.measuring.floor import token_ids
 from st_plugins.evaluation.measuring.record import describe_model, measured
@@ -95,6 +95,7 @@ class TaskEvaluator(SentenceEvaluator):
             ValueError: The model gave a NaN or infinite embedding, has no such route or prompt, or its
                 ``max_seq_length`` is more than its encoder can read.
         """
+        check_encoder(model)
         check_length(model)
         similarity = self._similarity_of(model)
         *ways, warning = ways_of(model, self.task, self.columns, self.routes, self.prompt, self.prompt_name)
