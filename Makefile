@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 
 WORKERS ?= auto
 
-.PHONY: help install demo test test-slow check format test-lowest clean
+.PHONY: help install demo docs test test-slow check format test-lowest clean
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -25,6 +25,9 @@ test: $(VENV)/.installed ## run the tests (offline, without the slow, gpu and ne
 
 test-slow: $(VENV)/.installed ## run the slow tests: README blocks, two processes, kill and resume, demo, compiled models
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu and not network"
+
+docs: $(VENV)/.installed ## build the documentation, offline: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 check: $(VENV)/.installed ## format, lint, types, docstrings
 	$(BIN)/ruff format --check .

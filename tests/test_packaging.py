@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 def test_lowest_constraints_are_the_lower_bounds_of_pyproject() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = project[project.index("dependencies = [") : project.index("dev = [")]
-    bounds = dict(re.findall(r'"([a-z-]+)(?:\[[a-z,]+\])?>=([0-9.]+)', section))
-    pins = dict(re.findall(r"^([a-z-]+)==([0-9.]+)$", (ROOT / "constraints-lowest.txt").read_text("utf-8"), re.M))
+    bounds = dict(re.findall(r'"([a-z0-9-]+)(?:\[[a-z,]+\])?>=([0-9.]+)', section))
+    pins = dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)$", (ROOT / "constraints-lowest.txt").read_text("utf-8"), re.M))
     bounds.pop("tomli", None)  # Python 3.10 only
     assert bounds == pins
 

@@ -18,7 +18,9 @@ class Docstrings(griffe.Extension):
         """Rename sections, and write literal blocks and roles the way Markdown knows them."""
         if obj.docstring is None:
             return
-        lines = obj.docstring.value.split("\n")
-        lines = [SECTIONS.get(line, line) for line in lines]
+        sections = SECTIONS
+        if obj.is_class and any(str(base) == "NamedTuple" for base in getattr(obj, "bases", ())):
+            sections = {**SECTIONS, "Args:": "Attributes:"}  # griffe knows no constructor of theirs
+        lines = [sections.get(line, line) for line in obj.docstring.value.split("\n")]
         text = re.sub(r"::(?=\n\n +)", ":", "\n".join(lines))
         obj.docstring.value = ROLE.sub(r"`\1`", text)

@@ -9,9 +9,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
-MATHS = re.compile(
-    r'<(span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</\1>', flags=re.DOTALL
-)
+MATHS = re.compile(r'<(span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:

@@ -60,7 +60,9 @@ def options(command: Any) -> str:
         last = "required" if one.required else (f"`{default}`" if shown else "")
         text = " ".join((one.help or "").split()).replace("|", r"\|")
         rows.append(f"| {names} | {kind(command, one.name)} | {text} | {last} |")
-    return "\n".join(["| option | takes | what it does | default |", "| --- | --- | --- | --- |", *rows]) if rows else ""
+    return (
+        "\n".join(["| option | takes | what it does | default |", "| --- | --- | --- | --- |", *rows]) if rows else ""
+    )
 
 
 def command_line() -> str:
