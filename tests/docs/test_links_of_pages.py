@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from pathlib import Path
@@ -19,9 +20,21 @@ HEADING = re.compile(r"^#+ +(.*?)(?: +\{#([\w-]+)\})? *#*$", re.MULTILINE)
 SLUG = slugify(case="lower")
 
 
+def sold_by(module: str) -> set[str]:
+    """Return what a page of the API describes: the names that a module lists for sale."""
+    path = ROOT / module.replace(".", "/")
+    tree = ast.parse(
+        (path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py").read_text("utf-8")
+    )
+    lists = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+    return {f"{module}.{name}" for name in ast.literal_eval(lists[0].value)}
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors of a page: its headings, as the site and code hosts spell them, and those it names itself."""
     found: set[str] = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+    for module in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
+        found |= sold_by(module)
     for title, named in HEADING.findall(prose(text)):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").replace("*", "")
         slug, number = SLUG(plain, "-"), 0
@@ -72,7 +85,7 @@ def test_lists_are_lists_for_every_reader(page: str) -> None:
     item = re.compile(r"( *)(?:[-*+]|\d+\.) ")
     for before, line in itertools.pairwise(prose(PAGES[page]).split("\n")):
         found = item.match(line)
-        if found and before.strip() and not item.match(before) and not before.startswith(" "):
+        if found and before.strip() and not item.match(before) and not before.startswith((" ", "#")):
             pytest.fail(f"an empty line is missing before: {line}")
         assert not found or len(found[1]) % 4 == 0, f"an item stands at {len(found[1])} spaces: {line}"
 
@@ -82,6 +95,14 @@ def test_every_page_is_in_the_navigation() -> None:
     listed = of_nav(configuration["nav"])
     assert len(listed) == len(set(listed))
     assert {f"docs/{page}" for page in listed} >= set(PAGES) - {"README.md"}
+
+
+def test_every_shelf_has_its_page_of_the_api() -> None:
+    shelves = {path for path in (ROOT / "st_plugins").rglob("*.py") if "\n__all__ = " in path.read_text("utf-8")}
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in shelves}
+    described = {name for text in PAGES.values() for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)}
+    assert described == names
+    assert anchors("::: st_plugins.losses\n") >= {"st_plugins.losses.ConSERTLoss"}
 
 
 def test_dead_links_are_found(tmp_path: Path) -> None:
