@@ -22,6 +22,8 @@ from st_plugins.scale.inner.work import SumUp, Worker, items_of
 from st_plugins.scale.summary import Summary
 from st_plugins.scale.texts import is_dataset, is_source, source
 
+_FAULT = "fault"  # a column beside a summary
+
 
 def summarize(
     model: SentenceTransformer,
@@ -191,11 +193,18 @@ def _of_dataset(dataset: Any, sample: int, seed: int, column: str) -> Summary:
     moments, total = MomentsAggregate(column, sample=sample, seed=seed), b""
 
     def summed(block: Any) -> dict[str, Any]:
-        return {SUMMARY: np.array([moments.aggregate_block(block)], dtype=object)}
+        found, fault = b"", ""
+        try:
+            found = moments.aggregate_block(block)
+        except ValueError as error:  # told, not raised: Ray drops the cause of its own report on the way here
+            fault = str(error)
+        return {SUMMARY: np.array([found], dtype=object), _FAULT: np.array([fault])}
 
     # Mapped and merged here, not aggregated by Ray, whose aggregators lose what they have when a machine is lost.
     with causes():
         for row in dataset.map_batches(summed, batch_format="pyarrow", batch_size=16384).iter_rows():
+            if row[_FAULT]:
+                raise ValueError(row[_FAULT])
             total = moments.combine(total, row[SUMMARY])
     return Summary.from_bytes(moments.finalize(total))
 

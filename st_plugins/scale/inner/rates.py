@@ -35,6 +35,7 @@ _FILE = 3 << 19  # bytes: files of up to 1 MiB are read in another way than the 
 _TEXTS = 20_000  # of a sample
 _BLOCKS = 6  # that a worker finishes in the time it is given: several, so that its rate can be seen
 _LARGEST = 4096  # texts of a block here
+_PATIENCE = 60.0  # seconds that a worker waits for the others, which may never come
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,29 @@ class Rates:
 class _Timed:
     """`WriteParts` with a clock: what comes back says who wrote a block, when, and for how long."""
 
-    def __init__(self, write: WriteParts) -> None:
-        self.write, self.ready = write, 0.0
+    def __init__(self, write: WriteParts, folder: Path, workers: int = 1) -> None:
+        self.write, self.folder, self.workers, self.ready = write, folder, workers, 0.0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Read last of all that a worker is made of, so this is when it can begin.
         self.__dict__ |= state | {"ready": time.time()}
 
     def __call__(self, block: Block, vectors: NDArray[np.float32]) -> bytes:
+        self._wait()
         begin = time.time()
         self.write(block, vectors)
         end = time.time()
         who = [os.getpid(), self.ready, end, end - begin, len(block.texts), _peak()]
         return json.dumps(who).encode()
+
+    def _wait(self) -> None:
+        """Wait with the first block until every worker has one, or the first would do all before others are there."""
+        if self.workers == 1 or (own := self.folder / f"{os.getpid()}.ready").exists():
+            return
+        own.touch()
+        until = time.time() + _PATIENCE
+        while len(list(self.folder.glob("*.ready"))) < self.workers and time.time() < until:
+            time.sleep(0.01)
 
 
 class _Done:
@@ -117,7 +128,8 @@ def measure(
             begin = time.perf_counter()
             scan = texts.scan()
             reading = (time.perf_counter() - begin) / scan.texts
-            worker = Worker(encode, texts, _Timed(WriteParts(Path(folder), "plan", quantization)))
+            write = WriteParts(Path(folder), "plan", quantization)
+            worker = Worker(encode, texts, _Timed(write, Path(folder)))
             items = items_of(scan)
             alone = _alone(worker, items, legs["one"])
         finally:
@@ -133,6 +145,7 @@ def measure(
             # At least three each: the first and the last of them are not done while all others work.
             count = max(3 * lanes, round(rate * legs["together"] * min(lanes, gpus if on_gpu else cores) / block))
             work = list(itertools.islice(itertools.cycle(items), count))
+            worker = Worker(encode, texts, _Timed(write, Path(folder), lanes))
             begin_at = time.time()
             # Left afterwards, or later runs of this process would be in the cluster of the plan.
             with running.session():
