@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 import sys
@@ -9,13 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mkdocs.exceptions import PluginError
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+logger = logging.getLogger("mkdocs.hooks.links")  # below mkdocs', whose warnings end a strict build
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2 *$", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\(|^\[[^\]]+\]: )(\.{1,2}/[^)\s]+)", flags=re.MULTILINE)
@@ -43,7 +43,7 @@ def rewritten(text: str, page: str) -> str:
             return found.group()
         file = ROOT / path
         if path.startswith("..") or not file.exists():
-            raise PluginError(f"{page} links to {link}, which does not exist")
+            logger.warning("%s links to %s, which does not exist", page, link)
         anchor = link.partition("#")[2]
         kind = "tree" if file.is_dir() else "blob"
         return f"{before}{repository()}/{kind}/main/{quote(path)}" + (f"#{anchor}" if anchor else "")
