@@ -7,20 +7,27 @@ from typing import Any
 
 import griffe
 
-ROLE = re.compile(r":(?:func|class|meth|mod|data):`~?([\w.]+)`")
 SECTIONS = {"Example:": "Examples:", "Reads / Writes:": "Reads and writes:"}
+# griffe knows no constructor of a NamedTuple, whose arguments are its fields.
+SECTIONS_OF_TUPLES = {**SECTIONS, "Args:": "Attributes:"}
+ROLE = re.compile(r":(?:func|class|meth|mod|data):`~?([\w.]+)`")
+LITERAL_BLOCK = re.compile(r"::(?=\n\n +)")
+GRID_RULE = re.compile(r" *\+[-+]+\+")
+GRID_HEADER = re.compile(r" *\+[=+]+\+")
+
+
+def rewritten(text: str, sections: dict[str, str]) -> str:
+    """Return a docstring with other names of sections, and with Markdown's literal blocks, references and tables."""
+    lines = [sections.get(line, line) for line in text.split("\n") if not GRID_RULE.fullmatch(line)]
+    lines = [line.replace("+", "|").replace("=", "-") if GRID_HEADER.fullmatch(line) else line for line in lines]
+    return ROLE.sub(r"`\1`", LITERAL_BLOCK.sub(":", "\n".join(lines)))
 
 
 class Docstrings(griffe.Extension):
     """Rewrites each docstring before its sections are read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rename sections, and write literal blocks and roles the way Markdown knows them."""
-        if obj.docstring is None:
-            return
-        sections = SECTIONS
-        if obj.is_class and any(str(base) == "NamedTuple" for base in getattr(obj, "bases", ())):
-            sections = {**SECTIONS, "Args:": "Attributes:"}  # griffe knows no constructor of theirs
-        lines = [sections.get(line, line) for line in obj.docstring.value.split("\n")]
-        text = re.sub(r"::(?=\n\n +)", ":", "\n".join(lines))
-        obj.docstring.value = ROLE.sub(r"`\1`", text)
+        """Rewrite the docstring of an object that has one."""
+        if obj.docstring is not None:
+            tuples = obj.is_class and any(str(base) == "NamedTuple" for base in getattr(obj, "bases", ()))
+            obj.docstring.value = rewritten(obj.docstring.value, SECTIONS_OF_TUPLES if tuples else SECTIONS)

@@ -93,3 +93,36 @@ def test_every_command_and_option_is_listed() -> None:
     assert "| `--bytes` | number |" in text and "| `model` | text |" in text
     assert "| `--engine` | `local`, `ray` |" in text
     assert "[bold]" not in text
+
+
+def test_docstrings_are_rewritten_for_markdown() -> None:
+    text = """See :func:`st_plugins.load`::
+
+    y = x
+
+Inputs:
+    +-------+--------+
+    | Texts | Labels |
+    +=======+========+
+    | one   | none   |
+    +-------+--------+
+
+Example:
+    >>> 1 + 1
+    2
+"""
+    wanted = """See `st_plugins.load`:
+
+    y = x
+
+Inputs:
+    | Texts | Labels |
+    |-------|--------|
+    | one   | none   |
+
+Examples:
+    >>> 1 + 1
+    2
+"""
+    docstrings = hook("docstrings")
+    assert docstrings.rewritten(text, docstrings.SECTIONS) == wanted
