@@ -1,11 +1,11 @@
 """How do ConSERT and SimCSE fit into a training of sentence-transformers?
 
-The same unlabeled texts train two copies of a model: with `ConSERTLoss` in the host's trainer, where a callback
-watches the geometry and would stop a collapse, and with `SimCSELoss` in `SentenceTransformer.fit`, for scripts that
-still call it. Both losses encode each text twice, and both leave a plain model behind.
+The same unlabeled texts train two copies of a model: with `ConSERTLoss` in the host's trainer, and with `SimCSELoss`
+in `SentenceTransformer.fit`, for scripts that still call it. Both leave a plain model behind. `AnchoredLoss` around the
+first holds on to what a trained model knew; a raw encoder does without.
 
-Look at: the verdict on the pairs, and the effective rank, the number of directions that the embeddings use. It says
-without labels where a training goes. More steps are not better by themselves.
+Look at: the verdict on the pairs, and the effective rank, the number of directions that the embeddings use: a callback
+watches it without labels, and would stop a collapse. More steps are not better by themselves.
 
     python examples/03_consert_and_simcse.py
     python examples/03_consert_and_simcse.py --model ./my-model --texts corpus.txt --pairs dev.csv --steps 200
@@ -32,7 +32,7 @@ from st_plugins import miniature
 from st_plugins.data import read_pairs, read_texts
 from st_plugins.evaluation import STSSuiteEvaluator, compare
 from st_plugins.geometry import GeometryCallback
-from st_plugins.losses import ConSERTLoss, SimCSELoss
+from st_plugins.losses import AnchoredLoss, ConSERTLoss, SimCSELoss
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     watch = GeometryCallback(texts[:64], every=5, on_collapse="stop")
 
     with tempfile.TemporaryDirectory() as folder:  # nothing is kept, but the host wants one
-        loss = ConSERTLoss(consert, views=("feature-cutoff:0.2", "token-shuffle"), temperature=0.1)
+        loss = AnchoredLoss(ConSERTLoss(consert, views=("feature-cutoff:0.2", "token-shuffle"), temperature=0.1))
         settings = SentenceTransformerTrainingArguments(
             folder, max_steps=options.steps, per_device_train_batch_size=16, learning_rate=2e-5, report_to=[]
         )
