@@ -1,8 +1,8 @@
 """How do ConSERT and SimCSE fit into a training of sentence-transformers?
 
 The same unlabeled texts train two copies of a model: with `ConSERTLoss` in the host's trainer, and with `SimCSELoss`
-in `SentenceTransformer.fit`, for scripts that still call it. Both leave a plain model behind. `AnchoredLoss` around the
-first holds on to what a trained model knew; a raw encoder does without.
+in `SentenceTransformer.fit`, for scripts that still call it. Both leave a plain model behind. `AnchoredLoss` around
+the first holds on to what a trained model knew; a raw encoder does without.
 
 Look at: the verdict on the pairs, and the effective rank, the number of directions that the embeddings use: a callback
 watches it without labels, and would stop a collapse. More steps are not better by themselves.
