@@ -10,6 +10,11 @@ import griffe
 SECTIONS = {"Example:": "Examples:", "Reads / Writes:": "Reads and writes:"}
 # griffe knows no constructor of a NamedTuple, whose arguments are its fields.
 SECTIONS_OF_TUPLES = {**SECTIONS, "Args:": "Attributes:"}
+# Public for the other classes of the house, and of no use to a reader.
+FOR_SUBCLASSES = set(
+    "apply_head check_columns check_labels check_stored checked embed load_parts load_record map on_model_ready record "
+    "widened".split()
+)
 ROLE = re.compile(r":(?:func|class|meth|mod|data):`~?([\w.]+)`")
 LITERAL_BLOCK = re.compile(r"::(?=\n\n +)")
 GRID_RULE = re.compile(r" *\+[-+]+\+")
@@ -27,7 +32,9 @@ class Docstrings(griffe.Extension):
     """Rewrites each docstring before its sections are read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rewrite the docstring of an object that has one."""
+        """Rewrite the docstring of an object that has one, and leave out what is for subclasses only."""
+        if obj.name in FOR_SUBCLASSES:
+            obj.public = False
         if obj.docstring is not None:
             tuples = obj.is_class and any(str(base) == "NamedTuple" for base in getattr(obj, "bases", ()))
             obj.docstring.value = rewritten(obj.docstring.value, SECTIONS_OF_TUPLES if tuples else SECTIONS)

@@ -61,6 +61,7 @@ def test_nothing_is_fetched_and_nothing_is_left_unread(site: Path) -> None:
     assert "<math" in pages[site / "methods" / "whitening.html"]
     assert "st-plugins compress" in pages[site / "command-line.html"]
     assert "github.com" in pages[site / "index.html"]
+    assert (site / "hooks" / "site.css").exists() and not (site / "hooks" / "links.py").exists()
 
 
 def test_equations_become_mathml_and_unknown_commands_are_seen(caplog: pytest.LogCaptureFixture) -> None:
