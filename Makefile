@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## evaluate, whiten, explain, teach and match in a mini
 test: $(VENV)/.installed ## run the tests (offline, without the slow, gpu and network ones)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-test-slow: $(VENV)/.installed ## run the slow tests: README blocks, two processes, kill and resume, demo, compiled models
+test-slow: $(VENV)/.installed ## run the slow tests: blocks of README and docs, two processes, kill and resume, demo, compiled models
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu and not network"
 
 docs: $(VENV)/.installed ## build the documentation, offline: build/site/index.html
