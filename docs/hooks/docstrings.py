@@ -12,8 +12,8 @@ SECTIONS = {"Example:": "Examples:", "Reads / Writes:": "Reads and writes:"}
 SECTIONS_OF_TUPLES = {**SECTIONS, "Args:": "Attributes:"}
 # Public for the other classes of the house, and of no use to a reader.
 FOR_SUBCLASSES = set(
-    "apply_head check_columns check_labels check_stored checked embed load_parts load_record map on_model_ready record "
-    "widened".split()
+    "apply_head check_columns check_labels check_stored checked embed load_parts load_record map on_model_ready "
+    "record widened".split()
 )
 ROLE = re.compile(r":(?:func|class|meth|mod|data):`~?([\w.]+)`")
 LITERAL_BLOCK = re.compile(r"::(?=\n\n +)")
