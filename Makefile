@@ -10,15 +10,18 @@ WORKERS ?= auto
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.installed: EXTRA = dev
+$(VENV)/.demo: EXTRA = demo
+$(VENV)/.installed $(VENV)/.demo: pyproject.toml $(CONSTRAINTS)
+	@echo "installing st-plugins[$(EXTRA)] into $(VENV), which takes a minute or more"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c $(CONSTRAINTS) -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c $(CONSTRAINTS) -e ".[$(EXTRA)]"
 	touch $@
 
 install: $(VENV)/.installed ## create .venv and install everything
 
-demo: $(VENV)/.installed ## evaluate, whiten, explain, teach and match in a miniature world, offline
-	$(BIN)/st-plugins demo
+demo: $(VENV)/.demo ## evaluate, compress, explain and adapt a real encoder, teach and match in a miniature world, offline
+	$(BIN)/st-plugins demo --overwrite
 
 test: $(VENV)/.installed ## run the tests (offline, without the slow, gpu and network ones)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

@@ -62,8 +62,7 @@ def test_no_registry_address_or_machine_path_is_committed() -> None:
         assert "://" not in text, path
 
 
-def test_the_examples_are_part_of_the_package() -> None:
-    """``st-plugins demo`` runs them where only the wheel is."""
+def test_the_demo_is_part_of_the_package() -> None:
+    """It runs where only the wheel is."""
     find_packages = pytest.importorskip("setuptools").find_packages
-    assert "st_plugins.examples" in find_packages(str(ROOT), include=["st_plugins*"])
-    assert {path.name[:2] for path in (ROOT / "st_plugins" / "examples").glob("0*.py")} == {"01", "02", "03", "04"}
+    assert "st_plugins.cli.demo" in find_packages(str(ROOT), include=["st_plugins*"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
-from st_plugins import load, miniature
+from st_plugins import load
 from st_plugins.cli import app as cli
 from st_plugins.evaluation import SuiteResult
 from st_plugins.report.table import number
@@ -289,30 +287,6 @@ def test_interrupt_leaves_nothing_half_written(
     )
     assert code != 0 and "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_demo_prints_its_table_and_banner(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo with an untrained encoder and a small world: everything but the pretraining."""
-    texts, tasks = miniature.corpus(400, seed=0), miniature.sts_tasks(size=60)
-    monkeypatch.setattr(miniature, "pretrained_encoder", lambda **_: miniature.untrained_encoder(32))
-    monkeypatch.setattr(miniature, "corpus", lambda **_: texts)
-    monkeypatch.setattr(miniature, "sts_tasks", lambda **_: tasks)
-    short: dict[str, dict[str, int]] = {
-        "02_explain": {"steps": 2, "held_out": 4},
-        "03_virt": {"teacher_steps": 1, "steps": 1, "drawn": 200, "choosing": 4, "judged": 8},
-        "04_re2": {"epochs": 1, "drawn": 400, "choosing": 10, "judged": 20},
-    }
-    for name, settings in short.items():
-        example = import_module(f"st_plugins.examples.{name}")
-        monkeypatch.setattr(example, "run", functools.partial(example.run, **settings))
-    code, out, _ = run("demo", "--output", str(tmp_path / "demo"))
-    assert "Entailment or not, 8 pairs" in out and "The same by RE2" in out and "Block 2: what the second" in out
-    assert "Deciding words of 4 opinions" in out and (tmp_path / "demo" / "explanation.html").is_file()
-    assert code == 0 and "first-last-avg" in out and "proves nothing about English" in out
-    assert "'mean pooling' is " in out and "random token vectors whitened on the same corpus (" in out
-    pages = list((tmp_path / "demo").glob("*/report.html"))
-    assert len(pages) == 6
-    assert all("proves nothing about English" in page.read_text(encoding="utf-8") for page in pages)
 
 
 def test_an_unwritable_output_is_one_line(

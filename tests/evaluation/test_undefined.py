@@ -8,7 +8,6 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,11 +132,6 @@ def test_before_and_after_say_that_nothing_was_measured(result: SuiteResult) -> 
     text = _printed(lambda console: print_before_after(console, result, result, compare(result, result)))
     assert "could not be measured" in text and "no difference" not in text
     assert "all gold scores are equal" in text
-
-
-def test_the_demo_has_a_word_for_it(result: SuiteResult) -> None:
-    conclusion = import_module("st_plugins.examples.01_evaluate_and_whiten").conclusion
-    assert "not separable" not in conclusion({"m": result})
 
 
 # ---- choosing a checkpoint
