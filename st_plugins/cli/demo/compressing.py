@@ -15,13 +15,12 @@ from st_plugins.core.quantization import bytes_of
 from st_plugins.evaluation.retrieval import score_retrieval
 
 PAGE = "compression.html"
-SMALLER = 8
+_SMALLER = 8
 
 
 def compress(model: SentenceTransformer, texts: Documentation, before: Evaluated, folder: Path, seed: int) -> Found:
     """Make the vectors smaller, and search with what is stored; ``folder`` gets the page of all sizes."""
-    raw = bytes_of("float32", model.get_embedding_dimension() or 1)
-    small = compressed(model, texts.sentences, bytes=raw // SMALLER, source=texts.name)
+    small = compressed(model, texts.sentences, bytes=small_size(model), source=texts.name)
     (folder / PAGE).write_text(small.to_html(), encoding="utf-8")
 
     search = texts.search
@@ -34,10 +33,16 @@ def compress(model: SentenceTransformer, texts: Documentation, before: Evaluated
     )
     task = score_retrieval(queries, documents, search, similarity=before.task.settings["similarity"], seed=seed)
     lost = difference_of(task.per_unit[task.main], before.task.per_unit[task.main], task.name, seed)
+    certificate = small.certificate
     sentence = (
-        f"{raw:,} bytes a vector become {small.bytes:,} ({small.chosen.words}): the certificate says a loss of "
-        f"{small.certificate.loss:.2f} points of Spearman, at most {small.certificate.loss_bound:.2f}, and the search "
-        f"has nDCG@10 {100 * task.score.value:.1f} with them ({percents(lost, sign=True)}, {lost.verdict})."
+        f"{small.raw_bytes:,} bytes a vector become {small.bytes:,} ({small.chosen.words}): the certificate says a "
+        f"loss of {certificate.loss:.2f} points of Spearman, at most {certificate.loss_bound:.2f}, and the search has "
+        f"nDCG@10 {100 * task.score.value:.1f} with them ({percents(lost, sign=True)}, {lost.verdict})."
     )
-    short = f"{raw:,} to {small.bytes:,} bytes a vector: nDCG@10 {percents(lost, sign=True)}"
+    short = f"{small.raw_bytes:,} to {small.bytes:,} bytes a vector: nDCG@10 {percents(lost, sign=True)}"
     return Found(sentence=sentence, short=short, pages={"Smaller vectors": PAGE})
+
+
+def small_size(model: SentenceTransformer) -> int:
+    """Return an eighth of the bytes of a vector."""
+    return bytes_of("float32", model.get_embedding_dimension() or 1) // _SMALLER

@@ -23,6 +23,7 @@ from st_plugins.data.retrieval import RetrievalData
 
 DOCUMENTS, QUERIES, SENTENCES = 600, 300, 2000
 _LEAST_WORDS = 4  # of a query, and of a sentence
+_MOST_WORDS = 30  # of a sentence: what is longer is a list or a table
 _LEAST_BODY = 15  # words of a document
 _MOST_CHARACTERS = 400  # of a document: longer ones only take longer
 # Not for readers, or written by others.
@@ -83,7 +84,11 @@ def read_documentation(
     qrels = {f"q{number}": {f"d{number}": 1} for number in range(len(asked))}
     taken = {text for pair in searched for text in pair}
     others = [text for line, body in found if line not in taken for text in (line, *_sentences(body))]
-    others = [text for text in dict.fromkeys(others) if _LEAST_WORDS <= len(text.split()) and text not in taken]
+    others = [
+        text
+        for text in dict.fromkeys(others)
+        if _LEAST_WORDS <= len(text.split()) <= _MOST_WORDS and text not in taken
+    ]
     others.sort(key=lambda text: hashlib.sha256(text.encode()).digest())
     return Documentation(
         RetrievalData("python", corpus, asked, qrels, source="docstrings of Python's standard library"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from st_plugins.cli.demo.adapting import adapt
-from st_plugins.cli.demo.compressing import compress
+from st_plugins.cli.demo.compressing import compress, small_size
 from st_plugins.cli.demo.documentation import read_documentation
 from st_plugins.cli.demo.entailment import entailment
 from st_plugins.cli.demo.evaluating import evaluate
@@ -104,7 +104,7 @@ def take_tour(target: Target, output: Path, given: str | None, seed: int, sizes:
             lambda: teach(pairs, matched.matcher, seed, sizes.training),
         )
         query = search.queries[shown(texts, before)[0]]
-        commands = next_steps(given or str(output / NAME), output, query)
+        commands = next_steps(given or str(output / NAME), output, query, small_size(model))
         (folder / "index.html").write_text(index(about, tour.steps, commands), encoding="utf-8")
     _close(tour.steps, output, commands)
 

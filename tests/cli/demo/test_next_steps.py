@@ -17,7 +17,7 @@ QUERY = "Don't find; the 'dog' $HOME"
 
 
 def test_a_command_is_typed_as_the_shell_takes_it() -> None:
-    commands = next_steps("a model/all-MiniLM-L6-v2", Path("my demo"), QUERY)
+    commands = next_steps("a model/all-MiniLM-L6-v2", Path("my demo"), QUERY, 192)
     for command in commands:
         assert shlex.split(command.text) == list(command.words)
     assert any(QUERY in command.words for command in commands)
@@ -35,7 +35,7 @@ def test_the_program_is_called_as_the_shell_finds_it(
     monkeypatch.setattr(sys, "argv", [str(program), "demo"])
     monkeypatch.setenv("PATH", str(program.parent) if on_path else "/nowhere")
     expected = "st-plugins" if on_path else ".venv/bin/st-plugins"
-    assert {command.words[0] for command in next_steps("m", Path("d"), "q")} == {expected}
+    assert {command.words[0] for command in next_steps("m", Path("d"), "q", 192)} == {expected}
 
 
 class _Links(HTMLParser):
