@@ -30,7 +30,7 @@ test-slow: $(VENV)/.installed ## run the slow tests: blocks of README and docs, 
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu and not network"
 
 docs: $(VENV)/.installed ## build the documentation, offline: build/site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(VENV)/.installed ## format, lint, types, docstrings
 	$(BIN)/ruff format --check .

@@ -29,12 +29,15 @@ def rewritten(text: str, sections: dict[str, str]) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites each docstring before its sections are read."""
+    """Rewrites docstrings before their sections are read."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rewrite the docstring of an object that has one, and leave out what is for subclasses only."""
-        if obj.name in FOR_SUBCLASSES:
-            obj.public = False
+        """Rewrite the docstring of an object that has one."""
         if obj.docstring is not None:
             tuples = obj.is_class and any(str(base) == "NamedTuple" for base in getattr(obj, "bases", ()))
             obj.docstring.value = rewritten(obj.docstring.value, SECTIONS_OF_TUPLES if tuples else SECTIONS)
+
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Leave out what is for subclasses only."""
+        for name in FOR_SUBCLASSES & cls.members.keys():
+            del cls.members[name]
