@@ -26,6 +26,7 @@ from st_plugins.cli.match import match
 from st_plugins.cli.plan import plan
 from st_plugins.cli.train_consert import consert
 from st_plugins.cli.train_re2 import re2
+from st_plugins.cli.unexpected import report
 from st_plugins.cli.verify import verify
 from st_plugins.cli.whiten import whiten
 from st_plugins.report.terminal import say, shown, survive_encoding, terminal
@@ -49,6 +50,7 @@ for command in (plan, match, export, verify, demo):
 
 # Asked for after the command has failed, when its context is gone.
 _state = {"debug": False}
+_EXPECTED = (ValueError, TypeError, OSError, ImportError)  # with a sentence that names the remedy
 _UsageError: Any = typer.BadParameter.__base__  # click's; typer may bring a click of its own
 
 
@@ -69,7 +71,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: one clear line on standard error and exit code 1 on failure, 2 on wrong usage."""
+    """Run the command line: a clear line on standard error and exit code 1 on failure, 2 on wrong usage."""
     # Without it tokenizers warn about every process that is started after the first text.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     survive_encoding((sys.stdout, sys.stderr))
@@ -87,7 +89,10 @@ def main() -> None:
     except Exception as problem:
         if _state["debug"]:
             raise
-        _fail(_one_line(problem), 1)
+        if isinstance(problem, _EXPECTED):
+            _fail(_one_line(problem), 1)
+        first, *others = report(problem, sys.argv[1:])
+        _fail(first, 1, others)
 
 
 class _Formatter(logging.Formatter):
@@ -106,16 +111,15 @@ def _exit_for_usage(problem: Any) -> None:
     _fail(f"{problem.format_message().rstrip('.')} ({where} --help says what there is)", problem.exit_code)
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int, more: Sequence[str] = ()) -> None:
     say(Text.assemble(("error:", "red"), " ", shown(text)), stderr=True)
+    for line in more:
+        say(line, stderr=True)
     sys.exit(code)
 
 
 def _one_line(problem: Exception) -> str:
-    text = " ".join(str(problem).split()) or type(problem).__name__
-    if not isinstance(problem, ValueError | TypeError | OSError | ImportError):
-        return f"{type(problem).__name__}: {text} (--debug shows where)"
-    return _with_options(text, sys.argv[1:])
+    return _with_options(" ".join(str(problem).split()) or type(problem).__name__, sys.argv[1:])
 
 
 def _with_options(text: str, words: Sequence[str]) -> str:
