@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import st_plugins
 from st_plugins.cli.demo import packaged_encoder
@@ -35,6 +36,27 @@ def test_the_extra_demo_pins_the_weights_that_the_demo_knows() -> None:
 
 def test_version_is_the_installed_one() -> None:
     assert metadata.version("st-plugins") == st_plugins.__version__
+
+
+def test_the_version_has_one_place() -> None:
+    """``pyproject.toml`` reads it from the package; the changelog and the citation name the same one."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project and not re.search(r"^version = \"", project, re.MULTILINE)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None and newest[1] == st_plugins.__version__
+
+
+def test_the_citation_is_valid_and_names_the_version() -> None:
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found["cff-version"] == "1.2.0" and found["type"] == "software"
+    # What version 1.2.0 of the format asks for; an entity has a name.
+    assert all(isinstance(found[key], str) and found[key] for key in ("message", "title"))
+    assert found["authors"] and all(set(author) == {"name"} for author in found["authors"])
+    known = {"cff-version", "message", "type", "title", "abstract", "authors", "version", "license", "keywords"}
+    assert set(found) <= known | {"repository-code", "url", "date-released", "references", "doi"}
+    assert found["version"] == st_plugins.__version__ and found["license"] == "Apache-2.0"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'Repository = "{found["repository-code"]}"' in project
 
 
 def test_import_is_light() -> None:

@@ -33,13 +33,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "MomentsAggregate":  # its base class is Ray's, which not everybody has
-        ray_library()
-        from st_plugins.scale.aggregate import MomentsAggregate
+if not TYPE_CHECKING:  # which would take any name for one that is here
 
-        return MomentsAggregate
-    raise AttributeError(f"module 'st_plugins.scale' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "MomentsAggregate":  # its base class is Ray's, which not everybody has
+            ray_library()
+            from st_plugins.scale.aggregate import MomentsAggregate
+
+            return MomentsAggregate
+        raise AttributeError(f"module 'st_plugins.scale' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

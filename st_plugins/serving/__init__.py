@@ -24,10 +24,12 @@ _LAZY = {
 __all__ = ["Agreement", "OnnxEncoder", "Verification", "export_onnx", "verify"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'st_plugins.serving' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would take any name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        raise AttributeError(f"module 'st_plugins.serving' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
