@@ -13,12 +13,23 @@ from torch import nn
 
 from st_plugins.core.all_layers import return_all_layers
 from st_plugins.core.appending import closed, encoded, opened, width_of
-from st_plugins.core.host import check_encoder, gives_unit_length, rebuild
+from st_plugins.core.host import check_encoder, default_prompt, gives_unit_length, rebuild
+from st_plugins.core.model_card import Made, texts_in_words, told
+from st_plugins.core.texts import checksum
 from st_plugins.methods.flow.normalizing_flow import NormalizingFlow
 from st_plugins.methods.layer_mix.layer_mix import LayerMix, recipe_weights
 from st_plugins.methods.whitening.whitening import Whitening, check_center, check_output_dimension, check_power
 from st_plugins.scale.engines import Engine
-from st_plugins.scale.one_pass import opened_anywhere, summarize
+from st_plugins.scale.one_pass import described, opened_anywhere, settled, summarize
+
+_WHITENING = (
+    "BERT-whitening (Su et al. 2021, [arXiv 2103.15316](https://arxiv.org/abs/2103.15316)): a linear map of the "
+    "embeddings, fitted on unlabelled texts. The encoder was not trained."
+)
+_FLOW = (
+    "BERT-flow (Li et al. 2020, [arXiv 2011.05864](https://arxiv.org/abs/2011.05864)): an invertible map of the "
+    "embeddings, fitted on unlabelled texts. The encoder was not trained."
+)
 
 
 def whiten(
@@ -88,6 +99,7 @@ def whiten(
     check_output_dimension(output_dimension)
     check_center(center)
     check_power(power)
+    texts = settled(texts)
     here, result, tail, dimension = opened_anywhere(model, texts, 2, "a covariance", prompt, route, engine)
     if output_dimension is not None and output_dimension > dimension:
         raise ValueError(f"output_dimension is {output_dimension}, but the model's embeddings have only {dimension}")
@@ -109,7 +121,9 @@ def whiten(
     truncated = model.truncate_dim
     if truncated is not None and (output_dimension is None or output_dimension <= truncated):
         result.truncate_dim = truncated
-    return closed(result, [whitening, *tail])
+    settings = {"output_dimension": whitening.get_embedding_dimension(), "center": center, "power": power, **options}
+    made = Made("whitening", _WHITENING, described(texts, here, source), settings | _way(model, prompt, route))
+    return told(closed(result, [whitening, *tail]), made)
 
 
 def fit_flow(
@@ -182,7 +196,10 @@ def fit_flow(
         show_progress_bar=show_progress_bar,
     )
     result.truncate_dim = model.truncate_dim
-    return closed(result, [module, *tail])
+    settings = {"preset": preset, "epochs": epochs, "learning_rate": learning_rate, **options}
+    words = texts_in_words(len(texts), source, checksum(texts))
+    made = Made("BERT-flow", _FLOW, words, settings | _way(model, prompt, route))
+    return told(closed(result, [module, *tail]), made)
 
 
 def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
@@ -226,7 +243,7 @@ def first_last_avg(model: SentenceTransformer) -> SentenceTransformer:
     result = rebuild(model, [transformer, layer_pooling, mean, *rest])
     copied: Any = result[0]
     return_all_layers(copied)
-    return result
+    return told(result, Made("first-last-avg", "The token vectors of the first and the last layer are averaged."))
 
 
 def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
@@ -235,6 +252,11 @@ def pooling(model: SentenceTransformer, mode: str) -> SentenceTransformer:
     stock: Any = Pooling
     changed = stock(width_of(transformer), pooling_mode=mode, include_prompt=_include_prompt(model))
     return rebuild(model, [transformer, changed, *rest])
+
+
+def _way(model: SentenceTransformer, prompt: str | None, route: str | None) -> dict[str, Any]:
+    """Return how the texts were encoded, as the card says it."""
+    return {"prompt": (default_prompt(model) if prompt is None else prompt) or None, "route": route}
 
 
 def _check_rank(texts: Sequence[str], output_dimension: int, center: bool) -> None:

@@ -22,14 +22,14 @@ from st_plugins.adaptation.race.training import Schedule
 from st_plugins.core.devices import check_device
 from st_plugins.core.host import check_encoder, check_installed, check_prompt, default_prompt, quiet
 from st_plugins.core.identity import fingerprint
+from st_plugins.core.model_card import Base, name_of
 from st_plugins.core.numbers import check_count
+from st_plugins.core.texts import checksum
 from st_plugins.core.writing.atomic import folder_target
 from st_plugins.core.writing.checkpoints import CheckpointFolder
 from st_plugins.data.pairs import Pairs
 from st_plugins.methods.contrastive.train_preparation import (
-    checksum,
     distinct_texts,
-    name_of,
     prepared,
     training_length,
 )
@@ -178,6 +178,8 @@ def adapt(
         warnings=[f"{text[0].upper()}{text[1:]}." for text in reading.warnings],
         given=name,
         source=source,
+        checksum=settings["texts"],
+        base=Base.of(loaded, name),
     )
     if reading.illegible:
         if target is not None:

@@ -12,16 +12,15 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins.core.files import LIBRARY, library_versions
 from st_plugins.core.host import quiet
+from st_plugins.core.model_card import Base, Made, made_of, texts_in_words, write_card
 from st_plugins.core.serving import save_plain
 from st_plugins.core.writing.atomic import Target, folder_target
 from st_plugins.evaluation.pages.tables import interval_text
 from st_plugins.evaluation.result import Difference, without_nan
-from st_plugins.methods.contrastive.train_result import add_section, code
 from st_plugins.report.page import escape, page, section
 from st_plugins.report.table import Cell, Table, markdown_text, percent
 
 RECORD = "adaptation.json"
-_HEADING = "How this model was made"
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,8 @@ class Adapted:
     source: str = ""
     seconds: float = 0.0
     labeled: str = field(default="")  # the metric on labeled pairs, and of how many; empty without
+    checksum: str = field(default="", repr=False)  # of the texts
+    base: Base | None = field(default=None, repr=False)  # what the card says of the given model
 
     @property
     def changed(self) -> bool:
@@ -117,10 +118,10 @@ class Adapted:
 
     def write(self, target: Target) -> None:
         """Write into a target that was looked at before."""
-        record, card, html = self.to_json(), self.to_markdown(), self.to_html()
+        record, html = self.to_json(), self.to_html()
         with target.write() as folder, quiet():
             save_plain(self.model, folder)
-            add_section(folder / "README.md", card)
+            write_card(folder, self.model, [*made_of(self.model), self._made()], self.base)
             for name, content in ((RECORD, record), ("adaptation.html", html)):
                 Path(folder, name).write_text(content, encoding="utf-8")
 
@@ -138,19 +139,9 @@ class Adapted:
         return json.dumps(without_nan(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Return the section of the model card."""
-        how = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.settings.items())
-        versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-        parts = [
-            f"## {_HEADING}",
-            f"{code(self.given)} went into a race of ways to adapt it to {self.texts:,} unlabelled texts"
-            f"{f' ({markdown_text(self.source)})' if self.source else ''}, by st-plugins. "
-            f"{markdown_text(self.summary())}",
-            tried_table(self).to_markdown().partition("\n\n")[2],  # without the heading
-            f"Trainings: {markdown_text(how)}.",
-            versions,
-        ]
-        return "\n\n".join(part for part in parts if part)
+        """Return what the model card says was tried and found, without what it took, which no two runs share."""
+        tried = tried_table(self, seconds=False).to_markdown().partition("\n\n")[2]  # without the heading
+        return f"{markdown_text(self.summary())}\n\n{tried}"
 
     def to_html(self) -> str:
         """Return the report as one HTML page."""
@@ -162,13 +153,29 @@ class Adapted:
         ]
         return page("Adapting a model", body)
 
+    def _made(self) -> Made:
+        how = f"adapted by {markdown_text(self.chosen)}" if self.changed else "left as it was"
+        return Made(
+            tag="adaptation",
+            method=f"Ways to adapt it raced on unlabelled texts, and a gate decided: it was {how}.",
+            texts=texts_in_words(self.texts, self.source, self.checksum),
+            settings=self.settings,
+            measured=self.to_markdown(),
+        )
 
-def tried_table(found: Adapted) -> Table:
+
+def tried_table(found: Adapted, seconds: bool = True) -> Table:
     """Return the table of what was tried."""
     labeled = [found.labeled] if found.labeled else []
-    columns = ("tried", *labeled, "copies found", "parts found", "neighbors kept, %", "seconds", "verdict")
+    took = ["seconds"] if seconds else []
+    columns = ("tried", *labeled, "copies found", "parts found", "neighbors kept, %", *took, "verdict")
     rows: list[tuple[str | Cell, ...]] = [
-        (one.name, *_cells(one, bool(labeled)), Cell(f"{one.seconds:.0f}"), _verdict(one, found.chosen))
+        (
+            one.name,
+            *_cells(one, bool(labeled)),
+            *[Cell(f"{one.seconds:.0f}") for _ in took],
+            _verdict(one, found.chosen),
+        )
         for one in found.tried
     ]
     note = (

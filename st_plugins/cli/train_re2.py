@@ -200,6 +200,7 @@ def re2(
         judged if dev_share is None else dev_share,
         schedule=schedule,
         checkpoints=target.path,
+        source=train.name,
         **vars(fitting),
     )
     if onnx:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from itertools import islice
 from typing import Annotated
@@ -69,10 +70,12 @@ def whiten(
     from st_plugins import recipes
     from st_plugins.cli.console import print_before_after, print_warnings
     from st_plugins.core.host import check_prompt
+    from st_plugins.core.model_card import made_of, write_card
     from st_plugins.core.serving import save_plain
     from st_plugins.core.writing.atomic import folder_target
     from st_plugins.evaluation.comparison import compare as compare_results
     from st_plugins.evaluation.measuring.ways import way_of_texts
+    from st_plugins.evaluation.pages.before_after import before_after
     from st_plugins.methods.whitening import fold as folding
 
     scored.refuse_unused(context)
@@ -117,12 +120,16 @@ def whiten(
         else (evaluator.evaluate(whitened, "after whitening"), evaluator.evaluate(loaded, "before"))
     )
     result = whitened if keep_plugin else folding.fold(whitened)
+    comparison = None if after is None or before is None else compare_results(after, before, seed=seed)
     with target.write() as folder:
         otherwise = save_plain(result, folder)
-    if after is None or before is None:
+        if after is not None and before is not None and comparison is not None:
+            *earlier, made = made_of(result)
+            measured = before_after(before, after, comparison, "Whitening")
+            write_card(folder, result, [*earlier, dataclasses.replace(made, measured=measured)])
+    if after is None or before is None or comparison is None:
         say("no scored pairs given (--pairs or --data): whether whitening helps here was not measured")
     else:
-        comparison = compare_results(after, before, seed=seed)
         print_before_after(terminal(), before, after, comparison)
         if comparison.average.verdict == "worse" and (center or power > 0):
             width = result.get_embedding_dimension()

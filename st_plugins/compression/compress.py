@@ -19,12 +19,13 @@ from st_plugins.compression.choice.sample import FIRST, LEAST, Map, Sample, empt
 from st_plugins.compression.choice.wanted import Wanted
 from st_plugins.compression.compressed import Compressed, Option
 from st_plugins.core.appending import closed, encoded
+from st_plugins.core.model_card import told
 from st_plugins.core.quantization import Quantization, bytes_of
 from st_plugins.data.pairs import Pairs
 from st_plugins.data.retrieval import RetrievalData
 from st_plugins.methods.whitening.fold import dense_of
 from st_plugins.scale.engines import Engine
-from st_plugins.scale.one_pass import first_vectors, opened_anywhere, summarize
+from st_plugins.scale.one_pass import described, first_vectors, opened_anywhere, settled, summarize
 
 Array = NDArray[np.floating]
 
@@ -107,6 +108,7 @@ def compress(
         the default is neither. The signs of a random rotation as bits: Charikar, "Similarity estimation techniques
         from rounding algorithms" (2002).
     """
+    texts = settled(texts)
     here, head, tail, width = opened_anywhere(model, texts, 2, "a choice", prompt, route, engine)
     wanted = Wanted(width, output_dimension, bytes, precision, max_loss, method)
     options: Any = (show_progress_bar, prompt, route)
@@ -156,7 +158,7 @@ def compress(
         mean, weight = map(torch.from_numpy, mapped)
         added.insert(0, dense_of(weight, -weight @ mean, head.dtype or torch.float32))
     result = closed(head, added)
-    return Compressed(
+    found = Compressed(
         model=result,
         quantization=quantization,
         chosen=chosen,
@@ -168,6 +170,13 @@ def compress(
         texts=sample.count,
         source=source,
     )
+    settings = {"bytes": bytes, "output_dimension": output_dimension, "precision": precision, "max_loss": max_loss}
+    given = {name: value for name, value in settings.items() if value is not None}
+    told(
+        result,
+        found._made(described(texts, here, source), given | {"method": method, "prompt": prompt, "route": route}),
+    )
+    return found
 
 
 def _choose(wanted: Wanted, trial: Trial, best: Callable[[Iterable[Candidate]], Option]) -> Option:

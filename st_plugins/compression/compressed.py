@@ -16,6 +16,7 @@ from st_plugins.compression.choice.candidates import TRUNCATION
 from st_plugins.compression.choice.certificate import Certificate
 from st_plugins.core.files import LIBRARY, library_versions
 from st_plugins.core.loading.files import read_object
+from st_plugins.core.model_card import Made
 from st_plugins.core.quantization import BITS, Quantization
 from st_plugins.core.serving import save_plain
 from st_plugins.core.writing.atomic import Target, folder_target
@@ -235,6 +236,21 @@ class Compressed:
             "versions": library_versions(),
         }
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+    def _made(self, texts: str, settings: dict[str, Any]) -> Made:
+        """Return what the model's card says."""
+        use = (
+            'from st_plugins.compression import Compressed\n\nsmall = Compressed.load("path/to/this/folder")\n'
+            'stored = small.encode(["a text of yours"])  # small.model is a plain SentenceTransformer'
+        )
+        return Made(
+            tag="compression",
+            method=f"The vectors were made smaller: {markdown_text(self.chosen.words)}. The encoder was not trained.",
+            texts=texts,
+            settings=settings,
+            measured=f"{markdown_text(self.summary())}\n\n{size_table(self).to_markdown().replace('## ', '### ', 1)}",
+            use="" if self.quantization.precision == "float32" else use,
+        )
 
     def _picture(self) -> Picture | None:
         shown = sorted({*self.options, self.chosen}, key=lambda one: one.bytes)

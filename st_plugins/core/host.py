@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 from transformers.utils import logging as transformers_logging
 
+from st_plugins.core.model_card import CardData, made_of
 from st_plugins.core.numbers import check_count
 from st_plugins.core.texts import text_fault
 
@@ -25,6 +26,9 @@ _NO_LIMIT = 10**9  # tokenizers without a limit of their own say 1e30
 
 def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTransformer:
     """Return a new model of other modules that otherwise behaves like ``model``."""
+    card = CardData()
+    if made := made_of(model):
+        card.add(*made)
     built = SentenceTransformer(
         modules=[copy.deepcopy(module) for module in modules],
         device=str(model.device),
@@ -33,11 +37,12 @@ def rebuild(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTra
         similarity_fn_name=model.similarity_fn_name,
         truncate_dim=model.truncate_dim,
         backend=model.backend,
+        model_card_data=card,
     )
     built.prompts = dict(model.prompts)  # the host adds an empty "query" and "document" where they are missing
     built.trust_remote_code = model.trust_remote_code
     for name in _CARRIED:  # the rest of the old card would describe other outputs
-        setattr(built.model_card_data, name, copy.deepcopy(getattr(model.model_card_data, name)))
+        setattr(card, name, copy.deepcopy(getattr(model.model_card_data, name)))
     # The host keeps which encode() arguments a module takes by the module's name; the new names are positions.
     taken = model.module_kwargs or {}
     arguments = {id(module): taken[name] for name, module in model.named_children() if taken.get(name)}

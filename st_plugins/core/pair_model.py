@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,9 +20,10 @@ from typing_extensions import Self
 from st_plugins.core.files import write_record
 from st_plugins.core.host import evaluating
 from st_plugins.core.loading.records import naming_unknown, read_record, with_article
+from st_plugins.core.model_card import README, Base, Made, card, plain
 from st_plugins.core.nonfinite import NonFiniteRowsError
 from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
-from st_plugins.core.writing.atomic import atomic_folder
+from st_plugins.core.writing.atomic import atomic_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class PairModel(nn.Module, ABC):
         return ranking(scores, given, top_k, return_documents)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a folder with all parts of the model, and a record in JSON of what it is.
+        """Write a folder with all parts of the model, a record in JSON of what it is, and its model card.
 
         Args:
             path: The folder; it is there whole or, after an error, as it was.
@@ -149,6 +151,7 @@ class PairModel(nn.Module, ABC):
         with atomic_folder(path, overwrite=overwrite) as folder:
             self._write(folder)
             write_record(folder / self._record_name, type=type(self).__name__, **self._record())
+            write_text(folder / README, self._card())
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> Self:
@@ -169,6 +172,30 @@ class PairModel(nn.Module, ABC):
         record = read_record(folder, cls._record_name, cls.__name__, cls._files)
         with naming_unknown(record, ("library", "type", *cls._record_keys), folder / cls._record_name, cls.__name__):
             return cls._read(folder, record, device).eval()
+
+    def _card(self) -> str:
+        """Return the model card."""
+        name, (base, made) = type(self).__name__, self._made()
+        scores: Any = self.model_card_data.eval_results_dict or {}  # where the host's evaluators leave them
+        lines = [f"- {plain(key)}: {value:.4f}" for found in scores.values() for key, value in found.items()]
+        if lines:
+            made = replace(made, measured="\n\n".join(filter(None, [made.measured, "\n".join(lines)])))
+        classes = self.labels or [str(number) for number in range(self.num_labels)]
+        outputs = "a score" if self.labels is None and self.num_labels == 1 else ", ".join(classes)
+        call = 'scores = model.predict([("a text of yours", "another one")])'
+        return card(
+            base,
+            [made],
+            {
+                "class": f"st_plugins.matching.{name}",
+                "outputs": outputs,
+                "parameters": f"{sum(weight.numel() for weight in self.parameters()):,}",
+            },
+            f'from st_plugins.matching import {name}\n\nmodel = {name}.load("path/to/this/folder")\n{call}',
+            library="st-plugins",
+            pipeline="text-ranking" if outputs == "a score" else "text-classification",
+            tags=(),
+        )
 
     # What `rank` takes as query and as documents.
     _given: ClassVar[tuple[type, ...]] = (str,)
@@ -196,6 +223,10 @@ class PairModel(nn.Module, ABC):
     @abstractmethod
     def _record(self) -> dict[str, Any]:
         """Return what the record says, as JSON values."""
+
+    @abstractmethod
+    def _made(self) -> tuple[Base | None, Made]:
+        """Return the model that it was made of, if there is one, and how it was made, for the card."""
 
     @classmethod
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 
@@ -40,3 +41,13 @@ def check_texts(texts: Iterable[str], name: str) -> list[str]:
         if fault := text_fault(text):
             raise ValueError(f"{name}[{index}] {fault}")
     return found
+
+
+def checksum(texts: Iterable[str]) -> str:
+    """Return the SHA-256 of the texts, each with its length before it."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        # With its length before it, so that no two lists of texts look alike.
+        digest.update(b"%d\n%b\n" % (len(encoded), encoded))
+    return digest.hexdigest()

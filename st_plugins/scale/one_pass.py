@@ -15,6 +15,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from st_plugins.core.appending import opened, opened_head, width_of
+from st_plugins.core.model_card import texts_in_words
+from st_plugins.core.texts import checksum
 from st_plugins.scale.embeddings import Embeddings
 from st_plugins.scale.encode_batches import SUMMARY, VECTOR, Encode
 from st_plugins.scale.engines import Engine, Local, Ray, causes, check_engine_unused, engine_of, ray_library
@@ -223,6 +225,21 @@ def opened_anywhere(
         return None, *opened_head(model, prompt, route)
     check_engine_unused(engine)
     return opened(model, texts, least, what, prompt, route)
+
+
+def settled(texts: Any) -> Any:
+    """Return texts that are elsewhere as what reads them, so that they are looked through once."""
+    return source(texts) if is_source(texts) else texts
+
+
+def described(texts: Any, here: list[str] | None, name: str) -> str:
+    """Say on which texts something was fitted, for the card of a model."""
+    if here is not None:
+        return texts_in_words(len(here), name, checksum(here))
+    if is_dataset(texts):
+        return f"a Ray Dataset{f', {name}' if name else ''}"
+    more = f" and {len(texts.files) - 1} more" if len(texts.files) > 1 else ""
+    return texts_in_words(len(texts), name or f"{texts.files[0].name}{more}", texts.scan().checksum)
 
 
 def first_vectors(

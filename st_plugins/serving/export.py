@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_plugins.core.files import LIBRARY, library_versions
 from st_plugins.core.host import inner_model, positions
+from st_plugins.core.model_card import Made, card_of, made_of
 from st_plugins.core.writing.atomic import file_target
 from st_plugins.serving.encoder import SETTINGS, TOKENIZER, OnnxEncoder
 from st_plugins.serving.inner.graph import check_exportable, write_graph
@@ -21,6 +22,10 @@ from st_plugins.serving.verification import TEXTS, Agreement, agreement
 
 logger = logging.getLogger(__name__)
 
+_USE = """from st_plugins.serving import OnnxEncoder
+
+model = OnnxEncoder("this-file.onnx")
+embeddings = model.encode(["a text of yours"])"""
 _NO_LIMIT = 10**9  # tokenizers without a limit of their own say 1e30
 
 
@@ -36,9 +41,9 @@ def export_onnx(
     Pooling, linear layers, normalization and truncation are in the graph. Its inputs are ``input_ids``,
     ``attention_mask`` and, where the model takes them, ``token_type_ids``, each ``(batch, tokens)`` of int64 for any
     numbers of both; its output is ``sentence_embedding``, ``(batch, d)`` of float32. The tokenizer and what else
-    `OnnxEncoder` needs (length, prompts, padding) lie in the file's metadata, beside the similarity and the versions
-    of the libraries. Before the file gets its name its vectors are compared with the model's own on texts from empty
-    to too long, by onnxruntime.
+    `OnnxEncoder` needs (length, prompts, padding) lie in the file's metadata, beside the similarity, the versions
+    of the libraries and the model card. Before the file gets its name its vectors are compared with the model's own on
+    texts from empty to too long, by onnxruntime.
 
     Args:
         model: The model; left as it is. Every module after the Transformer may be there that PyTorch can export: the
@@ -125,7 +130,14 @@ def _settings(model: SentenceTransformer, width: int, int8: bool) -> dict[str, s
         },
         "versions": library_versions(),
     }
-    return {"library": LIBRARY, SETTINGS: json.dumps(described), TOKENIZER: tokenizer.backend_tokenizer.to_str()}
+    how = "int8 weights" if int8 else "the same numbers"
+    made = Made("onnx", f"written as one ONNX file, {how}, and compared with the model before", use=_USE)
+    return {
+        "library": LIBRARY,
+        SETTINGS: json.dumps(described),
+        TOKENIZER: tokenizer.backend_tokenizer.to_str(),
+        "model_card": card_of(model, [*made_of(model), made]),
+    }
 
 
 def _add(file: Path, metadata: dict[str, str]) -> None:

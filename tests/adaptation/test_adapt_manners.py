@@ -234,8 +234,9 @@ def test_word_embeddings_without_a_decoding_tokenizer_can_race(monkeypatch: pyte
     assert [one.name for one in found.tried if not one.out] == [MAP.name]  # there is no dropout for the other one
 
 
-def test_a_name_cannot_break_the_card() -> None:
+def test_a_name_cannot_break_the_card(tmp_path: Path) -> None:
     model = raw_like()
     model.model_card_data.model_name = "a`b\n# c"
-    card = adapt(model, TEXTS, **QUICK).to_markdown()
+    adapt(model, TEXTS, tmp_path / "out", **QUICK)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "`` a`b" in card and "\n# c" not in card

@@ -16,10 +16,10 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
 from st_plugins.cli import app as cli
+from st_plugins.core.model_card import code
 from st_plugins.evaluation.report import markdown
 from st_plugins.evaluation.result import SuiteResult
 from st_plugins.explain import explain_pair, explain_text
-from st_plugins.methods.contrastive.train_result import code
 from st_plugins.report.matrices import STYLE
 from st_plugins.report.page import escape
 from st_plugins.report.terminal import foreign, say, shown, terminal

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from torch import nn
 
 from st_plugins.core.all_layers import keep_layers
@@ -141,6 +141,8 @@ def _check_widths(modules: Iterable[nn.Module], stage: Stage) -> None:
 def _restore_names(model: nn.Module, stage: Stage) -> None:
     """Let the parts of a model say where they came from, and not the folder that was shown to the host."""
     for module in model.modules():
+        if isinstance(module, StaticEmbedding) and not module.base_model:
+            module.base_model = str(stage.folder)
         if not isinstance(module, Transformer):
             continue
         loaded: Any = module.model

@@ -19,7 +19,9 @@ from st_plugins import io
 from st_plugins.core.devices import check_device, check_placement
 from st_plugins.core.host import check_installed, check_prompt, default_prompt
 from st_plugins.core.identity import fingerprint
+from st_plugins.core.model_card import Base, made_of, name_of, write_card
 from st_plugins.core.nan_guard import NonFiniteLossCallback
+from st_plugins.core.texts import checksum
 from st_plugins.core.writing.atomic import folder_target
 from st_plugins.core.writing.checkpoints import BatchOrderCallback, CheckpointCallback, CheckpointFolder
 from st_plugins.data.pairs import Pairs
@@ -30,9 +32,7 @@ from st_plugins.methods.contrastive.consert import ConSERTLoss, two_views
 from st_plugins.methods.contrastive.notation import view_config
 from st_plugins.methods.contrastive.train_preparation import (
     check_ranges,
-    checksum,
     distinct_texts,
-    name_of,
     prepared,
     prompted,
     selection,
@@ -40,8 +40,7 @@ from st_plugins.methods.contrastive.train_preparation import (
 )
 from st_plugins.methods.contrastive.train_result import (
     TrainingResult,
-    add_section,
-    consert_section,
+    consert_made,
     selection_in_words,
 )
 from st_plugins.methods.contrastive.view_loss import check_temperature
@@ -184,6 +183,7 @@ def train_consert(
         )
     name = name_of(model)
     adapted = prepared(model)
+    base, made = Base.of(adapted, name), made_of(adapted)
     # The name may be a folder that holds another model tomorrow: a run is resumed for what the model is.
     content = fingerprint(adapted)
     loss = ConSERTLoss(
@@ -235,7 +235,8 @@ def train_consert(
             step, defined = _choose(trainer, geometry, checkpoints, select)
             words = selection_in_words(select, step, steps, dev, defined=defined)
         with target.write() as folder:
-            _save(adapted, folder)
+            # The host's own card would have samples of the texts.
+            adapted.eval().save(str(folder), create_model_card=False)
             # Measured and returned is what was written, as anybody else will load it.
             final = io.load_sentence_transformer(folder, str(arguments.device))
             after = None if evaluator is None else evaluator.evaluate(final, "after ConSERT")
@@ -253,7 +254,8 @@ def train_consert(
                 comparison,
                 trainer.state.log_history,
             )
-            add_section(folder / "README.md", consert_section(result, settings, source, dev, start))
+            done = consert_made(result, settings, source, dev, start, loss.citation)
+            write_card(folder, final, [*made, done], base)
     # Ctrl-C too.
     except BaseException:
         checkpoints.keep_if_useful()
@@ -364,11 +366,3 @@ def _choose(
         best = io.load_sentence_transformer(checkpoints.of_step(step), "cpu")
         trainer.model.load_state_dict(best.state_dict())
     return step, True
-
-
-def _save(model: SentenceTransformer, folder: Path) -> None:
-    """Write model and card; the card without samples of the texts, and without scores of other steps."""
-    data = model.model_card_data
-    data.train_datasets, data.widget, data.usage_examples = [], [], None
-    data.eval_results_dict, data.training_logs = {}, []
-    model.eval().save(str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -78,24 +77,6 @@ def distinct_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
     if duplicates or empty:
         logger.info("%d texts kept, %d duplicates and %d blank ones left out", len(kept), duplicates, empty)
     return list(kept), duplicates, empty
-
-
-def checksum(texts: Iterable[str]) -> str:
-    """Return the SHA-256 of the texts, each with its length before it."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode()
-        # With its length before it, so that no two lists of texts look alike.
-        digest.update(b"%d\n%b\n" % (len(encoded), encoded))
-    return digest.hexdigest()
-
-
-def name_of(model: SentenceTransformer | str | Path) -> str:
-    """Return a name without a machine's path."""
-    if isinstance(model, SentenceTransformer):
-        data = model.model_card_data
-        return str(data.model_name or data.base_model or type(model).__name__)
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
 
 
 def prepared(model: SentenceTransformer | str | Path) -> SentenceTransformer:

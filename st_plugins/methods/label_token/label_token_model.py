@@ -19,8 +19,10 @@ from typing_extensions import Self
 
 from st_plugins.core.encoding import longest_first
 from st_plugins.core.loading.staging import staged
+from st_plugins.core.model_card import Base, Made, texts_in_words
 from st_plugins.core.nonfinite import NonFiniteLossError, refuse_damaged_weights
 from st_plugins.core.pair_model import PairModel
+from st_plugins.core.texts import checksum
 from st_plugins.methods.label_token.anonymized_pairs import AnonymizedPairs
 from st_plugins.methods.label_token.masking import (
     PairMasking,
@@ -32,6 +34,7 @@ from st_plugins.methods.label_token.masking import (
 from st_plugins.methods.label_token.tokens import label_token_ids
 
 _RECORD = "label_token_model.json"
+_METHOD = "one masked language model that reads a pair of integer texts, and has the label among its tokens"
 _LOOKED_AT = 32  # pairs that the finished model has to score
 
 
@@ -101,6 +104,7 @@ class LabelTokenModel(PairModel):
         self.encoder, self.tokenizer = encoder, tokenizer
         self.num_labels = 1 if len(ids) == 2 else len(ids)  # as the host's evaluators count
         self._label_ids = list(ids.values())
+        self._texts, self._settings = "not trained yet", dict[str, Any]()  # of the last `fit`
         self._token_types = getattr(config, "type_vocab_size", 0) > 1
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -186,6 +190,9 @@ class LabelTokenModel(PairModel):
         refuse_damaged_weights(self)
         if not np.isfinite(self.predict(pairs.pairs[:_LOOKED_AT], show_progress_bar=False)).all():
             raise NonFiniteLossError(f"what the last step left predicts no finite scores; {AGAIN}", remedy="")
+        content = [f"{first}\t{second}\t{gold}" for (first, second), gold in zip(pairs.pairs, pairs.gold, strict=True)]
+        self._texts = texts_in_words(len(pairs), "", checksum(content), f"pairs, {pairs.labeled:,} of them labelled")
+        self._settings = {**settings, "masked_share": masked_share, "swap": swap}
         return self.eval()
 
     def _prompt(self, name: str | None, prompt: str | None) -> str | None:
@@ -231,6 +238,11 @@ class LabelTokenModel(PairModel):
 
     def _record(self) -> dict[str, Any]:
         return {"labels": self.labels}
+
+    def _made(self) -> tuple[Base | None, Made]:
+        named = Base.of(self.encoder)
+        base = None if named.name == type(self.encoder).__name__ else named  # a new one
+        return base, Made("label-token", _METHOD, self._texts, self._settings)
 
     @classmethod
     def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:

@@ -22,6 +22,7 @@ from st_plugins.core.labeled import check_classes, read_train_and_dev
 from st_plugins.core.loading.files import read_tensors, shapes
 from st_plugins.core.loading.records import described
 from st_plugins.core.loading.sizes import check_sizes
+from st_plugins.core.model_card import Base, Made
 from st_plugins.core.pair_inputs import as_pairs, check_documents, distinct
 from st_plugins.core.pair_metrics import check_metric
 from st_plugins.core.pair_model import activated, check_batch_size, refuse_non_finite_pairs
@@ -30,6 +31,7 @@ from st_plugins.methods.re2.encoded_text import EncodedText, encode_texts, sayin
 from st_plugins.methods.re2.layers import fold_weight_norm
 from st_plugins.methods.re2.learned_embedding import LearnedEmbedding
 from st_plugins.methods.re2.matcher_backend import MatcherWithBackend
+from st_plugins.methods.re2.matcher_card import made_of_matcher
 from st_plugins.methods.re2.network import RE2
 from st_plugins.methods.re2.transformer_tokens import TransformerTokens
 from st_plugins.methods.re2.word_vectors import WordVectors
@@ -145,6 +147,7 @@ class RE2Matcher(MatcherWithBackend):
         checkpoints: str | Path | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        source: str = "",
     ) -> MatcherTraining:
         """Train in place, in the trainer of transformers, and keep the weights that are best on ``dev``.
 
@@ -179,6 +182,7 @@ class RE2Matcher(MatcherWithBackend):
             resume: Go on from the checkpoints of a killed `fit`, to the same weights as if it had not been killed;
                 without any, start from the beginning. Build the matcher as it was then: same seed, same texts.
             overwrite: Whether checkpoints left by another training may be deleted.
+            source: Where the pairs come from, for the model card: a file name.
 
         Returns:
             What was done; the matcher itself is in evaluation mode, where it was trained.
@@ -227,6 +231,7 @@ class RE2Matcher(MatcherWithBackend):
             checkpoints=checkpoints,
             resume=resume,
             overwrite=overwrite,
+            source=source,
         )
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 128) -> list[EncodedText]:
@@ -331,6 +336,9 @@ class RE2Matcher(MatcherWithBackend):
             "labels": self.labels,
             "trained": self.trained,
         } | ({} if self._onnx is None else {"onnx": self._onnx.digest})
+
+    def _made(self) -> tuple[Base | None, Made]:
+        return made_of_matcher(self)
 
     @classmethod
     def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:

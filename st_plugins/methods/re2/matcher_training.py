@@ -26,6 +26,8 @@ class MatcherTraining:
             ``metric`` of scores or ranks.
         history: What the trainer logged: losses, learning rates, and scores on the development pairs.
         checkpoints: The folder of the checkpoints, if there were any; see `remove_checkpoints`.
+        source: Where the pairs come from.
+        checksum: Of the pairs.
 
     Example:
         >>> MatcherTraining(120, 0, 30, 30, "accuracy", None, None, [], None).summary()
@@ -41,6 +43,8 @@ class MatcherTraining:
     accuracy: Accuracy | None
     history: list[dict[str, Any]]
     checkpoints: Path | None
+    source: str = ""
+    checksum: str = ""
 
     def summary(self) -> str:
         """Say in words what was done."""

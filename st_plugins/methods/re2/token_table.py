@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from typing_extensions import Self
 from st_plugins.core.files import write_record, write_tensors
 from st_plugins.core.loading.files import read_tensors, regular
 from st_plugins.core.loading.records import read_record
+from st_plugins.core.model_card import Base
 from st_plugins.core.texts import check_texts
 from st_plugins.core.token_embeddings import TokenEmbeddings
 
@@ -43,6 +45,7 @@ class TokenTable(nn.Module):
         self.embedding.padding_idx = padding_id
         self.embedding_dimension = width
         self.trainable, self.padding_id, self.coverage = trainable, padding_id, coverage
+        self.base: Base | None = None  # the model or file that the vectors were taken from
 
     def tokenize(self, texts: list[str], max_seq_length: int | None = None) -> dict[str, Tensor]:
         """Turn texts into ids."""
@@ -70,7 +73,8 @@ class TokenTable(nn.Module):
         self.tokenizer.save(str(folder / _TOKENIZER))
         write_tensors(folder / _TENSORS, {"weights": self.embedding.weight})
         values = {name: getattr(self, name) for name in ("trainable", "padding_id", "coverage", "embedding_dimension")}
-        write_record(folder / RECORD, type=type(self).__name__, **values)
+        base = {} if self.base is None else {"base": asdict(self.base)}
+        write_record(folder / RECORD, type=type(self).__name__, **values, **base)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -87,4 +91,6 @@ class TokenTable(nn.Module):
                 f"embedding_dimension {record.get('embedding_dimension')}; save the source again"
             )
         options = {name: record.get(name) for name in ("padding_id", "coverage")}
-        return cls(tokenizer, weights, bool(record.get("trainable")), **options)
+        table = cls(tokenizer, weights, bool(record.get("trainable")), **options)
+        table.base = Base.stored(record.get("base"))
+        return table

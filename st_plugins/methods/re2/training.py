@@ -77,6 +77,7 @@ def train_matcher(
     checkpoints: str | Path | None,
     resume: bool,
     overwrite: bool,
+    source: str = "",
 ) -> MatcherTraining:
     """Train a matcher in place; see `RE2Matcher.fit`."""
     # Its type is RE2Matcher, whose file imports this one.
@@ -165,6 +166,8 @@ def train_matcher(
         accuracy=None if best is None else _accuracy(best.metrics),
         history=trainer.state.log_history,
         checkpoints=None if kept is None else kept.path,
+        source=source,
+        checksum=str(digest_of_pairs(train, matcher.labels)).rpartition(" ")[2],
     )
     matcher.trained = found.record()
     return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import Self
 
+from st_plugins.core.model_card import Base
 from st_plugins.core.texts import check_texts
 from st_plugins.io import load_sentence_transformer
 from st_plugins.methods.re2.token_table import TokenTable
@@ -105,6 +106,7 @@ class WordVectors(TokenTable):
         tokenizer.model = models.WordLevel({_UNKNOWN: 0} | rows, unk_token=_UNKNOWN)
         table = torch.from_numpy(np.concatenate([np.zeros_like(vectors[:1]), vectors]))
         source = cls(tokenizer, table, trainable, padding_id=0)
+        source.base = Base(Path(path).name)
         if given is not None:
             source.coverage = source.covered(given)
             _warn_if_low(source.coverage, str(path))
@@ -135,6 +137,7 @@ class WordVectors(TokenTable):
                 f"{type(module).__name__}; use TransformerTokens for transformers"
             )
         source = cls(module.tokenizer, module.embedding.weight, trainable)
+        source.base = Base.of(model)
         if texts is not None:
             source.coverage = source.covered(texts)
             _warn_if_low(source.coverage, "the model")
@@ -205,7 +208,9 @@ class WordVectors(TokenTable):
         encodings = tokenizer.encode_batch(kept, add_special_tokens=False)
         ids = torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.long)
         whitened = _whitened(table, torch.bincount(ids, minlength=size).double(), dimensions)
-        return cls(tokenizer, whitened.float(), trainable)
+        source = cls(tokenizer, whitened.float(), trainable)
+        source.base = Base.of(loaded)
+        return source
 
     def covered(self, texts: Iterable[str]) -> float:
         """Return the share of the tokens in texts that have a vector other than zero.

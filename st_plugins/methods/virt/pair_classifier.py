@@ -21,6 +21,7 @@ from st_plugins.core.loading.encoder import load_encoder
 from st_plugins.core.loading.files import read_tensors, shapes
 from st_plugins.core.loading.records import described
 from st_plugins.core.loading.sizes import check_sizes
+from st_plugins.core.model_card import Base, Made
 from st_plugins.core.pair_inputs import TokenVectors, checked, resolve_prompt
 from st_plugins.core.pair_model import (
     Activation,
@@ -34,6 +35,10 @@ from st_plugins.core.tokens import special_token_ids
 from st_plugins.methods.virt.interaction import FUSIONS, PairHead, attended_means, check_fusion, pair_means
 
 _RECORD, _TENSORS = "pair_head.json", "pair_head.safetensors"
+_METHOD = (
+    "the light interaction of VIRT, Li et al. (2022), [arXiv 2112.04195](https://arxiv.org/abs/2112.04195), between "
+    "the token vectors of two texts that were encoded alone"
+)
 _OPTIONS = ("labels", "fusion", "hidden_dimension", "dropout")
 
 
@@ -234,6 +239,11 @@ class VIRTPairClassifier(LateInteractionModel):
 
     def _record(self) -> dict[str, Any]:
         return self.get_config_dict()
+
+    def _made(self) -> tuple[Base | None, Made]:
+        settings = {name: getattr(self, name) for name in _OPTIONS[1:]}
+        texts = "not recorded by `save`; say here what it was trained on"  # by a trainer of the user's
+        return Base.of(self.model), Made("VIRT", _METHOD, texts, settings)
 
     @classmethod
     def _read(cls, folder: Path, record: dict[str, Any], device: str | None) -> Self:

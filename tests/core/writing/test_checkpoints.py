@@ -16,8 +16,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from st_plugins.core.identity import fingerprint
+from st_plugins.core.texts import checksum
 from st_plugins.core.writing.checkpoints import CheckpointFolder
-from st_plugins.methods.contrastive.train_preparation import checksum
 from st_plugins.training import train_consert
 
 SETTINGS = {"seed": 0, "model": "a"}

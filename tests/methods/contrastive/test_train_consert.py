@@ -88,7 +88,7 @@ def test_a_plain_model_with_an_honest_card(
     assert card.index("## How this model was made") < card.index("## Model Details")
     for words in (
         "arXiv 2105.11741",
-        f"`{encoder_folder.name}`, adapted",
+        f"**Base model**: `{encoder_folder.name}`; license: not stated",
         "61 distinct texts from `corpus.txt`",
         "1 duplicates, 2 blank",
         "no labels",
@@ -122,7 +122,7 @@ def test_without_pairs_nothing_is_claimed(model: SentenceTransformer, sentences:
     assert result.before is None and result.after is None and result.comparison is None
     assert "Step 6 of 6, the last one; no labels" in result.selection
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    assert "whether the training helped was not measured" in card and "Before and after" not in card
+    assert "whether the training helped was not measured" in card and "| before |" not in card
 
 
 def test_the_chosen_checkpoint_is_the_best_one(
