@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from st_plugins import miniature
 from st_plugins.cli.demo.entailment import LABELS, Entailment
 from st_plugins.cli.demo.found import Found
 from st_plugins.cli.demo.resampling import mean_of, percents
 from st_plugins.core.host import quiet
-from st_plugins.matching import RE2Config, RE2Matcher, RE2Schedule, WordVectors
+from st_plugins.matching import LearnedEmbedding, RE2Config, RE2Matcher, RE2Schedule, WordVectors
 
 PAGE = "alignment.html"
 _DIMENSIONS = 64  # of the word embeddings, whitened: what serves best in the study of RE2
-_TIMED = 256  # pairs
+_TIMED = 128  # pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,7 @@ def match(model: SentenceTransformer, pairs: Entailment, folder: Path, seed: int
         for some in (pairs.train[: max(100, round(training * len(pairs.train)))], pairs.dev)
     )
     torch.manual_seed(seed)
-    words = WordVectors.from_encoder(
-        model, [text for first, second, _ in train for text in (first, second)], _DIMENSIONS
-    )
+    words, kind = word_vectors(model, [text for first, second, _ in train for text in (first, second)])
     matcher = RE2Matcher(words, RE2Config(blocks=2, encoder_layers=1, hidden_dimension=48, dropout=0.1), LABELS)
     schedule = RE2Schedule(learning_rate=4e-3, batch_size=64, decay_rate=0.9, decay_samples=4000, epochs=2)
     matcher.fit(train, dev, schedule=schedule, seed=seed, device="cpu", show_progress_bar=False)
@@ -50,7 +49,7 @@ def match(model: SentenceTransformer, pairs: Entailment, folder: Path, seed: int
     right = (found == np.array([label for _, _, label in pairs.test])).astype(np.float64)
     fast = pairs_per_second(matcher.predict, test)
     sentence = (
-        f"Does one sentence follow from another? RE2, on the model's word embeddings and {len(train):,} labelled "
+        f"Does one sentence follow from another? RE2, on {kind} and {len(train):,} labelled "
         f"pairs, is right in {percents(mean_of(right, 'match', seed))} % of {len(test):,} others, at {fast:,.0f} "
         "pairs a second"
     )
@@ -62,6 +61,15 @@ def match(model: SentenceTransformer, pairs: Entailment, folder: Path, seed: int
     (folder / PAGE).write_text(matcher.explain(next(entailed, test[0])).to_html(), encoding="utf-8")
     pages = {"What two texts found in each other": PAGE}
     return Matched(sentence=sentence + ".", short=short, pages=pages, matcher=matcher)
+
+
+def word_vectors(model: SentenceTransformer, texts: Sequence[str]) -> tuple[WordVectors | LearnedEmbedding, str]:
+    """Return the model's word embeddings, whitened, or learned ones where it has none; and what they are."""
+    try:
+        return WordVectors.from_encoder(model, texts, _DIMENSIONS), "the model's word embeddings"
+    except (TypeError, ValueError):
+        tokenizer: Any = miniature.untrained_encoder().tokenizer
+        return LearnedEmbedding.from_tokenizer(tokenizer, _DIMENSIONS), "word vectors that it learns itself"
 
 
 def speed_of_cross_encoder(model: SentenceTransformer, pairs: Sequence[tuple[str, str]]) -> float | None:
@@ -78,9 +86,12 @@ def speed_of_cross_encoder(model: SentenceTransformer, pairs: Sequence[tuple[str
 
 
 def pairs_per_second(predict: Callable[[Any], Any], pairs: Sequence[tuple[str, str]]) -> float:
-    """Return how many pairs are judged in a second, once the first are."""
+    """Return how many pairs are judged in a second, in the best of three rounds after a first one."""
     some = list(pairs[:_TIMED])
     predict(some[:32])
-    started = time.perf_counter()
-    predict(some)
-    return len(some) / (time.perf_counter() - started)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        predict(some)
+        seconds.append(time.perf_counter() - started)
+    return len(some) / min(seconds)

@@ -52,6 +52,17 @@ class Tour:
     total: int
     steps: list[Step] = field(default_factory=list)
 
+    def take_if_possible(self, title: str, texts: str, step: Callable[[], Found]) -> None:
+        """Take a step that some models do not allow, with a CLS pooling or routes for instance; then say why."""
+
+        def tried() -> Found:
+            try:
+                return step()
+            except ValueError as error:
+                return Found(sentence=f"Left out with this model: {error}.")
+
+        self.take(title, texts, tried)
+
     def take(self, title: str, texts: str, step: Callable[[], AFound]) -> AFound:
         """Take a step, say what it found and how long it took, and return it."""
         say("")
@@ -85,9 +96,9 @@ def take_tour(target: Target, output: Path, given: str | None, seed: int, sizes:
             lambda: evaluate(model, name, texts, folder, seed),
         )
         tour.take("Compress: an eighth of the bytes", real, lambda: compress(model, texts, before, folder, seed))
-        tour.take("Explain: which words are it?", real, lambda: explain(model, texts, before, folder))
+        tour.take_if_possible("Explain: which words are it?", real, lambda: explain(model, texts, before, folder))
         seconds = sizes.adapt_seconds
-        tour.take(
+        tour.take_if_possible(
             "Adapt: is there a better model for these texts?",
             real,
             lambda: adapt(model, texts, before, folder, seconds, seed),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from st_plugins import miniature
-from st_plugins.cli.demo import teaching
+from st_plugins.cli.demo import matching, teaching
 from st_plugins.cli.demo.entailment import entailment
 from st_plugins.cli.demo.resampling import difference_of, mean_of, percents
 from st_plugins.cli.demo.teaching import logits, teach
+from st_plugins.matching import LearnedEmbedding, WordVectors
 
 
 def test_half_of_the_pairs_follow_and_none_occurs_twice() -> None:
@@ -66,3 +69,14 @@ def test_the_teacher_labels_what_has_no_labels(monkeypatch: pytest.MonkeyPatch) 
     assert alone == pairs.train and taught == [*alone, *((*pair, 1) for pair in pairs.unlabeled)]
     # Both start alike, and nothing was learned here.
     assert "of 20 others" in found.sentence and found.short.endswith("+0.0 [+0.0, +0.0] points")
+
+
+def test_a_model_without_word_embeddings_leaves_them_to_be_learned() -> None:
+    texts = miniature.corpus(200)
+    model = miniature.untrained_encoder(64)
+    found, kind = matching.word_vectors(model, texts)
+    assert isinstance(found, WordVectors) and kind == "the model's word embeddings"
+    static = SentenceTransformer(modules=[StaticEmbedding(model.tokenizer, embedding_dim=8)], device="cpu")
+    found, kind = matching.word_vectors(static, texts)
+    assert isinstance(found, LearnedEmbedding) and "learns" in kind
+    assert matching.speed_of_cross_encoder(static, [("a", "b")]) is None

@@ -124,6 +124,17 @@ def test_what_fails_leaves_nothing(
     assert [path.name for path in steps.iterdir()] == ["own"]
 
 
+def test_a_step_that_a_model_does_not_allow_is_left_out(
+    command: Command, steps: Path, own_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> Found:
+        raise ValueError("the pooling is no mean")
+
+    monkeypatch.setattr(tour, "explain", refused)
+    code, out, _ = command("demo", "--model", own_model)
+    assert code == 0 and "Left out with this model: the pooling is no mean. (" in out and "Found by teach" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
