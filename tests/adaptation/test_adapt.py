@@ -422,7 +422,7 @@ def test_plan_makes_trainings_shorter_and_then_leaves_the_last_out() -> None:
 def test_what_there_was_no_time_for_is_named(few: list[Entry]) -> None:
     found = adapt(raw_like(), TEXTS, budget=1e-3, pairs=graded(), **QUICK)
     assert not found.changed and {one.out for one in found.tried} == {"the budget was spent"}
-    assert "For 4 more there was no time" in found.summary()
+    assert "For 4 more there was no time; give a larger budget" in found.summary()
 
 
 def test_trainings_and_looks_are_in_bfloat16_where_asked_for_and_the_weights_are_not(few: list[Entry]) -> None:

@@ -78,7 +78,7 @@ class Course:
         """Why the best was taken, or nothing was."""
         ran = sum(not one.out for one in self.tried)
         late = sum(one.out == _LATE for one in self.tried)
-        missing = f" For {late} more there was no time." if late else ""
+        missing = f" For {late} more there was no time; give a larger budget." if late else ""
         failed = sum(one.out not in ("", _LATE, *gate.REFUSALS) for one in self.tried)
         if not ran and (failed or late):
             why = f" {failed} failed, each for the reason beside it." if failed else ""
