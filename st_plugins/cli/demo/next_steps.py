@@ -27,16 +27,17 @@ def next_steps(model: str, folder: Path, query: str, size: int) -> list[Command]
     """Return commands on the model and the texts that the demo leaves; ``size`` is that of small vectors in bytes."""
     program, texts, search = program_name(), str(folder / "texts.txt"), str(folder / "search")
     return [
-        Command("how good is a search", (program, "evaluate", model, "--retrieval", search, "--output", "my-report")),
+        Command("how good a search is", (program, "evaluate", model, "--retrieval", search, "--output", "my-report")),
         Command(
             "smaller vectors",
             (program, "compress", model, "--texts", texts, "--bytes", str(size), "--output", "my-small"),
         ),
-        Command("what that costs", (program, "compare", model, "my-small", "--retrieval", search)),
         Command("why a text is found", (program, "explain", model, query, "--texts", texts, "--html", "my-hits.html")),
         Command(
-            "adapted, or not", (program, "adapt", model, "--texts", texts, "--budget", "600", "--output", "my-model")
+            "a better model for the texts, or none",
+            (program, "adapt", model, "--texts", texts, "--budget", "600", "--output", "my-model"),
         ),
+        Command("what that gains", (program, "compare", model, "my-model", "--retrieval", search)),
     ]
 
 
