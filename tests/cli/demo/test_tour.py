@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,8 +164,7 @@ def test_a_killed_demo_leaves_nothing_that_looks_finished(tmp_path: Path) -> Non
     program = [sys.executable, "-m", "st_plugins", "demo", "--output", "demo"]
     with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        while not process.stdout.readline().startswith("1/6"):
-            time.sleep(0.05)
+        assert any(line.startswith("1/6") for line in process.stdout)
         os.kill(process.pid, signal.SIGKILL)
     assert not (tmp_path / "demo").exists()
     left = list(tmp_path.iterdir())
