@@ -41,3 +41,23 @@ class Docstrings(griffe.Extension):
         """Leave out what is for subclasses only."""
         for name in FOR_SUBCLASSES & cls.members.keys():
             del cls.members[name]
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Let a function stand where its module of the same name hides it."""
+        waiting = [pkg]
+        while waiting:
+            module = waiting.pop()
+            waiting += [member for member in module.members.values() if isinstance(member, griffe.Module)]
+            for name in map(str, module.exports or ()):
+                hidden = module.members.get(name)
+                if isinstance(hidden, griffe.Module) and name in hidden.members:
+                    self._rewrite(hidden)  # griffe will not come to what is no longer in the tree
+                    module.members[name] = griffe.Alias(name, hidden.members[name], parent=module)
+
+    def _rewrite(self, within: griffe.Module | griffe.Class) -> None:
+        for member in within.members.values():
+            if isinstance(member, griffe.Object):
+                self.on_object(obj=member)
+            if isinstance(member, griffe.Class):
+                self.on_class_members(cls=member)
+                self._rewrite(member)
