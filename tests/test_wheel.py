@@ -23,7 +23,7 @@ warnings.simplefilter("error")
 from setuptools import build_meta
 print(getattr(build_meta, sys.argv[1])(sys.argv[2]))
 """
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # what is built is built in the first one's time
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,11 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def outside(folder: Path, *words: str, timeout: int = 100) -> subprocess.CompletedProcess[str]:
+def outside(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run something in another folder than this tree, as if it were not known."""
     hidden = ("PYTHONPATH", "MYPYPATH", "PYTHONDONTWRITEBYTECODE")  # of the last setuptools warns
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    return subprocess.run(
-        [*words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=timeout
-    )
+    return subprocess.run([*words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
@@ -108,7 +106,6 @@ def test_what_is_installed_brings_the_command(installed: Path) -> None:
     assert Path(where.stdout.strip()).is_relative_to(installed)
 
 
-@pytest.mark.timeout(900)
 def test_a_user_finds_types_in_it(installed: Path) -> None:
     pytest.importorskip("mypy")
     shutil.copy(ROOT / "tests" / "user_sample.py", installed / "user_sample.py")
@@ -116,6 +113,6 @@ def test_a_user_finds_types_in_it(installed: Path) -> None:
     (installed / "typo.py").write_text(f"from __future__ import annotations\n\n{typo}", encoding="utf-8")
     (python,) = installed.glob("*/python")
     options = ["--strict", "--config-file=", f"--python-executable={python}", f"--cache-dir={installed / 'cache'}"]
-    done = outside(installed, sys.executable, "-m", "mypy", *options, "user_sample.py", "typo.py", timeout=900)
+    done = outside(installed, sys.executable, "-m", "mypy", *options, "user_sample.py", "typo.py")
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and 'has no attribute "whitne"' in lines[0], done.stdout + done.stderr
