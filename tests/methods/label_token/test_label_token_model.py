@@ -324,7 +324,7 @@ def test_a_saved_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     record = json.loads((tmp_path / "model" / "label_token_model.json").read_text(encoding="utf-8"))
     assert record["type"] == "LabelTokenModel" and record["labels"] == ["0", "1"]
-    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".md", ".safetensors"}
     code = (
         "import sys; from st_plugins.matching import LabelTokenModel\n"
         f"print(LabelTokenModel.load(sys.argv[1]).predict({TEST.pairs!r}).tolist())"

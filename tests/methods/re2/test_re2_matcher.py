@@ -261,7 +261,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(
     again.save(tmp_path / "again")
     assert np.array_equal(RE2Matcher.load(tmp_path / "again").predict(pairs), matcher.predict(pairs))
     names = sorted(path.name for path in (tmp_path / "saved").iterdir())
-    assert names == [".st-plugins.json", "matcher.json", "matcher.safetensors", "source"]
+    assert names == [".st-plugins.json", "README.md", "matcher.json", "matcher.safetensors", "source"]
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
     assert str(tmp_path) not in "".join(path.read_text("utf-8") for path in (tmp_path / "saved").rglob("*.json"))
 
