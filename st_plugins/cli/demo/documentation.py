@@ -21,7 +21,7 @@ from pathlib import Path
 
 from st_plugins.data.retrieval import RetrievalData
 
-DOCUMENTS, QUERIES, SENTENCES = 600, 300, 2000
+DOCUMENTS, QUERIES, SENTENCES = 600, 300, 1000
 _LEAST_WORDS = 4  # of a query, and of a sentence
 _MOST_WORDS = 30  # of a sentence: what is longer is a list or a table
 _LEAST_BODY = 15  # words of a document

@@ -36,7 +36,7 @@ class Sizes:
 
     documents: int = 600
     queries: int = 300
-    sentences: int = 2000
+    sentences: int = 1000
     adapt_seconds: float = 45.0
     pairs: int = 30000  # that are drawn
     training: float = 1.0  # of the steps that the last two take
