@@ -9,8 +9,8 @@ from st_plugins.cli.demo.next_steps import Command
 from st_plugins.report.page import escape, page, section
 
 _STYLE = """
-ol.steps { list-style: none; padding: 0; }
-pre { overflow-x: auto; margin: .2rem 0 .8rem; padding: .6rem .8rem; background: var(--head); border-radius: 6px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 .8rem; padding: .6rem .8rem;
+  background: var(--head); border-radius: 6px; }
 """
 
 

@@ -43,7 +43,9 @@ def teach(pairs: Entailment, teacher: RE2Matcher, seed: int, training: float = 1
         f"{len(pairs.unlabeled):,} pairs without labels, too, in {percents(mean_of(after, 'teach', seed))} % "
         f"({percents(gained, sign=True)}, {gained.verdict})."
     )
-    return Found(sentence=sentence, short=f"a bi-encoder taught without labels: {percents(gained, sign=True)} points")
+    return Found(
+        sentence=sentence, short=f"a bi-encoder taught without labels: accuracy {percents(gained, sign=True)}"
+    )
 
 
 def hits(

@@ -68,7 +68,7 @@ def test_the_teacher_labels_what_has_no_labels(monkeypatch: pytest.MonkeyPatch) 
     alone, taught = learned
     assert alone == pairs.train and taught == [*alone, *((*pair, 1) for pair in pairs.unlabeled)]
     # Both start alike, and nothing was learned here.
-    assert "of 20 others" in found.sentence and found.short.endswith("+0.0 [+0.0, +0.0] points")
+    assert "of 20 others" in found.sentence and found.short.endswith("accuracy +0.0 [+0.0, +0.0]")
 
 
 def test_a_model_without_word_embeddings_leaves_them_to_be_learned() -> None:
